@@ -1,0 +1,1 @@
+//! Computes: one file an architecture; names in, tensors out.

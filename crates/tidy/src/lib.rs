@@ -1,0 +1,1 @@
+//! Checks the house: style, dependency direction, licences.

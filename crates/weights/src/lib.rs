@@ -1,0 +1,1 @@
+//! Reads: safetensors, model folders, and what their headers tell.
