@@ -1,0 +1,80 @@
+"""The recorded configurations: together they touch every setting a Z-Image folder can have."""
+
+from tiny import Spec
+
+CASES = [
+    Spec(
+        name="plain-bf16",
+        seed=100,
+        transformer=dict(n_heads=2, axes_dims=[4, 6, 6], n_layers=2, n_refiner_layers=1),
+        text=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=16),
+        vae=dict(block_out_channels=[8, 8, 8, 16], layers_per_block=1, norm_num_groups=4, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+        scheduler=dict(shift=3.0),
+        request=dict(prompt="a red heart", width=80, height=48, steps=4, guidance=4.0, seed=7),
+        time_dtype="bf16",
+    ),
+    Spec(
+        name="sharded-f32",
+        seed=200,
+        transformer=dict(n_heads=3, axes_dims=[2, 2, 4], n_layers=1, n_refiner_layers=2, rope_theta=100.0),
+        text=dict(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=8, rms_norm_eps=1e-5),
+        vae=dict(block_out_channels=[8, 8, 16, 16], layers_per_block=1, norm_num_groups=8, latent_channels=8, scaling_factor=0.9, shift_factor=-0.3),
+        scheduler=dict(shift=1.0, use_dynamic_shifting=True, time_shift_type="exponential"),
+        request=dict(
+            # 32 tokens exactly on one side, more than 32 on the other.
+            prompt="a small boat on the sea at night, stars 9",
+            negative="blurry, low quality, text, watermark, portrait of an old man with a hat, soft light",
+            width=128, height=64, steps=4, guidance=2.5, seed=1234, cfg_normalization=1.0,
+        ),
+        dtype="f32",
+        vae_dtype="bf16",
+        template="agent",
+        pre_tokenizer="words",
+        shard="80KB",
+        text_config="old",
+    ),
+    Spec(
+        name="causal-lm-f16",
+        seed=300,
+        transformer=dict(n_heads=5, axes_dims=[4, 2, 2], n_layers=3, n_refiner_layers=1, norm_eps=1e-6),
+        text=dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=2, head_dim=24),
+        vae=dict(block_out_channels=[8, 8, 8, 8], layers_per_block=2, norm_num_groups=2, latent_channels=4, scaling_factor=1.5, shift_factor=0.0),
+        scheduler=dict(shift=6.0),
+        request=dict(prompt="Größe 12 ✓ — \"quoted\"  two spaces\nline", width=32, height=32, steps=4, guidance=0.0, seed=2**32 + 5, count=2),
+        dtype="f16",
+        template="inline",
+        pre_tokenizer="words",
+        text_names="causal_lm",
+    ),
+    Spec(
+        name="truncated-guidance",
+        seed=400,
+        transformer=dict(n_heads=4, axes_dims=[2, 2, 4], n_layers=2, n_refiner_layers=2, t_scale=500.0),
+        text=dict(hidden_size=40, intermediate_size=72, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=12, rope_theta=10000.0),
+        vae=dict(block_out_channels=[8, 12, 16, 20], layers_per_block=1, norm_num_groups=4, latent_channels=16, scaling_factor=0.5, shift_factor=0.2, use_post_quant_conv=True),
+        scheduler=dict(shift=3.0, use_dynamic_shifting=True, time_shift_type="linear", base_shift=0.7, max_shift=1.9, base_image_seq_len=4, max_image_seq_len=64),
+        request=dict(prompt="the orange cat on a green background, drawing of a cat, soft light", negative="text", width=48, height=96, steps=4, guidance=5.0, seed=3, count=2, cfg_truncation=0.6),
+        template="agent",
+    ),
+    Spec(
+        name="narrow-no-norm",
+        seed=500,
+        transformer=dict(n_heads=1, axes_dims=[16, 8, 8], n_layers=1, n_refiner_layers=1, qk_norm=False),
+        text=dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=8),
+        vae=dict(block_out_channels=[4, 8, 12, 16], layers_per_block=1, norm_num_groups=4, latent_channels=12, scaling_factor=0.3, shift_factor=-0.1, mid_block_add_attention=False),
+        scheduler=dict(shift=2.0),
+        request=dict(prompt="", negative=None, width=16, height=64, steps=4, guidance=1.0, seed=0, cfg_normalization=0.9),
+        dtype="f32",
+    ),
+    Spec(
+        name="long-prompt",
+        seed=600,
+        transformer=dict(n_heads=2, axes_dims=[8, 8, 8], n_layers=2, n_refiner_layers=1),
+        text=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16),
+        vae=dict(block_out_channels=[8, 8, 8, 8], layers_per_block=1, norm_num_groups=8, latent_channels=16, scaling_factor=0.3836, shift_factor=-0.19),
+        scheduler=dict(shift=3.0),
+        # More than 512 tokens: what is over is cut off, the end of the template with it.
+        request=dict(prompt="portrait of the " + "blue circle, 9 stars; " * 60, width=32, height=16, steps=4, guidance=3.0, seed=99),
+        pre_tokenizer="words",
+    ),
+]
