@@ -41,7 +41,12 @@ impl Bytes {
     /// Rounded up to a multiple of `unit`, which must be a power of two.
     pub fn align_up(self, unit: u64) -> Bytes {
         debug_assert!(unit.is_power_of_two());
-        Bytes(self.0.checked_add(unit - 1).expect("a size near 2^64 is a bug") & !(unit - 1))
+        Bytes(
+            self.0
+                .checked_add(unit - 1)
+                .expect("a size near 2^64 is a bug")
+                & !(unit - 1),
+        )
     }
 
     /// As a float, for rates and ratios only.
@@ -58,7 +63,11 @@ impl Bytes {
 impl Add for Bytes {
     type Output = Bytes;
     fn add(self, other: Bytes) -> Bytes {
-        Bytes(self.0.checked_add(other.0).expect("byte sum overflows: this is a bug"))
+        Bytes(
+            self.0
+                .checked_add(other.0)
+                .expect("byte sum overflows: this is a bug"),
+        )
     }
 }
 
@@ -71,14 +80,22 @@ impl AddAssign for Bytes {
 impl Sub for Bytes {
     type Output = Bytes;
     fn sub(self, other: Bytes) -> Bytes {
-        Bytes(self.0.checked_sub(other.0).expect("byte difference is negative: this is a bug"))
+        Bytes(
+            self.0
+                .checked_sub(other.0)
+                .expect("byte difference is negative: this is a bug"),
+        )
     }
 }
 
 impl Mul<u64> for Bytes {
     type Output = Bytes;
     fn mul(self, times: u64) -> Bytes {
-        Bytes(self.0.checked_mul(times).expect("byte product overflows: this is a bug"))
+        Bytes(
+            self.0
+                .checked_mul(times)
+                .expect("byte product overflows: this is a bug"),
+        )
     }
 }
 
@@ -144,7 +161,11 @@ impl FromStr for Bytes {
             _ => return Err(wrong()),
         };
         let bytes = number * scale;
-        if bytes.is_finite() && bytes >= 0.0 && bytes < 9.0e18 { Ok(Bytes(bytes as u64)) } else { Err(wrong()) }
+        if bytes.is_finite() && bytes >= 0.0 && bytes < 9.0e18 {
+            Ok(Bytes(bytes as u64))
+        } else {
+            Err(wrong())
+        }
     }
 }
 

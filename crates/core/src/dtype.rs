@@ -38,7 +38,10 @@ impl Dtype {
 
     /// Whether a network may compute with it as it is stored.
     pub const fn is_float(self) -> bool {
-        matches!(self, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F8E4M3 | Dtype::F8E5M2)
+        matches!(
+            self,
+            Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F8E4M3 | Dtype::F8E5M2
+        )
     }
 
     /// The name used in safetensors headers.
@@ -65,9 +68,11 @@ impl Dtype {
     /// The type a safetensors header means by `name`, or `None`.
     pub fn from_name(name: &str) -> Option<Dtype> {
         use Dtype::*;
-        [F64, F32, F16, Bf16, F8E4M3, F8E5M2, I64, I32, I16, I8, U64, U32, U16, U8, Bool]
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
+        [
+            F64, F32, F16, Bf16, F8E4M3, F8E5M2, I64, I32, I16, I8, U64, U32, U16, U8, Bool,
+        ]
+        .into_iter()
+        .find(|dtype| dtype.name() == name)
     }
 }
 

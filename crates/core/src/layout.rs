@@ -41,7 +41,10 @@ pub struct BlockLayout {
 impl BlockLayout {
     /// Bytes of a slot that holds it: every tensor at a multiple of [`WEIGHT_ALIGNMENT`].
     pub fn bytes(&self) -> Bytes {
-        self.tensors.iter().map(|t| t.bytes().align_up(WEIGHT_ALIGNMENT)).sum()
+        self.tensors
+            .iter()
+            .map(|t| t.bytes().align_up(WEIGHT_ALIGNMENT))
+            .sum()
     }
 
     /// Number of weights.

@@ -1,11 +1,30 @@
 //! Decides: bytes, layouts, plans, the ledger and the simulated device. No I/O, clocks or threads.
+//!
+//! Planning reads top to bottom: a [`PipelineLayout`] says what the phases of a model consist of and which rungs each
+//! can be run on, a [`DeviceProfile`] how fast things are, a [`Budget`] how much memory there is; [`plan`] answers with
+//! a [`Plan`] that explains itself, or with [`DoesNotFit`] and the numbers. The plan runs on a device or on a
+//! [`SimDevice`], which share the rules of time and, through the [`Ledger`], of memory.
 
 #![forbid(unsafe_code)]
 
 mod bytes;
 mod dtype;
+mod explain;
+mod formula;
 mod layout;
+mod pipeline;
+mod plan;
+mod planner;
+mod residency;
+mod search;
+mod timeline;
 
 pub use bytes::{Bytes, NotASize};
 pub use dtype::Dtype;
+pub use explain::{Cause, MoreMemory, Reason, Rung};
+pub use formula::{Formula, Term, UnknownVariable, VarName, Vars};
 pub use layout::{BlockLayout, ComponentLayout, TensorLayout, WEIGHT_ALIGNMENT};
+pub use pipeline::{Budget, DeviceProfile, Ladder, Mode, PhaseLayout, PipelineLayout, Quality};
+pub use plan::{DoesNotFit, PhasePlan, Placement, Plan, PlanError};
+pub use planner::plan;
+pub use residency::RING_SLOTS;
