@@ -1,0 +1,219 @@
+//! What the user typed. What it means is in [`crate::config`].
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use lowtide_core::Bytes;
+use std::path::PathBuf;
+
+const OVERVIEW: &str = "\
+Pictures from a prompt, inside a memory budget.
+
+A job is planned before it starts. What does not fit in the budget streams from the file while the rest computes, and \
+the picture is the same to the byte. What cannot fit is refused with the numbers.";
+
+const EXAMPLES: &str = "\
+Examples:
+  lowtide generate \"a red heart\" -o heart.png
+  lowtide generate \"a red heart\" --seed 7 --count 4 -o heart.webp
+  lowtide plan \"a lighthouse\" --model ~/models/Z-Image --size 1024x1024 --budget 6GiB
+  lowtide models show ~/models/Z-Image
+  lowtide png-info heart.png
+  lowtide doctor
+
+Exit codes:
+  0 done   1 failed   2 a mistake in what was asked   3 does not fit in the budget   130 interrupted";
+
+const GENERATE_EXAMPLES: &str = "\
+Examples:
+  The model that comes with the program, four pictures with seeds 7, 8, 9 and 10:
+    lowtide generate \"a blue cat face on a yellow background\" --seed 7 --count 4 -o cat.png
+  A model folder in the diffusers layout, in 6 GiB of memory:
+    lowtide generate \"a lighthouse at dusk\" --model ~/models/Z-Image --size 768x512 --budget 6GiB -o sea.jpg
+  A turbo checkpoint, which is made for few steps and no guidance:
+    lowtide generate \"a lighthouse at dusk\" --model ~/models/Z-Image-Turbo --steps 9 --guidance 0 -o sea.png
+  For a script; the last line on standard output is JSON:
+    lowtide generate \"a red heart\" -o heart.png --json
+
+The same seed gives the same picture as diffusers with a generator on the CPU. Without --seed one is drawn and named in \
+the picture (lowtide png-info).";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "lowtide", version, about = OVERVIEW, after_help = EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make pictures from a prompt
+    #[command(after_help = GENERATE_EXAMPLES)]
+    Generate(GenerateArgs),
+    /// Show how `generate` with the same arguments would use memory, without running it
+    #[command(
+        after_help = "Example:\n  lowtide plan \"a lighthouse\" --model ~/models/Z-Image --budget 6GiB"
+    )]
+    Plan(GenerateArgs),
+    /// Print what a picture was made with
+    #[command(
+        after_help = "Example:\n  lowtide png-info heart.png\n\nReads PNG, JPEG and WebP, also those of other \
+                            programs that write the same text."
+    )]
+    PngInfo(PngInfoArgs),
+    /// List models, or show what one consists of
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Show devices, memory, instruction sets and what this machine can and cannot do
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    #[command(
+        after_help = "Example:\n  lowtide completions bash > ~/.local/share/bash-completion/completions/lowtide"
+    )]
+    Completions(CompletionsArgs),
+}
+
+/// The arguments of `generate` and `plan`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// What the picture should show
+    pub(crate) prompt: String,
+    /// `demo` (comes with the program), a model folder, or the name of a folder in $LOWTIDE_MODELS
+    #[arg(short, long, default_value = crate::demo::NAME, value_name = "MODEL")]
+    pub(crate) model: String,
+    /// What the picture should not show; works with guidance above 0
+    #[arg(short, long, value_name = "PROMPT")]
+    pub(crate) negative: Option<String>,
+    /// Width x height in pixels, both divisible by 16 [default: the model's, else 1024x1024]
+    #[arg(long, value_name = "WxH")]
+    pub(crate) size: Option<String>,
+    /// Denoising steps [default: the model's, else 50; turbo checkpoints want 8 or 9]
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<u32>,
+    /// Weight of the prompt, as diffusers counts it; 0 switches guidance off and halves the time [default: the
+    /// model's, else 5; turbo checkpoints want 0]
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    pub(crate) guidance: Option<f32>,
+    /// Limit the guided prediction's norm to this multiple of the unguided one's
+    #[arg(long, value_name = "FACTOR")]
+    pub(crate) cfg_normalization: Option<f32>,
+    /// Guide only while the normalised time is at most this
+    #[arg(long, value_name = "TIME", default_value_t = 1.0)]
+    pub(crate) cfg_truncation: f32,
+    /// Seed of the first picture; picture k of several uses seed + k - 1 [default: drawn]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// How many pictures
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) count: u32,
+    /// Where the picture goes; .png, .jpg or .webp; several become name-1.png, name-2.png [default: the prompt and
+    /// the seed]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// `exact` refuses what would change the picture to save memory, such as decoding in tiles
+    #[arg(long, value_enum, default_value_t = QualityArg::Auto)]
+    pub(crate) quality: QualityArg,
+    /// What the networks compute in; `auto` is bf16 where the processor has it, else f32
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Auto)]
+    pub(crate) precision: PrecisionArg,
+    /// The most memory weights and activations may use, such as 600MiB [default: free memory less the reserve]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) budget: Option<Bytes>,
+    /// Memory left for others when no budget is given
+    #[arg(long, value_name = "SIZE", default_value = crate::config::RESERVE_DEFAULT, conflicts_with = "budget")]
+    pub(crate) reserve: Bytes,
+    /// Threads that compute [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Print one line of JSON at the end: seed, outputs, seconds, memory, plan, reasons
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print nothing but errors
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) quiet: bool,
+    /// Start from the tensor `noise` (1, C, H/8, W/8), f32, of this safetensors file instead of the seed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) noise: Option<PathBuf>,
+    /// Also write the tensors `latents` and `image` (0 to 1), f32, to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dump: Option<PathBuf>,
+}
+
+/// `--quality`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QualityArg {
+    /// Only what gives the same bytes as without a budget
+    Exact,
+    /// Approximate means where no exact one fits, named in the result
+    Auto,
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrecisionArg {
+    /// 32-bit floats
+    F32,
+    /// bfloat16 products, summed in 32 bits
+    Bf16,
+    /// bf16 where the processor has it, else f32
+    Auto,
+}
+
+/// The arguments of `png-info`.
+#[derive(Debug, Args)]
+pub(crate) struct PngInfoArgs {
+    /// The picture
+    pub(crate) file: PathBuf,
+}
+
+/// The verbs of `models`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelsCommand {
+    /// List the models: the one that comes with the program, and the folders in DIR
+    List {
+        /// A folder of model folders [default: $LOWTIDE_MODELS]
+        dir: Option<PathBuf>,
+        /// Print one line of JSON instead of the table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a model's components, blocks, bytes and number types, from the files' headers alone
+    Show {
+        /// `demo`, a model folder, or the name of a folder in $LOWTIDE_MODELS
+        dir: String,
+        /// Print one line of JSON instead of the table
+        #[arg(long)]
+        json: bool,
+        /// Also list every block
+        #[arg(long)]
+        blocks: bool,
+    },
+}
+
+/// The arguments of `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print one line of JSON instead of the table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The arguments of `completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_declarations_agree_with_each_other() {
+        Cli::command().debug_assert();
+    }
+}

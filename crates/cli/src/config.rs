@@ -1,0 +1,385 @@
+//! What the arguments mean: checked, with the model's defaults filled in.
+
+use crate::args::{GenerateArgs, PrecisionArg, QualityArg};
+use crate::failure::Failure;
+use crate::output::{Format, check_writable, numbered};
+use lowtide_core::Bytes;
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
+
+/// Memory left for others when no `--budget` is given: a desktop's browser tab or two.
+pub(crate) const RESERVE_DEFAULT: &str = "512MiB";
+/// Sides of a picture are multiples of this: 8 pixels a latent, 2 latents a token.
+const SIDE_STEP: usize = 16;
+/// Far above what any checkpoint was trained for; keeps sums of pixels within 32 bits.
+const SIDE_MAX: usize = 16_384;
+/// The number of noise levels a scheduler distinguishes.
+const STEPS_MAX: u32 = 1_000;
+const COUNT_MAX: u32 = 256;
+const THREADS_MAX: usize = 1_024;
+/// Many times what a text encoder reads; EXIF holds at most 64 KiB.
+const PROMPT_CHARS_MAX: usize = 10_000;
+/// Characters of the prompt in the name of a picture that was given none.
+const NAME_CHARS_MAX: usize = 40;
+
+/// Size, steps and guidance a model was made for: the `defaults` of the `lowtide.json` beside its `model_index.json`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Defaults {
+    /// Width in pixels.
+    pub(crate) width: usize,
+    /// Height in pixels.
+    pub(crate) height: usize,
+    /// Denoising steps.
+    pub(crate) steps: u32,
+    /// Weight of the prompt.
+    pub(crate) guidance: f32,
+}
+
+impl Default for Defaults {
+    /// Those of diffusers' Z-Image pipeline.
+    fn default() -> Defaults {
+        Defaults {
+            width: 1024,
+            height: 1024,
+            steps: 50,
+            guidance: 5.0,
+        }
+    }
+}
+
+impl Defaults {
+    /// The defaults in the text of a `lowtide.json`; what it leaves out stays as it is without one.
+    pub(crate) fn from_json(text: &str, place: &Path) -> Result<Defaults, Failure> {
+        let wrong = |what: &str| Failure::mistake(format!("'{}': {what}", place.display()));
+        let json: serde_json::Value =
+            serde_json::from_str(text).map_err(|cause| wrong(&format!("not JSON ({cause})")))?;
+        let given = &json["defaults"];
+        let whole = |key: &str, otherwise: u64| match &given[key] {
+            serde_json::Value::Null => Ok(otherwise),
+            value => value
+                .as_u64()
+                .ok_or_else(|| wrong(&format!("defaults.{key} is {value}, not a whole number"))),
+        };
+        let plain = Defaults::default();
+        let steps = whole("steps", u64::from(plain.steps))?;
+        let guidance = match &given["guidance"] {
+            serde_json::Value::Null => f64::from(plain.guidance),
+            value => value
+                .as_f64()
+                .ok_or_else(|| wrong(&format!("defaults.guidance is {value}, not a number")))?,
+        };
+        Ok(Defaults {
+            width: whole("width", plain.width as u64)? as usize,
+            height: whole("height", plain.height as u64)? as usize,
+            steps: u32::try_from(steps).map_err(|_| wrong("defaults.steps is too large"))?,
+            guidance: guidance as f32,
+        })
+    }
+}
+
+/// Pixels, width first as users write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// Width in pixels.
+    pub(crate) width: usize,
+    /// Height in pixels.
+    pub(crate) height: usize,
+}
+
+/// A request that can be planned: everything is decided but what memory decides.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) prompt: String,
+    pub(crate) negative: Option<String>,
+    pub(crate) size: Size,
+    pub(crate) steps: usize,
+    pub(crate) guidance: f32,
+    pub(crate) cfg_normalization: Option<f32>,
+    pub(crate) cfg_truncation: f32,
+    pub(crate) seed: u64,
+    pub(crate) count: usize,
+    pub(crate) quality: QualityArg,
+    pub(crate) precision: PrecisionArg,
+    pub(crate) budget: Option<Bytes>,
+    pub(crate) reserve: Bytes,
+    pub(crate) threads: Option<usize>,
+}
+
+impl Config {
+    /// What `args` mean for a model with these defaults.
+    pub(crate) fn new(args: &GenerateArgs, defaults: Defaults) -> Result<Config, Failure> {
+        let size = match &args.size {
+            Some(text) => parse_size(text)?,
+            None => Size {
+                width: defaults.width,
+                height: defaults.height,
+            },
+        };
+        check_size(size)?;
+        let steps = args.steps.unwrap_or(defaults.steps);
+        within("--steps", u64::from(steps), u64::from(STEPS_MAX))?;
+        within("--count", u64::from(args.count), u64::from(COUNT_MAX))?;
+        if let Some(threads) = args.threads {
+            within("--threads", threads as u64, THREADS_MAX as u64)?;
+        }
+        for (what, text) in [
+            ("prompt", Some(&args.prompt)),
+            ("negative prompt", args.negative.as_ref()),
+        ] {
+            let chars = text.map_or(0, |text| text.chars().count());
+            if chars > PROMPT_CHARS_MAX {
+                return Err(Failure::mistake(format!(
+                    "the {what} has {chars} characters; the most is {PROMPT_CHARS_MAX}"
+                )));
+            }
+        }
+        let guidance = args.guidance.unwrap_or(defaults.guidance);
+        not_negative("--guidance", guidance)?;
+        not_negative("--cfg-truncation", args.cfg_truncation)?;
+        if let Some(factor) = args.cfg_normalization {
+            not_negative("--cfg-normalization", factor)?;
+        }
+        let count = args.count as usize;
+        let seed = args.seed.unwrap_or_else(drawn_seed);
+        if seed.checked_add(u64::from(args.count) - 1).is_none() {
+            return Err(Failure::mistake(format!(
+                "--seed {seed}: the last of {count} pictures would exceed 2^64 - 1"
+            )));
+        }
+        if args.noise.is_some() && count > 1 {
+            return Err(Failure::mistake(
+                "--noise holds the noise of one picture; leave --count at 1",
+            ));
+        }
+        Ok(Config {
+            prompt: args.prompt.clone(),
+            negative: args.negative.clone(),
+            size,
+            steps: steps as usize,
+            guidance,
+            cfg_normalization: args.cfg_normalization.filter(|&factor| factor > 0.0),
+            cfg_truncation: args.cfg_truncation,
+            seed,
+            count,
+            quality: args.quality,
+            precision: args.precision,
+            budget: args.budget,
+            reserve: args.reserve,
+            threads: args.threads,
+        })
+    }
+}
+
+/// Where the results go.
+#[derive(Clone, Debug)]
+pub(crate) struct Destination {
+    /// One path a picture.
+    pub(crate) pictures: Vec<PathBuf>,
+    pub(crate) format: Format,
+    pub(crate) dump: Option<PathBuf>,
+}
+
+impl Destination {
+    /// The paths `args` ask for, tried for writing.
+    pub(crate) fn new(args: &GenerateArgs, config: &Config) -> Result<Destination, Failure> {
+        let path = match &args.output {
+            Some(path) => path.clone(),
+            None => PathBuf::from(format!("{}-{}.png", name_from(&config.prompt), config.seed)),
+        };
+        let format = Format::of(&path)?;
+        let pictures = numbered(&path, config.count);
+        for file in pictures.iter().chain(&args.dump) {
+            check_writable(file)?;
+        }
+        Ok(Destination {
+            pictures,
+            format,
+            dump: args.dump.clone(),
+        })
+    }
+}
+
+/// What is wrong with the arguments whatever the model: found before a model is looked at.
+pub(crate) fn check_early(args: &GenerateArgs) -> Result<(), Failure> {
+    let config = Config::new(args, Defaults::default())?;
+    Destination::new(args, &config).map(drop)
+}
+
+fn parse_size(text: &str) -> Result<Size, Failure> {
+    let sides = text
+        .split_once(['x', 'X', '×'])
+        .and_then(|(width, height)| {
+            Some(Size {
+                width: width.trim().parse().ok()?,
+                height: height.trim().parse().ok()?,
+            })
+        });
+    sides.ok_or_else(|| {
+        Failure::mistake(format!(
+            "--size '{text}' is not a size; write width x height in pixels, such as 512x768"
+        ))
+    })
+}
+
+fn check_size(size: Size) -> Result<(), Failure> {
+    let Size { width, height } = size;
+    if width == 0 || height == 0 || width > SIDE_MAX || height > SIDE_MAX {
+        return Err(Failure::mistake(format!(
+            "--size {width}x{height}: both sides must be from {SIDE_STEP} to {SIDE_MAX} pixels"
+        )));
+    }
+    if !width.is_multiple_of(SIDE_STEP) || !height.is_multiple_of(SIDE_STEP) {
+        let near = |side: usize| {
+            ((side + SIDE_STEP / 2) / SIDE_STEP * SIDE_STEP).clamp(SIDE_STEP, SIDE_MAX)
+        };
+        return Err(Failure::mistake(format!(
+            "--size {width}x{height}: both sides must be divisible by {SIDE_STEP}; {}x{} is the nearest",
+            near(width),
+            near(height)
+        )));
+    }
+    Ok(())
+}
+
+fn within(option: &str, value: u64, max: u64) -> Result<(), Failure> {
+    if (1..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(Failure::mistake(format!(
+            "{option} {value}: must be from 1 to {max}"
+        )))
+    }
+}
+
+fn not_negative(option: &str, value: f32) -> Result<(), Failure> {
+    if value.is_finite() && value >= 0.0 {
+        Ok(())
+    } else {
+        Err(Failure::mistake(format!(
+            "{option} {value}: must be 0 or more"
+        )))
+    }
+}
+
+/// A seed nobody chose, small enough to be typed and for every other program to take (32 bits).
+fn drawn_seed() -> u64 {
+    // The standard library seeds its hash maps from the system's randomness; this reads that seed.
+    RandomState::new().hash_one(std::process::id()) & u64::from(u32::MAX)
+}
+
+/// A file name that tells the prompt: letters and digits, the rest as single hyphens.
+fn name_from(prompt: &str) -> String {
+    let mut name = String::new();
+    for c in prompt.chars().flat_map(char::to_lowercase) {
+        if name.chars().count() >= NAME_CHARS_MAX {
+            break;
+        }
+        if c.is_alphanumeric() {
+            name.push(c);
+        } else if !name.is_empty() && !name.ends_with('-') {
+            name.push('-');
+        }
+    }
+    let name = name.trim_end_matches('-');
+    if name.is_empty() {
+        "picture".to_owned()
+    } else {
+        name.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser;
+
+    fn config(line: &[&str]) -> Result<Config, Failure> {
+        let words = ["lowtide", "generate", "a red heart"].iter().chain(line);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Generate(args) => Config::new(&args, Defaults::default()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn width_comes_first() {
+        let size = config(&["--size", "512x768"]).unwrap().size;
+        assert_eq!(
+            size,
+            Size {
+                width: 512,
+                height: 768
+            }
+        );
+    }
+
+    #[test]
+    fn mistakes_name_the_argument_and_the_way_out() {
+        for (line, says) in [
+            (
+                ["--size", "100x128"],
+                "--size 100x128: both sides must be divisible by 16; 96x128 is the nearest",
+            ),
+            (["--size", "512"], "such as 512x768"),
+            (["--size", "0x16"], "from 16 to 16384"),
+            (["--steps", "0"], "--steps 0: must be from 1 to 1000"),
+            (["--count", "0"], "--count 0"),
+            (["--threads", "0"], "--threads 0"),
+            (["--guidance", "nan"], "--guidance NaN: must be 0 or more"),
+        ] {
+            let failure = config(&line).unwrap_err();
+            assert_eq!(failure.exit_code(), 2);
+            assert!(failure.to_string().contains(says), "{line:?}: {failure}");
+        }
+    }
+
+    #[test]
+    fn the_last_seed_must_exist() {
+        let last = u64::MAX.to_string();
+        assert!(config(&["--seed", &last]).is_ok());
+        assert!(config(&["--seed", &last, "--count", "2"]).is_err());
+    }
+
+    #[test]
+    fn a_drawn_seed_is_not_always_the_same() {
+        assert!(
+            (0..8)
+                .map(|_| drawn_seed())
+                .collect::<std::collections::HashSet<_>>()
+                .len()
+                > 1
+        );
+    }
+
+    #[test]
+    fn defaults_come_from_the_models_folder() {
+        let place = Path::new("lowtide.json");
+        let all = r#"{"defaults": {"width": 128, "height": 64, "steps": 20, "guidance": 4}}"#;
+        let expected = Defaults {
+            width: 128,
+            height: 64,
+            steps: 20,
+            guidance: 4.0,
+        };
+        assert_eq!(Defaults::from_json(all, place).unwrap(), expected);
+        assert_eq!(
+            Defaults::from_json("{}", place).unwrap(),
+            Defaults::default()
+        );
+        for wrong in [
+            "",
+            "{\"defaults\": {\"steps\": \"many\"}}",
+            "{\"defaults\": {\"width\": -1}}",
+        ] {
+            assert!(Defaults::from_json(wrong, place).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_becomes_a_file_name() {
+        assert_eq!(name_from("A red  heart!"), "a-red-heart");
+        assert_eq!(name_from("../..\\"), "picture");
+        assert_eq!(name_from(&"x".repeat(99)).len(), NAME_CHARS_MAX);
+    }
+}

@@ -1,0 +1,111 @@
+//! How a run ends when it does not end well: an exit code and one line.
+
+use lowtide_core::Bytes;
+use std::fmt;
+
+/// Why the program ends without having done what was asked.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// What was asked cannot be done as asked; the sentence says what was wrong, where, and what to do. Exit code 2.
+    Mistake(String),
+    /// No plan keeps the job within its budget. Exit code 3.
+    DoesNotFit {
+        /// What the smallest plan in reach would have needed, where one is known.
+        needed: Bytes,
+        /// What there was.
+        budget: Bytes,
+        /// The smallest budget under which the same request runs.
+        smallest: Bytes,
+    },
+    /// Ctrl-C, or a polite request to end. Exit code 130.
+    Interrupted,
+    /// Everything else. Exit code 1.
+    Other(anyhow::Error),
+}
+
+impl Failure {
+    /// A user's mistake.
+    pub(crate) fn mistake(sentence: impl Into<String>) -> Failure {
+        Failure::Mistake(sentence.into())
+    }
+
+    /// The number the process ends with.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Mistake(_) => 2,
+            Failure::DoesNotFit { .. } => 3,
+            Failure::Interrupted => 130,
+            Failure::Other(_) => 1,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    /// One line, whatever the cause says.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sentence = match self {
+            Failure::Mistake(sentence) => sentence.clone(),
+            Failure::DoesNotFit {
+                needed,
+                budget,
+                smallest,
+            } => format!(
+                "does not fit: needs {needed}, the budget is {budget}; the smallest budget that would do is {smallest} \
+                 (--budget {})",
+                as_argument(*smallest)
+            ),
+            Failure::Interrupted => "interrupted; nothing was written".to_owned(),
+            Failure::Other(cause) => format!("{cause:#}"),
+        };
+        f.write_str(&one_line(&sentence))
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(cause: anyhow::Error) -> Failure {
+        Failure::Other(cause)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(cause: std::io::Error) -> Failure {
+        Failure::Other(cause.into())
+    }
+}
+
+/// The size as a value of `--budget`, rounded up so that it suffices.
+fn as_argument(bytes: Bytes) -> String {
+    format!("{}MiB", bytes.0.div_ceil(1 << 20))
+}
+
+/// Line breaks and runs of blanks become one blank each.
+pub(crate) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_one_line_with_its_code() {
+        let failure = Failure::mistake("first\n  second");
+        assert_eq!(failure.to_string(), "first second");
+        assert_eq!(failure.exit_code(), 2);
+        assert_eq!(Failure::Other(anyhow::anyhow!("a\nb")).to_string(), "a b");
+    }
+
+    #[test]
+    fn a_refusal_names_a_budget_that_suffices() {
+        let refusal = Failure::DoesNotFit {
+            needed: Bytes((30 << 20) + 1),
+            budget: Bytes::mib(1),
+            smallest: Bytes((30 << 20) + 1),
+        };
+        assert_eq!(refusal.exit_code(), 3);
+        assert!(
+            refusal.to_string().ends_with("(--budget 31MiB)"),
+            "{refusal}"
+        );
+    }
+}
