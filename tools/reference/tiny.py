@@ -17,6 +17,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3Model
 
 from tokens import write_tokenizer
@@ -140,16 +141,22 @@ def make_text_encoder(spec: Spec, vocab_size: int) -> Qwen3Model:
     return model
 
 
-def rename_as_causal_lm(folder: Path, spec: Spec) -> None:
-    """Rewrites the text encoder as a language model's checkpoint has it."""
-    from safetensors.torch import load_file, save_file
-
-    file = folder / "text_encoder" / "model.safetensors"
-    tensors = {f"model.{name}": value for name, value in load_file(file).items()}
-    head = torch.randn(tensors["model.embed_tokens.weight"].shape, generator=torch.Generator().manual_seed(spec.seed + 4))
-    tensors["lm_head.weight"] = head.to(DTYPES[spec.dtype])
-    save_file(tensors, file, metadata={"format": "pt"})
-    edit_json(folder / "text_encoder" / "config.json", architectures=["Qwen3ForCausalLM"])
+def rename_as_causal_lm(folder: Path, spec: Spec, vocab_size: int) -> None:
+    """Rewrites the text encoder as a language model's checkpoint has it, shards and index included."""
+    encoder = folder / "text_encoder"
+    files = sorted(encoder.glob("*.safetensors"))
+    for file in files:
+        tensors = {f"model.{name}": value for name, value in load_file(file).items()}
+        if file == files[-1]:
+            shape = (vocab_size, spec.text["hidden_size"])
+            head = torch.randn(shape, generator=torch.Generator().manual_seed(spec.seed + 4))
+            tensors["lm_head.weight"] = head.to(DTYPES[spec.dtype])
+        save_file(tensors, file, metadata={"format": "pt"})
+    for index in encoder.glob("*.index.json"):
+        places = json.loads(index.read_text())["weight_map"]
+        places = {f"model.{name}": place for name, place in places.items()}
+        edit_json(index, weight_map={**places, "lm_head.weight": files[-1].name})
+    edit_json(encoder / "config.json", architectures=["Qwen3ForCausalLM"])
 
 
 def edit_json(file: Path, drop: tuple = (), **changes) -> None:
@@ -181,7 +188,7 @@ def write_checkpoint(spec: Spec, folder: Path) -> None:
     for config in folder.glob("*/config.json"):
         edit_json(config, drop=("_name_or_path",))
     if spec.text_names == "causal_lm":
-        rename_as_causal_lm(folder, spec)
+        rename_as_causal_lm(folder, spec, len(tokenizer))
     if spec.text_config == "old":
         theta = spec.text.get("rope_theta", 1_000_000.0)
         names = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
