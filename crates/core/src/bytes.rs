@@ -161,7 +161,7 @@ impl FromStr for Bytes {
             _ => return Err(wrong()),
         };
         let bytes = number * scale;
-        if bytes.is_finite() && bytes >= 0.0 && bytes < 9.0e18 {
+        if (0.0..9.0e18).contains(&bytes) {
             Ok(Bytes(bytes as u64))
         } else {
             Err(wrong())

@@ -230,7 +230,7 @@ fn is_fastest(search: &Search<'_>, candidate: &Candidate) -> bool {
 
 /// The smallest step up in budget that is worth mentioning.
 fn more_memory(search: &Search<'_>, candidate: &Candidate, budget: &Budget) -> Option<MoreMemory> {
-    if !search.rungs[candidate.rung].exact {
+    if !search.rungs[candidate.rung].exact || candidate.seconds <= 0.0 {
         return None;
     }
     let limit_s = candidate.seconds * (1.0 - WORTH_MENTIONING);

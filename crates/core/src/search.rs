@@ -126,7 +126,7 @@ impl<'a> Search<'a> {
             families: families
                 .known
                 .into_iter()
-                .map(|(_, splits)| splits)
+                .map(|family| family.splits)
                 .collect(),
             overlap: device.overlap,
             cold_s: sizes
@@ -418,23 +418,29 @@ fn price(
     })
 }
 
-/// The families of splits made so far, by what they depend on.
+/// The families of splits made so far.
 struct Families<'a> {
     sizes: &'a [Bytes],
-    known: Vec<((Vec<bool>, bool), Vec<Split>)>,
+    known: Vec<Family>,
+}
+
+/// A family and what it depends on beside the blocks' sizes.
+struct Family {
+    required: Vec<bool>,
+    cyclic: bool,
+    splits: Vec<Split>,
 }
 
 impl Families<'_> {
     fn index(&mut self, required: &[bool], cyclic: bool) -> usize {
-        let found = self
-            .known
-            .iter()
-            .position(|((mask, again), _)| mask == required && *again == cyclic);
-        found.unwrap_or_else(|| {
-            self.known.push((
-                (required.to_vec(), cyclic),
-                family(self.sizes, required, cyclic),
-            ));
+        let is_it = |known: &Family| known.required == required && known.cyclic == cyclic;
+        self.known.iter().position(is_it).unwrap_or_else(|| {
+            let splits = family(self.sizes, required, cyclic);
+            self.known.push(Family {
+                required: required.to_vec(),
+                cyclic,
+                splits,
+            });
             self.known.len() - 1
         })
     }

@@ -39,7 +39,7 @@ pub(crate) struct Course<'a> {
 
 /// One load of one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Load {
+pub(crate) struct Load {
     /// The block.
     pub block: usize,
     /// Its slot, or `None` for a block that stays.
