@@ -181,13 +181,11 @@ pub(crate) enum ModelsCommand {
     /// Show a model's components, blocks, bytes and number types, from the files' headers alone
     Show {
         /// `demo`, a model folder, or the name of a folder in $LOWTIDE_MODELS
-        dir: String,
+        #[arg(value_name = "DIR")]
+        model: String,
         /// Print one line of JSON instead of the table
         #[arg(long)]
         json: bool,
-        /// Also list every block
-        #[arg(long)]
-        blocks: bool,
     },
 }
 

@@ -1,6 +1,6 @@
 //! How a run ends when it does not end well: an exit code and one line.
 
-use lowtide_core::Bytes;
+use lowtide_core::{Bytes, DoesNotFit};
 use std::fmt;
 
 /// Why the program ends without having done what was asked.
@@ -9,14 +9,7 @@ pub(crate) enum Failure {
     /// What was asked cannot be done as asked; the sentence says what was wrong, where, and what to do. Exit code 2.
     Mistake(String),
     /// No plan keeps the job within its budget. Exit code 3.
-    DoesNotFit {
-        /// What the smallest plan in reach would have needed, where one is known.
-        needed: Bytes,
-        /// What there was.
-        budget: Bytes,
-        /// The smallest budget under which the same request runs.
-        smallest: Bytes,
-    },
+    DoesNotFit(DoesNotFit),
     /// Ctrl-C, or a polite request to end. Exit code 130.
     Interrupted,
     /// Everything else. Exit code 1.
@@ -33,7 +26,7 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Failure::Mistake(_) => 2,
-            Failure::DoesNotFit { .. } => 3,
+            Failure::DoesNotFit(_) => 3,
             Failure::Interrupted => 130,
             Failure::Other(_) => 1,
         }
@@ -45,15 +38,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sentence = match self {
             Failure::Mistake(sentence) => sentence.clone(),
-            Failure::DoesNotFit {
-                needed,
-                budget,
-                smallest,
-            } => format!(
-                "does not fit: needs {needed}, the budget is {budget}; the smallest budget that would do is {smallest} \
-                 (--budget {})",
-                as_argument(*smallest)
-            ),
+            Failure::DoesNotFit(numbers) => refusal(numbers),
             Failure::Interrupted => "interrupted; nothing was written".to_owned(),
             Failure::Other(cause) => format!("{cause:#}"),
         };
@@ -71,6 +56,27 @@ impl From<std::io::Error> for Failure {
     fn from(cause: std::io::Error) -> Failure {
         Failure::Other(cause.into())
     }
+}
+
+impl From<lowtide_weights::Error> for Failure {
+    /// What is wrong with a model's files is for the user to mend; what the system refuses may not be.
+    fn from(cause: lowtide_weights::Error) -> Failure {
+        match cause {
+            lowtide_weights::Error::Io { .. } => Failure::Other(cause.into()),
+            _ => Failure::Mistake(cause.to_string()),
+        }
+    }
+}
+
+/// The planner's sentence, and what to type.
+fn refusal(numbers: &DoesNotFit) -> String {
+    let least = numbers.smallest_approximate.unwrap_or(numbers.smallest);
+    let quality = if numbers.exact_only && numbers.smallest_approximate.is_some() {
+        " --quality auto"
+    } else {
+        ""
+    };
+    format!("{numbers}: --budget {}{quality}", as_argument(least))
 }
 
 /// The size as a value of `--budget`, rounded up so that it suffices.
@@ -97,14 +103,19 @@ mod tests {
 
     #[test]
     fn a_refusal_names_a_budget_that_suffices() {
-        let refusal = Failure::DoesNotFit {
+        let numbers = DoesNotFit {
+            phase: "denoise".to_owned(),
             needed: Bytes((30 << 20) + 1),
             budget: Bytes::mib(1),
+            in_use: Bytes::ZERO,
             smallest: Bytes((30 << 20) + 1),
+            exact_only: true,
+            smallest_approximate: None,
         };
+        let refusal = Failure::DoesNotFit(numbers);
         assert_eq!(refusal.exit_code(), 3);
         assert!(
-            refusal.to_string().ends_with("(--budget 31MiB)"),
+            refusal.to_string().ends_with(": --budget 31MiB"),
             "{refusal}"
         );
     }

@@ -12,10 +12,14 @@ mod console;
 mod demo;
 mod failure;
 mod memory;
+mod models;
 mod output;
 mod parameters;
 mod picture;
+mod plan_view;
 mod png_info;
+mod progress;
+mod tensor_files;
 
 use args::{Cli, Command, CompletionsArgs};
 use clap::error::ErrorKind;
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::PngInfo(args) => png_info::run(&args),
+        Command::Models(command) => models::run(&command),
         Command::Completions(args) => completions(&args),
         _ => Err(Failure::mistake("not wired yet")),
     }
