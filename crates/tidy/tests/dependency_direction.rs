@@ -1,0 +1,175 @@
+//! Who may use whom. Sets are compared whole, so that every rule says both what must be there and what must not, and a
+//! misspelt name fails.
+
+use lowtide_tidy::packages::{Graph, OURS, Package};
+use std::collections::BTreeSet;
+
+/// The arrows of the crate map in ARCHITECTURE.md.
+const ARROWS: [(&str, &[&str]); 7] = [
+    ("lowtide-core", &[]),
+    ("lowtide-weights", &["lowtide-core"]),
+    ("lowtide-kernels", &[]),
+    ("lowtide-models", &["lowtide-core", "lowtide-kernels"]),
+    (
+        "lowtide-engine",
+        &[
+            "lowtide-core",
+            "lowtide-kernels",
+            "lowtide-models",
+            "lowtide-weights",
+        ],
+    ),
+    (
+        "lowtide-cli",
+        &[
+            "lowtide-core",
+            "lowtide-engine",
+            "lowtide-kernels",
+            "lowtide-weights",
+        ],
+    ),
+    ("lowtide-tidy", &[]),
+];
+
+/// What the default build must not contain, as beginnings of names, and why.
+const NOT_BY_DEFAULT: [(&str, &str); 5] = [
+    (
+        "candle",
+        "its tensors own their memory, so a weight could not be used where it was read",
+    ),
+    ("cudarc", "the default program never links CUDA"),
+    ("tokio", "nothing here waits for many things at once"),
+    ("hyper", "the compute arm never sees HTTP"),
+    ("openssl", "needs a system library"),
+];
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn ours(names: BTreeSet<String>) -> BTreeSet<String> {
+    names
+        .into_iter()
+        .filter(|name| name.starts_with(OURS))
+        .collect()
+}
+
+#[test]
+fn arrows_point_one_way() {
+    let graph = Graph::resolved();
+    for (from, to) in ARROWS {
+        assert_eq!(
+            ours(graph.direct(from)),
+            set(to),
+            "what {from} uses of ours"
+        );
+    }
+}
+
+#[test]
+fn every_crate_has_its_rule() {
+    let graph = Graph::resolved();
+    let members: BTreeSet<String> = graph
+        .packages
+        .values()
+        .filter(|package| package.member)
+        .map(|package| package.name.clone())
+        .collect();
+    assert_eq!(
+        members,
+        ARROWS.iter().map(|(name, _)| (*name).to_owned()).collect()
+    );
+}
+
+#[test]
+fn core_needs_nothing_but_its_error_derive() {
+    assert_eq!(
+        Graph::resolved().direct("lowtide-core"),
+        set(&["thiserror"])
+    );
+}
+
+#[test]
+fn kernels_need_numbers_and_threads() {
+    assert_eq!(
+        Graph::resolved().direct("lowtide-kernels"),
+        set(&["half", "rayon"])
+    );
+}
+
+#[test]
+fn the_command_line_alone_reads_arguments_and_wraps_any_error() {
+    let graph = Graph::resolved();
+    for only_cli in ["clap", "anyhow"] {
+        let users: Vec<&str> = ARROWS
+            .iter()
+            .map(|(name, _)| *name)
+            .filter(|name| graph.direct(name).contains(only_cli))
+            .collect();
+        assert_eq!(users, ["lowtide-cli"], "who uses {only_cli}");
+    }
+}
+
+#[test]
+fn the_default_program_is_free_of_what_it_must_not_carry() {
+    let everything = Graph::resolved().transitive("lowtide-cli");
+    // The walk does see what lies deep: thiserror is used by core alone and by crates above it.
+    assert!(everything.contains("thiserror-impl"), "{everything:?}");
+    assert_eq!(forbidden(&everything), Vec::<String>::new());
+}
+
+#[test]
+fn what_must_not_be_carried_would_be_found() {
+    for (name, _) in NOT_BY_DEFAULT {
+        let mut graph = Graph::default();
+        let package = |name: &str, uses: &[&str]| Package {
+            name: name.to_owned(),
+            uses: set(uses),
+            ..Package::default()
+        };
+        graph
+            .packages
+            .insert("a".to_owned(), package("lowtide-cli", &["b"]));
+        graph
+            .packages
+            .insert("b".to_owned(), package("between", &["c"]));
+        graph
+            .packages
+            .insert("c".to_owned(), package(&format!("{name}-core"), &[]));
+        assert_eq!(
+            forbidden(&graph.transitive("lowtide-cli")).len(),
+            1,
+            "{name}"
+        );
+    }
+}
+
+fn forbidden(names: &BTreeSet<String>) -> Vec<String> {
+    let reason = |name: &String| {
+        NOT_BY_DEFAULT
+            .iter()
+            .find(|(beginning, _)| name.starts_with(beginning))
+    };
+    names
+        .iter()
+        .filter_map(|name| reason(name).map(|(_, why)| format!("{name}: {why}")))
+        .collect()
+}
+
+#[test]
+#[should_panic(expected = "there is no package 'lowtide-cro'")]
+fn a_misspelt_name_fails() {
+    Graph::resolved().direct("lowtide-cro");
+}
+
+#[test]
+fn cargo_run_means_the_one_program() {
+    let graph = Graph::resolved();
+    let programs: Vec<&str> = graph
+        .packages
+        .values()
+        .filter(|package| package.default_member)
+        .flat_map(|package| package.programs.iter().map(String::as_str))
+        .collect();
+    assert_eq!(programs, ["lowtide"]);
+}
