@@ -1,1 +1,21 @@
 //! Carries out: devices, streaming, pipelines, sessions.
+//!
+//! [`Engine`] opens a model folder and knows its layout from headers alone. A request becomes a plan, a plan becomes a
+//! [`Session`]: a step machine that encodes, denoises and decodes, one step a call, so that whoever drives it can look
+//! at the world in between. [`stream`] brings weights from files to where they are used, ahead of need.
+
+#![deny(unsafe_code)]
+
+pub mod device;
+mod engine;
+mod error;
+pub mod pipeline;
+pub mod prompt;
+mod request;
+mod session;
+pub mod stream;
+
+pub use engine::{Engine, Options, PrecisionChoice};
+pub use error::{Blame, Error, Result};
+pub use request::{Image, Outcome, Progress, Report, Step, TextToImage};
+pub use session::Session;

@@ -1,1 +1,25 @@
 //! Computes: one file an architecture; names in, tensors out.
+//!
+//! A model never moves a weight and never names a device. It is a plain loop over the blocks of a [`BlockSource`]; each
+//! block is loaded by name through [`Weights`] into layers that borrow their matrices where they lie, applied, and
+//! dropped. The same `load` run over a recorder gives the layout, from headers alone.
+//!
+//! Read [`tensor`], then [`weights`], then [`layers`], then a model.
+
+#![forbid(unsafe_code)]
+
+pub mod autoencoder_kl;
+pub mod config;
+mod error;
+pub mod flow_match;
+pub mod layers;
+pub mod noise;
+pub mod qwen3;
+pub mod tensor;
+pub mod weights;
+pub mod z_image;
+
+pub use error::{Error, Result};
+pub use lowtide_kernels::Precision;
+pub use tensor::{Compute, Tensor};
+pub use weights::{BlockSource, Headers, Weights};

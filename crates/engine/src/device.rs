@@ -1,0 +1,3 @@
+//! Devices that compute.
+
+pub mod cpu;

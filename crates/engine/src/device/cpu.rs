@@ -1,0 +1,166 @@
+//! The CPU as a device: its memory is RAM, counted and limited by [`lowtide_kernels::memory`].
+
+use std::fs;
+use std::sync::Once;
+use std::time::Instant;
+
+use lowtide_core::{Bytes, DeviceProfile};
+use lowtide_kernels as kernels;
+use lowtide_kernels::memory::CountingAllocator;
+use lowtide_kernels::{Activation, Matrix, Precision, Rows, RowsMut, Stored};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+/// Copying weights takes a core from computing: with t threads, this share of a copy is free.
+const COPY_SPEED_BYTES_PER_S: f64 = 4.0e9;
+
+/// A first read may have to come from a disk. The true rate is unknown before it is measured; an ordinary NVMe drive
+/// reads about this fast.
+const COLD_SPEED_BYTES_PER_S: f64 = 1.5e9;
+
+/// Starting a block: looking up its names, forking to the threads.
+const BLOCK_OVERHEAD_S: f64 = 50e-6;
+
+/// Makes frees of large buffers go back to the system at once, so that "released" is true outside the process, too.
+/// Without it glibc raises its threshold as it sees large blocks freed and keeps them.
+#[allow(unsafe_code, reason = "mallopt has no safe form")]
+pub fn settle_allocator() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        {
+            const MMAP_THRESHOLD_BYTES: i32 = 128 << 10;
+            const ARENAS: i32 = 2;
+            // SAFETY: mallopt only sets parameters of the allocator, and is called before other threads are made.
+            unsafe {
+                libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES);
+                libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+            }
+        }
+    });
+}
+
+/// Memory of the machine as this process may use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it: the machine's or the control group's, whichever is less.
+    pub total: Bytes,
+    /// What could be taken now without swapping.
+    pub available: Bytes,
+}
+
+/// Reads the machine's memory, with the limits of control groups and of `ulimit -d`.
+///
+/// `None` where the system does not tell (other systems than Linux, for now).
+pub fn memory() -> Option<Memory> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let total = meminfo(&text, "MemTotal:")?;
+    let available = meminfo(&text, "MemAvailable:")?;
+    let mut memory = Memory { total, available };
+    for (limit, used) in group_limits() {
+        memory.total = memory.total.min(limit);
+        memory.available = memory.available.min(limit.saturating_sub(used));
+    }
+    if let Some(limit) = data_limit() {
+        memory.total = memory.total.min(limit);
+        memory.available = memory.available.min(limit);
+    }
+    Some(memory)
+}
+
+fn meminfo(text: &str, key: &str) -> Option<Bytes> {
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    let kib: u64 = line[key.len()..].trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(Bytes::kib(kib))
+}
+
+/// (limit, used) of this process's control group and every one above it, version 2, and of version 1 at the root.
+fn group_limits() -> Vec<(Bytes, Bytes)> {
+    let read = |path: String| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok().map(Bytes);
+    let mut limits = Vec::new();
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    let mut path = own.trim_end_matches('/');
+    loop {
+        let folder = format!("/sys/fs/cgroup{path}");
+        if let (Some(limit), Some(used)) =
+            (read(format!("{folder}/memory.max")), read(format!("{folder}/memory.current")))
+        {
+            limits.push((limit, used));
+        }
+        let Some(cut) = path.rfind('/') else { break };
+        path = &path[..cut];
+    }
+    let first = "/sys/fs/cgroup/memory";
+    if let (Some(limit), Some(used)) =
+        (read(format!("{first}/memory.limit_in_bytes")), read(format!("{first}/memory.usage_in_bytes")))
+    {
+        limits.push((limit, used));
+    }
+    limits
+}
+
+/// The soft limit of `ulimit -d`, as the system prints it.
+fn data_limit() -> Option<Bytes> {
+    let text = fs::read_to_string("/proc/self/limits").ok()?;
+    let line = text.lines().find(|line| line.starts_with("Max data size"))?;
+    line.split_whitespace().nth(3)?.parse().ok().map(Bytes)
+}
+
+/// The processor's name, where the system tells.
+pub fn name() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
+    model.map_or_else(|| std::env::consts::ARCH.to_owned(), |name| name.trim().to_owned())
+}
+
+/// The rates plans are made with; the speed of computing is measured in a few milliseconds.
+pub fn profile(precision: Precision) -> DeviceProfile {
+    let threads = kernels::threads().max(1) as f64;
+    DeviceProfile {
+        name: "cpu".to_owned(),
+        link_bytes_per_s: COPY_SPEED_BYTES_PER_S,
+        cold_bytes_per_s: COLD_SPEED_BYTES_PER_S,
+        flops_per_s: measure_flops(precision),
+        block_overhead_s: BLOCK_OVERHEAD_S,
+        overlap: (threads - 1.0) / threads,
+    }
+}
+
+/// Multiplications and additions a second in a small matrix product, the best of three.
+fn measure_flops(precision: Precision) -> f64 {
+    const ROWS: usize = 96;
+    const DIM: usize = 512;
+    let x = vec![0.5f32; ROWS * DIM];
+    let weights = vec![0u8; DIM * DIM * 2];
+    let matrix = Matrix { stored: Stored::Bf16, bytes: &weights, rows: DIM, cols: DIM };
+    let mut out = vec![0f32; ROWS * DIM];
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        let start = Instant::now();
+        let rows = Rows { data: &x, rows: ROWS, cols: DIM, stride: DIM };
+        let into = RowsMut { data: &mut out, rows: ROWS, cols: DIM, stride: DIM };
+        kernels::linear(rows, &matrix, None, Activation::None, precision, into);
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    2.0 * (ROWS * DIM * DIM) as f64 / best.max(1e-9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_machine_has_memory() {
+        let memory = memory().unwrap();
+        assert!(memory.available > Bytes::mib(16) && memory.available <= memory.total, "{memory:?}");
+    }
+
+    #[test]
+    fn meminfo_is_read_in_kib() {
+        assert_eq!(meminfo("MemTotal:       24567 kB\n", "MemTotal:"), Some(Bytes::kib(24567)));
+        assert_eq!(meminfo("MemFree: 1 kB\n", "MemTotal:"), None);
+    }
+}

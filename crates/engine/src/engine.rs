@@ -1,0 +1,185 @@
+//! An opened model on a device: plans jobs and starts sessions.
+
+use std::sync::Arc;
+
+use lowtide_core::{Budget, Bytes, DeviceProfile, PhasePlan, Plan, Vars, plan};
+use lowtide_kernels as kernels;
+use lowtide_kernels::memory;
+use lowtide_models::{Compute, Precision};
+use lowtide_weights::ModelFolder;
+
+use crate::device::cpu;
+use crate::pipeline::z_image::{Shape, ZImage};
+use crate::prompt::PromptEncoder;
+use crate::request::TextToImage;
+use crate::session::Session;
+use crate::{Error, Result};
+
+/// What products are multiplied in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PrecisionChoice {
+    /// Single precision.
+    F32,
+    /// Operands rounded to bf16, sums in single precision.
+    Bf16,
+    /// Bf16 where the machine multiplies it natively, else single precision.
+    #[default]
+    Auto,
+}
+
+impl PrecisionChoice {
+    /// What it means on this machine.
+    pub fn resolve(self) -> Precision {
+        match self {
+            PrecisionChoice::F32 => Precision::F32,
+            PrecisionChoice::Bf16 => Precision::Bf16,
+            PrecisionChoice::Auto if kernels::native_bf16() => Precision::Bf16,
+            PrecisionChoice::Auto => Precision::F32,
+        }
+    }
+}
+
+/// How an engine uses its device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Bytes the process may ever use; by default what is free, less the reserve.
+    pub budget: Option<Bytes>,
+    /// Bytes left for others when there is no budget; by default a sixteenth of the memory, at most 1 GiB.
+    pub reserve: Option<Bytes>,
+    /// Threads of the kernels; by default one a core.
+    pub threads: Option<usize>,
+    /// What products are multiplied in.
+    pub precision: PrecisionChoice,
+}
+
+/// Largest reserve that is chosen by itself.
+const RESERVE_MAX: Bytes = Bytes::gib(1);
+
+/// The share of the memory that is left to others, as a divisor.
+const RESERVE_DIVISOR: u64 = 16;
+
+/// An opened model on the CPU.
+pub struct Engine {
+    model: Arc<ZImage>,
+    folder: ModelFolder,
+    options: Options,
+    compute: Compute,
+    profile: DeviceProfile,
+}
+
+/// A planned job, ready to start.
+pub(crate) struct Job {
+    pub(crate) request: TextToImage,
+    pub(crate) shape: Shape,
+    pub(crate) vars: Vars,
+    pub(crate) plan: Plan,
+    /// Token ids of the prompt and, with guidance, of the negative prompt.
+    pub(crate) prompts: Vec<Vec<u32>>,
+}
+
+impl Engine {
+    /// Opens a model: reads configurations and headers, no weights.
+    ///
+    /// # Errors
+    /// When the folder is not a model that can be run, or the threads cannot be set.
+    pub fn open(folder: ModelFolder, options: Options) -> Result<Engine> {
+        cpu::settle_allocator();
+        if let Some(threads) = options.threads {
+            kernels::set_threads(threads).map_err(|e| Error::Threads(e.to_string()))?;
+        }
+        let model = Arc::new(ZImage::open(&folder)?);
+        let precision = options.precision.resolve();
+        let profile = cpu::profile(precision);
+        Ok(Engine { model, folder, options, compute: Compute { precision }, profile })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &ZImage {
+        &self.model
+    }
+
+    /// The device's rates.
+    pub fn profile(&self) -> &DeviceProfile {
+        &self.profile
+    }
+
+    /// What products are multiplied in.
+    pub fn precision(&self) -> Precision {
+        self.compute.precision
+    }
+
+    /// The budget in force now.
+    pub fn budget(&self) -> Budget {
+        let in_use = Bytes(memory::live());
+        let total = self.options.budget.unwrap_or_else(|| free_budget(in_use, self.options.reserve));
+        Budget { total, in_use }
+    }
+
+    /// Plans a job without running it.
+    ///
+    /// # Errors
+    /// When the request cannot be, or nothing fits.
+    pub fn plan(&self, request: &TextToImage) -> Result<Plan> {
+        Ok(self.prepare(request.clone(), false)?.plan)
+    }
+
+    /// Plans a job and starts it; `keep_values` keeps latents and f32 pictures in the outcome.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`].
+    pub fn start(&self, request: TextToImage, keep_values: bool) -> Result<Session> {
+        let job = self.prepare(request, keep_values)?;
+        Session::new(self.model.clone(), self.compute, self.profile.clone(), job)
+    }
+
+    fn prepare(&self, request: TextToImage, keep_values: bool) -> Result<Job> {
+        request.check(self.model.multiple())?;
+        let prompts = self.tokenize(&request)?;
+        let lengths = prompts.iter().map(Vec::len).collect();
+        let shape = self.model.shape(&request, lengths, keep_values)?;
+        if let Some(noise) = &request.noise {
+            let expected = self.model.transformer_config.channels * shape.latent.0 * shape.latent.1 * shape.count;
+            if noise.len() != expected {
+                let problem = format!("holds {} values; this size and count need {expected}", noise.len());
+                return Err(Error::request("noise", problem));
+            }
+        }
+        let vars = self.model.vars(&shape);
+        let pipeline = self.model.pipeline(&shape);
+        let plan = plan(&pipeline, &vars, &self.profile, &self.budget(), request.quality)?;
+        Ok(Job { request, shape, vars, plan, prompts })
+    }
+
+    /// The tokenizer lives only here: it is large beside a small model.
+    fn tokenize(&self, request: &TextToImage) -> Result<Vec<Vec<u32>>> {
+        let encoder = PromptEncoder::open(&self.folder)?;
+        let mut prompts = vec![encoder.encode(&request.prompt)?];
+        if request.guided() {
+            prompts.push(encoder.encode(request.negative.as_deref().unwrap_or(""))?);
+        }
+        Ok(prompts)
+    }
+}
+
+/// What is free, less the reserve, and with what this process already holds.
+fn free_budget(in_use: Bytes, reserve: Option<Bytes>) -> Bytes {
+    let Some(memory) = cpu::memory() else { return Bytes(u64::MAX / 2) };
+    let reserve = reserve.unwrap_or_else(|| Bytes(memory.total.0 / RESERVE_DIVISOR).min(RESERVE_MAX));
+    memory.available.saturating_sub(reserve) + in_use
+}
+
+/// Plans one phase anew with less, after memory was refused although the plan said it would do.
+pub(crate) fn replan(
+    model: &ZImage,
+    job: &Job,
+    profile: &DeviceProfile,
+    phase: usize,
+    total: Bytes,
+) -> Result<PhasePlan> {
+    let mut pipeline = model.pipeline(&job.shape);
+    let only = pipeline.phases.swap_remove(phase);
+    pipeline.phases = vec![only];
+    let budget = Budget { total, in_use: job.plan.budget.in_use };
+    let mut plan = plan(&pipeline, &job.vars, profile, &budget, job.request.quality)?;
+    Ok(plan.phases.remove(0))
+}

@@ -1,0 +1,127 @@
+//! What can go wrong between a request and its result.
+
+use lowtide_core::{DoesNotFit, PlanError};
+use lowtide_models as models;
+use lowtide_weights as weights;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Whose fault it was, which decides what happens next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The request or a file it names: change it.
+    User,
+    /// No rung of the ladder fits the budget.
+    Fit,
+    /// The program or the machine.
+    Program,
+}
+
+/// A failure of a job.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request asks for something that cannot be.
+    #[error("{what} {problem}")]
+    Request {
+        /// The option or field.
+        what: &'static str,
+        /// What is wrong with it, and what would be right.
+        problem: String,
+    },
+    /// The folder holds a model of a kind that is not built in.
+    #[error("{model} is a {class}; supported is ZImagePipeline")]
+    UnsupportedPipeline {
+        /// The model's name.
+        model: String,
+        /// `_class_name` of its model_index.json.
+        class: String,
+    },
+    /// The model lacks a part.
+    #[error("{model}: {what}")]
+    Incomplete {
+        /// The model's name.
+        model: String,
+        /// What is missing.
+        what: String,
+    },
+    /// tokenizer.json or the chat template could not be used.
+    #[error("{model}/tokenizer: {problem}")]
+    Tokenizer {
+        /// The model's name.
+        model: String,
+        /// The reason.
+        problem: String,
+    },
+    /// A file could not be read.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// A component's configuration, weights or computation.
+    #[error("{model}/{component}: {source}")]
+    Model {
+        /// The model's name.
+        model: String,
+        /// The component.
+        component: &'static str,
+        /// What happened.
+        source: models::Error,
+    },
+    /// Nothing on the ladder fits.
+    #[error("{0}")]
+    DoesNotFit(DoesNotFit),
+    /// Planning failed for another reason than memory.
+    #[error("cannot plan: {0} (this is a bug)")]
+    Plan(PlanError),
+    /// A buffer was refused on the lowest rung.
+    #[error("out of memory in phase {phase} on the lowest rung: {source}")]
+    OutOfMemory {
+        /// The phase.
+        phase: &'static str,
+        /// The refusal.
+        source: lowtide_kernels::memory::OutOfMemory,
+    },
+    /// The loader thread ended without an answer.
+    #[error("the loader stopped (this is a bug)")]
+    LoaderStopped,
+    /// The threads of the kernels could not be set up.
+    #[error("threads: {0}")]
+    Threads(String),
+}
+
+impl Error {
+    /// A request error.
+    pub fn request(what: &'static str, problem: impl Into<String>) -> Error {
+        Error::Request { what, problem: problem.into() }
+    }
+
+    /// Whose fault it was.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Error::Request { .. }
+            | Error::UnsupportedPipeline { .. }
+            | Error::Incomplete { .. }
+            | Error::Tokenizer { .. }
+            | Error::Weights(_) => Blame::User,
+            Error::Model { source, .. } => match source {
+                models::Error::OutOfMemory(_) | models::Error::Shape { .. } => Blame::Program,
+                models::Error::MissingTensor { .. }
+                | models::Error::WrongShape { .. }
+                | models::Error::WrongDtype { .. }
+                | models::Error::Config { .. }
+                | models::Error::BeyondModel { .. }
+                | models::Error::Source(_) => Blame::User,
+            },
+            Error::DoesNotFit(_) | Error::OutOfMemory { .. } => Blame::Fit,
+            Error::Plan(_) | Error::LoaderStopped | Error::Threads(_) => Blame::Program,
+        }
+    }
+}
+
+impl From<PlanError> for Error {
+    fn from(error: PlanError) -> Error {
+        match error {
+            PlanError::DoesNotFit(numbers) => Error::DoesNotFit(numbers),
+            other => Error::Plan(other),
+        }
+    }
+}

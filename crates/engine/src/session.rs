@@ -1,0 +1,337 @@
+//! A job in progress: a step machine that can be looked at, and dropped, between any two steps.
+//!
+//! `encode` and `refine` are one step each, `denoise` one a step of the schedule, `decode` one a picture. A step leaves
+//! the state as it was when it fails, so that it can be tried again on a lower rung.
+
+mod denoise;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lowtide_core::{Bytes, DeviceProfile, PhasePlan};
+use lowtide_kernels::memory;
+use lowtide_models::autoencoder_kl::{self, DecodeMode};
+use lowtide_models::z_image::{self, Pass};
+use lowtide_models::{Compute, Tensor, qwen3};
+
+use crate::engine::{Job, replan};
+use crate::pipeline::z_image::{Part, ZImage};
+use crate::request::{Image, Outcome, Progress, Report, Step};
+use crate::session::denoise::Denoise;
+use crate::stream::{Failure, Stream, Traffic};
+use crate::{Error, Result};
+
+const ENCODE: usize = 0;
+const REFINE: usize = 1;
+const DENOISE: usize = 2;
+const DECODE: usize = 3;
+
+/// The phases in order.
+const PHASES: [&str; 4] = ["encode", "refine", "denoise", "decode"];
+
+/// Where a job stands: what the next step needs.
+enum Stage {
+    Encode,
+    Refine { states: Vec<Tensor> },
+    Denoise(Box<Denoise>),
+    Decode { latents: Vec<Tensor>, images: Vec<Image>, values: Vec<f32> },
+    Over,
+}
+
+/// A job in progress.
+pub struct Session {
+    context: Context,
+    stage: Stage,
+    stream: Option<Stream>,
+}
+
+/// Everything about a job that does not change from step to step, and the report that grows.
+struct Context {
+    model: Arc<ZImage>,
+    compute: Compute,
+    profile: DeviceProfile,
+    job: Job,
+    seconds: BTreeMap<&'static str, f64>,
+    waited: BTreeMap<&'static str, f64>,
+    peak: BTreeMap<&'static str, Bytes>,
+    bytes_read: u64,
+    rungs_taken: usize,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.stream = None;
+        self.stage = Stage::Over;
+        memory::set_cache_limit(None);
+        memory::trim();
+        memory::set_budget(None);
+    }
+}
+
+impl Session {
+    pub(crate) fn new(model: Arc<ZImage>, compute: Compute, profile: DeviceProfile, job: Job) -> Result<Session> {
+        memory::set_budget(Some(job.plan.budget.total.0));
+        let context = Context {
+            model,
+            compute,
+            profile,
+            job,
+            seconds: BTreeMap::new(),
+            waited: BTreeMap::new(),
+            peak: BTreeMap::new(),
+            bytes_read: 0,
+            rungs_taken: 0,
+        };
+        let mut session = Session { context, stage: Stage::Encode, stream: None };
+        session.context.enter(ENCODE);
+        Ok(session)
+    }
+
+    /// The plan in force. It changes only when memory was refused unexpectedly and a rung was taken.
+    pub fn plan(&self) -> &lowtide_core::Plan {
+        &self.context.job.plan
+    }
+
+    /// Does one step.
+    ///
+    /// # Errors
+    /// After an error the session is over.
+    pub fn step(&mut self) -> Result<Step> {
+        let start = Instant::now();
+        let phase = self.phase();
+        let (done, total) = loop {
+            match self.advance() {
+                Ok(counted) => break counted,
+                Err(error) => match out_of_memory(&error) {
+                    Some(refused) if phase < PHASES.len() => self.take_rung(phase, refused)?,
+                    _ => {
+                        self.stage = Stage::Over;
+                        return Err(error);
+                    }
+                },
+            }
+        };
+        let elapsed = start.elapsed();
+        *self.context.seconds.entry(PHASES[phase]).or_default() += elapsed.as_secs_f64();
+        self.context.note_peak(phase);
+        if let Stage::Decode { latents, images, .. } = &self.stage
+            && images.len() == latents.len()
+        {
+            return Ok(Step::Finished(Box::new(self.finish())));
+        }
+        let memory = Bytes(memory::live());
+        Ok(Step::Progress(Progress { phase: PHASES[phase], done, total, elapsed, memory }))
+    }
+
+    fn phase(&self) -> usize {
+        match &self.stage {
+            Stage::Encode => ENCODE,
+            Stage::Refine { .. } => REFINE,
+            Stage::Denoise(_) => DENOISE,
+            Stage::Decode { .. } => DECODE,
+            Stage::Over => PHASES.len(),
+        }
+    }
+
+    /// One step of the present stage; moves to the next stage when it was the last. Returns (done, total).
+    fn advance(&mut self) -> Result<(usize, usize)> {
+        let Session { context, stage, stream } = self;
+        match stage {
+            Stage::Encode => {
+                let states = context.encode(stream)?;
+                context.leave(stream, REFINE);
+                *stage = Stage::Refine { states };
+                Ok((1, 1))
+            }
+            Stage::Refine { states } => {
+                let captions = context.refine(stream, states)?;
+                context.leave(stream, DENOISE);
+                *stage = Stage::Denoise(Box::new(Denoise::new(&context.model, &context.job, captions)?));
+                Ok((1, 1))
+            }
+            Stage::Denoise(denoise) => {
+                context.open(stream, DENOISE)?;
+                let source = stream.as_mut().expect("just opened");
+                let rung = &context.job.plan.phases[DENOISE];
+                denoise.step(&context.model, context.compute, &context.job, (rung, source))?;
+                let counted = denoise.counted();
+                if counted.0 == counted.1 {
+                    let latents = denoise.take_latents();
+                    context.leave(stream, DECODE);
+                    *stage = Stage::Decode { latents, images: Vec::new(), values: Vec::new() };
+                }
+                Ok(counted)
+            }
+            Stage::Decode { latents, images, values } => {
+                let picture = context.decode(stream, &latents[images.len()])?;
+                images.push(context.image(&picture, images.len()));
+                if context.job.shape.keep_values {
+                    values.extend(picture.data().iter().map(|&x| unit(x)));
+                }
+                Ok((images.len(), latents.len()))
+            }
+            Stage::Over => Err(Error::request("session", "is over")),
+        }
+    }
+
+    /// After a refusal that the plan did not foresee: the next rung below the one that failed.
+    fn take_rung(&mut self, phase: usize, refused: memory::OutOfMemory) -> Result<()> {
+        self.stream = None;
+        memory::trim();
+        let context = &mut self.context;
+        let failed = &context.job.plan.phases[phase];
+        let less = Bytes(failed.peak.0.saturating_sub(1));
+        match replan(&context.model, &context.job, &context.profile, phase, less) {
+            Ok(rung) => {
+                context.rungs_taken += 1;
+                context.job.plan.phases[phase] = rung;
+                if let Stage::Denoise(denoise) = &mut self.stage {
+                    denoise.restart_round();
+                }
+                context.enter(phase);
+                Ok(())
+            }
+            Err(Error::DoesNotFit(_)) => {
+                self.stage = Stage::Over;
+                Err(Error::OutOfMemory { phase: PHASES[phase], source: refused })
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    fn finish(&mut self) -> Outcome {
+        let context = &mut self.context;
+        context.leave(&mut self.stream, PHASES.len());
+        let Stage::Decode { latents, images, values } = std::mem::replace(&mut self.stage, Stage::Over) else {
+            unreachable!("only a decoded job finishes")
+        };
+        let (h, w) = context.job.shape.latent;
+        let latents_shape = [latents.len(), context.model.transformer_config.channels, h, w];
+        let kept = if context.job.shape.keep_values { &latents[..] } else { &[] };
+        let report = Report {
+            plan: context.job.plan.clone(),
+            seconds: context.seconds.clone(),
+            waited: context.waited.clone(),
+            peak: context.peak.clone(),
+            bytes_read: context.bytes_read,
+            rungs_taken: context.rungs_taken,
+        };
+        let latents = kept.iter().flat_map(|latent| latent.data()).copied().collect();
+        Outcome { images, latents_shape, latents, values, report }
+    }
+}
+
+impl Context {
+    /// Begins a phase: freed buffers may be kept up to its predicted peak, and its own peak is measured.
+    fn enter(&mut self, phase: usize) {
+        memory::trim();
+        memory::set_cache_limit(self.job.plan.phases.get(phase).map(|plan| plan.peak.0));
+        memory::reset_peak();
+    }
+
+    /// Ends the present phase, whatever stream it had, and begins the next.
+    fn leave(&mut self, stream: &mut Option<Stream>, next: usize) {
+        self.note_peak(next - 1);
+        if let Some(stream) = stream.take() {
+            let Traffic { bytes_read, waited } = stream.traffic();
+            self.bytes_read += bytes_read;
+            *self.waited.entry(PHASES[next - 1]).or_default() += waited.as_secs_f64();
+        }
+        self.enter(next);
+    }
+
+    fn note_peak(&mut self, phase: usize) {
+        if let Some(name) = PHASES.get(phase) {
+            let peak = self.peak.entry(name).or_default();
+            *peak = (*peak).max(Bytes(memory::peak()));
+        }
+    }
+
+    fn wrap(&self, component: &'static str) -> impl Fn(lowtide_models::Error) -> Error {
+        let model = self.model.name.clone();
+        move |source| Error::Model { model: model.clone(), component, source }
+    }
+
+    fn part(&self, phase: usize) -> (&Part, &'static str) {
+        match phase {
+            ENCODE => (&self.model.text_encoder, "text_encoder"),
+            REFINE => (&self.model.captions, "transformer"),
+            DENOISE => (&self.model.transformer, "transformer"),
+            _ => (&self.model.vae, "vae"),
+        }
+    }
+
+    /// Starts the phase's stream unless it runs already.
+    fn open(&self, stream: &mut Option<Stream>, phase: usize) -> Result<()> {
+        if stream.is_some() {
+            return Ok(());
+        }
+        let (part, component) = self.part(phase);
+        let started = Stream::start(part.blocks.clone(), &self.job.plan.phases[phase]).map_err(|failure| match failure {
+            Failure::Memory(refused) => lowtide_models::Error::OutOfMemory(refused),
+            other => lowtide_models::Error::Source(Box::new(other)),
+        });
+        *stream = Some(started.map_err(self.wrap(component))?);
+        Ok(())
+    }
+
+    fn encode(&self, stream: &mut Option<Stream>) -> Result<Vec<Tensor>> {
+        self.open(stream, ENCODE)?;
+        let source = stream.as_mut().expect("just opened");
+        let mut states = self.job.prompts.iter().map(|ids| self.model.embed(ids)).collect::<Result<Vec<_>>>()?;
+        let about = (&self.model.text_config, self.model.table());
+        qwen3::encode(source, self.compute, about, &mut states).map_err(self.wrap("text_encoder"))?;
+        Ok(states)
+    }
+
+    fn refine(&self, stream: &mut Option<Stream>, states: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.open(stream, REFINE)?;
+        let source = stream.as_mut().expect("just opened");
+        let chunk_rows = self.rung(REFINE, "chunk_rows");
+        let pass = Pass { compute: self.compute, config: &self.model.transformer_config, chunk_rows };
+        z_image::refine_captions(source, pass, states).map_err(self.wrap("transformer"))
+    }
+
+    fn decode(&self, stream: &mut Option<Stream>, latent: &Tensor) -> Result<Tensor> {
+        self.open(stream, DECODE)?;
+        let source = stream.as_mut().expect("just opened");
+        let plan = &self.job.plan.phases[DECODE];
+        let mode = DecodeMode::planned(&plan.mode, &plan.vars).expect("the mode is one of those the VAE offered");
+        autoencoder_kl::decode(source, self.compute, &self.model.vae_config, latent, &mode).map_err(self.wrap("vae"))
+    }
+
+    fn rung(&self, phase: usize, var: &str) -> usize {
+        rung(&self.job.plan.phases[phase], var)
+    }
+
+    fn image(&self, picture: &Tensor, index: usize) -> Image {
+        let (width, height) = (self.job.shape.width, self.job.shape.height);
+        let plane = width * height;
+        let data = picture.data();
+        let mut rgb = Vec::with_capacity(3 * plane);
+        for at in 0..plane {
+            for channel in 0..3 {
+                rgb.push((unit(data[channel * plane + at]) * 255.0).round_ties_even() as u8);
+            }
+        }
+        Image { width, height, rgb, seed: self.job.request.seed.wrapping_add(index as u64) }
+    }
+}
+
+/// The value of a ladder that the plan chose.
+fn rung(plan: &PhasePlan, var: &str) -> usize {
+    plan.vars.get(var).map_or(1, |value| value.max(1) as usize)
+}
+
+/// From the network's -1..1 to 0..1.
+fn unit(x: f32) -> f32 {
+    (x / 2.0 + 0.5).clamp(0.0, 1.0)
+}
+
+fn out_of_memory(error: &Error) -> Option<memory::OutOfMemory> {
+    match error {
+        Error::Model { source: lowtide_models::Error::OutOfMemory(refused), .. } => Some(*refused),
+        _ => None,
+    }
+}

@@ -1,0 +1,223 @@
+//! Brings blocks from where they lie to where they are used.
+//!
+//! A loader thread reads the blocks of a phase in order of use: those that stay go into memory of their own, once; the
+//! others into the slots of a ring, again at every visit, one ahead of the computation. A slot is handed back when its
+//! block has been used.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lowtide_core::{ComponentLayout, PhasePlan, Placement};
+use lowtide_kernels::memory::{Buffer, OutOfMemory};
+use lowtide_models::weights::BlockIndex;
+use lowtide_models::{BlockSource, Weights};
+use lowtide_weights::{Checkpoint, TensorEntry};
+
+use crate::{Error, Result};
+
+/// The loader only reads files; it needs next to no stack.
+const LOADER_STACK_BYTES: usize = 256 << 10;
+
+/// One component's blocks, and where each of their tensors lies in the files.
+pub struct Blocks {
+    checkpoint: Arc<Checkpoint>,
+    indexes: Vec<BlockIndex>,
+    /// By block: each tensor and its offset in the slot.
+    reads: Vec<Vec<(TensorEntry, usize)>>,
+    bytes: Vec<usize>,
+}
+
+impl Blocks {
+    /// The blocks of `layout` in `checkpoint`, whose headers the layout was made from.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] when a tensor of the layout is not there.
+    pub fn new(model: &str, checkpoint: Arc<Checkpoint>, layout: &ComponentLayout) -> Result<Arc<Blocks>> {
+        let mut reads = Vec::with_capacity(layout.blocks.len());
+        for block in &layout.blocks {
+            let mut tensors = Vec::with_capacity(block.tensors.len());
+            for (tensor, at) in block.offsets() {
+                let entry = checkpoint.get(&tensor.name).ok_or_else(|| Error::Incomplete {
+                    model: model.to_owned(),
+                    what: format!("tensor {} is not in the checkpoint", tensor.name),
+                })?;
+                tensors.push((entry.clone(), at));
+            }
+            reads.push(tensors);
+        }
+        let indexes = layout.blocks.iter().map(BlockIndex::new).collect();
+        let bytes = layout.blocks.iter().map(|block| block.bytes().as_usize()).collect();
+        Ok(Arc::new(Blocks { checkpoint, indexes, reads, bytes }))
+    }
+
+    fn read(&self, block: usize, slot: &mut Buffer) -> std::result::Result<(), Failure> {
+        for (entry, at) in &self.reads[block] {
+            let range = *at..*at + entry.bytes as usize;
+            self.checkpoint.read(entry, &mut slot.bytes_mut()[range])?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a load failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] lowtide_weights::Error),
+    /// The budget.
+    #[error("out of memory: {0}")]
+    Memory(#[from] OutOfMemory),
+    /// The loader thread is gone.
+    #[error("the loader stopped (this is a bug)")]
+    Stopped,
+    /// Blocks were asked for in another order than the plan's.
+    #[error("block {asked} was asked for where block {planned} was planned (this is a bug)")]
+    OutOfOrder {
+        /// The block asked for.
+        asked: usize,
+        /// The block whose turn it was.
+        planned: usize,
+    },
+}
+
+type Loaded = std::result::Result<(usize, Buffer), Failure>;
+
+/// What a stream did, for reports and for the planner.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Traffic {
+    /// Bytes read from the source.
+    pub bytes_read: u64,
+    /// Time the computation waited for weights.
+    pub waited: Duration,
+}
+
+/// The blocks of one phase, in the order and for the visits that the plan names.
+pub struct Stream {
+    blocks: Arc<Blocks>,
+    kept: Vec<Option<Buffer>>,
+    stays: Vec<bool>,
+    in_use: Option<Buffer>,
+    loaded: Option<Receiver<Loaded>>,
+    returned: Option<SyncSender<Buffer>>,
+    loader: Option<JoinHandle<()>>,
+    traffic: Traffic,
+}
+
+impl Stream {
+    /// Begins to load. Slots are allocated here, so that a refusal comes before any work.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] for the slots; failures of loads come from [`BlockSource::block`].
+    pub fn start(blocks: Arc<Blocks>, plan: &PhasePlan) -> std::result::Result<Stream, Failure> {
+        let count = blocks.bytes.len();
+        let stays: Vec<bool> = (0..count).map(|block| plan.placement.is_resident(block)).collect();
+        debug_assert!(plan.placement != Placement::Host);
+        let slots: Vec<Buffer> =
+            plan.slots.iter().map(|bytes| Buffer::new(bytes.as_usize())).collect::<std::result::Result<_, _>>()?;
+        let (returned, free) = sync_channel(slots.len().max(1));
+        let (ready, loaded) = sync_channel(slots.len().max(1));
+        let work = Work { blocks: blocks.clone(), stays: stays.clone(), visits: plan.visits, slots };
+        let loader = std::thread::Builder::new()
+            .name("lowtide-loader".to_owned())
+            .stack_size(LOADER_STACK_BYTES)
+            .spawn(move || work.run(&ready, &free))
+            .map_err(|_| Failure::Stopped)?;
+        let kept = std::iter::repeat_with(|| None).take(count).collect();
+        let (loaded, returned, loader) = (Some(loaded), Some(returned), Some(loader));
+        Ok(Stream { blocks, kept, stays, in_use: None, loaded, returned, loader, traffic: Traffic::default() })
+    }
+
+    /// What it did so far.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// Makes `block` available: kept, or in use.
+    fn fetch(&mut self, block: usize) -> std::result::Result<(), Failure> {
+        if let Some(used) = self.in_use.take()
+            && let Some(returned) = &self.returned
+        {
+            // The loader may have finished its work and be gone; then nobody needs the slot.
+            let _ = returned.send(used);
+        }
+        if self.kept[block].is_some() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let next = self.loaded.as_ref().ok_or(Failure::Stopped)?.recv().map_err(|_| Failure::Stopped)?;
+        self.traffic.waited += start.elapsed();
+        let (planned, buffer) = next?;
+        if planned != block {
+            return Err(Failure::OutOfOrder { asked: block, planned });
+        }
+        self.traffic.bytes_read += self.blocks.bytes[block] as u64;
+        if self.stays[block] {
+            self.kept[block] = Some(buffer);
+        } else {
+            self.in_use = Some(buffer);
+        }
+        Ok(())
+    }
+}
+
+impl BlockSource for Stream {
+    fn block(&mut self, index: usize) -> lowtide_models::Result<Weights<'_>> {
+        self.fetch(index).map_err(|failure| match failure {
+            Failure::Memory(refused) => lowtide_models::Error::OutOfMemory(refused),
+            other => lowtide_models::Error::Source(Box::new(other)),
+        })?;
+        let buffer = self.kept[index].as_ref().or(self.in_use.as_ref()).expect("`fetch` made it available");
+        Ok(Weights::live(&self.blocks.indexes[index], buffer.bytes()))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Both ends close first: a loader that waits for either then ends.
+        self.loaded = None;
+        self.returned = None;
+        if let Some(loader) = self.loader.take() {
+            // A panic of the loader was already seen as `Stopped`.
+            let _ = loader.join();
+        }
+    }
+}
+
+/// What the loader thread owns.
+struct Work {
+    blocks: Arc<Blocks>,
+    stays: Vec<bool>,
+    visits: u64,
+    slots: Vec<Buffer>,
+}
+
+impl Work {
+    fn run(mut self, ready: &SyncSender<Loaded>, free: &Receiver<Buffer>) {
+        self.slots.reverse();
+        for visit in 0..self.visits {
+            for block in 0..self.stays.len() {
+                if self.stays[block] && visit > 0 {
+                    continue;
+                }
+                let slot = if self.stays[block] {
+                    Buffer::new(self.blocks.bytes[block]).map_err(Failure::Memory)
+                } else {
+                    // Fresh slots first, in the plan's order; then each comes back as its block is done, which keeps
+                    // that order. A closed channel means that nobody waits any more.
+                    match self.slots.pop().map_or_else(|| free.recv(), Ok) {
+                        Ok(slot) => Ok(slot),
+                        Err(_) => return,
+                    }
+                };
+                let loaded = slot.and_then(|mut slot| self.blocks.read(block, &mut slot).map(|()| (block, slot)));
+                let failed = loaded.is_err();
+                if ready.send(loaded).is_err() || failed {
+                    return;
+                }
+            }
+        }
+    }
+}

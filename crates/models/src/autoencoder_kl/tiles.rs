@@ -1,0 +1,124 @@
+//! Tiles that overlap, each decoded by itself and blended into its neighbours.
+//!
+//! # Source
+//! diffusers `AutoencoderKL.tiled_decode`: a tile is blended linearly with the blended tile above it, then with the one
+//! on its left, and contributes what the next tile does not.
+
+use super::map::{Machine, Map};
+use super::strips::Pace;
+use super::{Blocks, Decoder, Latents};
+use crate::Result;
+
+/// Where tiles lie.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tiling {
+    /// Latent rows and columns of a tile.
+    size: usize,
+    /// Latents from one tile to the next.
+    step: usize,
+    /// Pixels a latent becomes in each direction.
+    scale: usize,
+}
+
+impl Tiling {
+    pub(super) fn new(size: usize, overlap: usize, scale: usize) -> Tiling {
+        let size = size.max(1);
+        Tiling { size, step: size - overlap.min(size - 1), scale }
+    }
+
+    /// Pixels over which two tiles are blended.
+    fn blend(&self) -> usize {
+        (self.size - self.step) * self.scale
+    }
+
+    /// First latents of the tiles along a side.
+    fn starts(&self, side: usize) -> impl Iterator<Item = usize> {
+        (0..side).step_by(self.step)
+    }
+}
+
+/// The picture from tiles, each decoded whole.
+///
+/// # Memory
+/// Beside the picture and one tile at work, the pictures of two rows of tiles.
+pub(super) fn decode(
+    decoder: &Decoder<'_>,
+    blocks: &mut Blocks<'_>,
+    latents: &Latents<'_>,
+    tiling: Tiling,
+) -> Result<Map> {
+    let (machine, config) = (&decoder.machine, decoder.config);
+    let (height, width) = (latents.height * tiling.scale, latents.width * tiling.scale);
+    let mut picture = machine.empty(config.out_channels, height, width, 0..height)?;
+    let mut above: Vec<Map> = Vec::new();
+    for top in tiling.starts(latents.height) {
+        let mut row: Vec<Map> = Vec::new();
+        for left in tiling.starts(latents.width) {
+            let rows = top..(top + tiling.size).min(latents.height);
+            let columns = left..(left + tiling.size).min(latents.width);
+            let part = latents.part(machine, config, rows, columns)?;
+            let mut tile = decoder.visit(blocks, part, Pace::Whole)?;
+            if let Some(above) = above.get(row.len()) {
+                machine.blend(&mut tile, above, tiling.blend(), Side::Above);
+            }
+            if let Some(left) = row.last() {
+                machine.blend(&mut tile, left, tiling.blend(), Side::Left);
+            }
+            let limit = tiling.step * tiling.scale;
+            machine.place(&mut picture, &tile, (top * tiling.scale, left * tiling.scale), limit);
+            row.push(tile);
+        }
+        above = row;
+    }
+    Ok(picture)
+}
+
+/// Where the neighbour lies that a tile is blended with.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Above,
+    Left,
+}
+
+impl Machine {
+    /// Fades from the end of `neighbour` into the start of `tile`, over `extent` pixels.
+    fn blend(&self, tile: &mut Map, neighbour: &Map, extent: usize, side: Side) {
+        let Some((to, from)) = self.values(tile, neighbour) else { return };
+        let (channels, height, width) = (to.channels, to.height, to.width);
+        let extent = match side {
+            Side::Above => extent.min(from.height).min(height),
+            Side::Left => extent.min(from.width).min(width),
+        };
+        let (rows, columns) = match side {
+            Side::Above => (extent, width.min(from.width)),
+            Side::Left => (height.min(from.height), extent),
+        };
+        for channel in 0..channels {
+            for y in 0..rows {
+                for x in 0..columns {
+                    let (place, from_y, from_x) = match side {
+                        Side::Above => (y, from.height - extent + y, x),
+                        Side::Left => (x, y, from.width - extent + x),
+                    };
+                    let share = place as f32 / extent as f32;
+                    let old = from.data[(channel * from.height + from_y) * from.width + from_x];
+                    let new = &mut to.data[(channel * height + y) * width + x];
+                    *new = old * (1.0 - share) + *new * share;
+                }
+            }
+        }
+    }
+
+    /// Puts the first `limit` rows and columns of `tile` into `picture` at row and column `at`.
+    fn place(&self, picture: &mut Map, tile: &Map, at: (usize, usize), limit: usize) {
+        let Some((to, from)) = self.values(picture, tile) else { return };
+        let (rows, columns) = (limit.min(from.height), limit.min(from.width));
+        for channel in 0..to.channels {
+            for y in 0..rows {
+                let source = (channel * from.height + y) * from.width;
+                let target = (channel * to.height + at.0 + y) * to.width + at.1;
+                to.data[target..target + columns].copy_from_slice(&from.data[source..source + columns]);
+            }
+        }
+    }
+}

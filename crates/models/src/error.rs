@@ -1,0 +1,79 @@
+//! What can go wrong while a model is described, loaded or computed.
+
+use lowtide_core::Dtype;
+use lowtide_kernels::memory::OutOfMemory;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A failure of a model, with the data a sentence for a person is made of.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The checkpoint lacks a tensor that the configuration calls for.
+    #[error("tensor '{name}' is missing: the checkpoint does not match its config.json, or is incomplete")]
+    MissingTensor {
+        /// Full name in the component's checkpoint.
+        name: String,
+    },
+    /// A tensor does not have the shape that the configuration calls for.
+    #[error("tensor '{name}' has shape {found:?} where config.json calls for {expected:?}")]
+    WrongShape {
+        /// Full name in the component's checkpoint.
+        name: String,
+        /// What the configuration says.
+        expected: Vec<usize>,
+        /// What the file says.
+        found: Vec<usize>,
+    },
+    /// A tensor is stored in a type no layer computes with.
+    #[error("tensor '{name}' is stored as {found}, which is no floating-point type that Lowtide computes with")]
+    WrongDtype {
+        /// Full name in the component's checkpoint.
+        name: String,
+        /// What the file says.
+        found: Dtype,
+    },
+    /// A configuration value is missing, of the wrong kind, or out of bounds.
+    #[error("{component}: config value '{key}' {problem}")]
+    Config {
+        /// The component whose config it is.
+        component: &'static str,
+        /// The key.
+        key: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A request asks for more than the model was made for.
+    #[error("{what} is {asked}, but this model goes up to {limit}")]
+    BeyondModel {
+        /// What was asked for.
+        what: &'static str,
+        /// How much of it.
+        asked: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Two tensors do not go together. This is a bug.
+    #[error("{what}: expected {expected:?}, found {found:?} (this is a bug)")]
+    Shape {
+        /// The operation.
+        what: &'static str,
+        /// What it needs.
+        expected: Vec<usize>,
+        /// What it was given.
+        found: Vec<usize>,
+    },
+    /// A buffer was refused.
+    #[error("out of memory: {0}")]
+    OutOfMemory(#[from] OutOfMemory),
+    /// A block could not be had from where it lives.
+    #[error("{0}")]
+    Source(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// A configuration error.
+    pub fn config(component: &'static str, key: &str, problem: impl Into<String>) -> Error {
+        Error::Config { component, key: key.to_owned(), problem: problem.into() }
+    }
+}

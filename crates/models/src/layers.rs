@@ -1,0 +1,344 @@
+//! The layers that models are made of. Each borrows its matrices where they lie and owns its small vectors.
+
+use std::ops::Range;
+
+use lowtide_kernels as kernels;
+use lowtide_kernels::{Activation, ChannelAffine, MapRows, Mask, Matrix};
+
+use crate::tensor::{Compute, Part, PartMut, Tensor};
+use crate::{Error, Result};
+
+/// `y = x W^T + b`.
+#[derive(Debug)]
+pub struct Linear<'w> {
+    pub(crate) weight: Matrix<'w>,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl Linear<'_> {
+    /// Applies it to rows.
+    ///
+    /// # Shapes
+    /// `x` (R, dim_in) to (R, dim_out), f32.
+    ///
+    /// # Errors
+    /// When the columns do not match, or memory is refused.
+    pub fn forward<'a>(&self, compute: Compute, x: impl Into<Part<'a>>) -> Result<Tensor> {
+        self.forward_activated(compute, x, Activation::None)
+    }
+
+    /// Applies it and then `activation`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_activated<'a>(
+        &self,
+        compute: Compute,
+        x: impl Into<Part<'a>>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let x = x.into();
+        self.check(x)?;
+        let mut out = Tensor::new(&[x.rows(), self.weight.rows])?;
+        let bias = self.bias.as_deref();
+        kernels::linear(x.view(), &self.weight, bias, activation, compute.precision, out.all_mut().view());
+        Ok(out)
+    }
+
+    fn check(&self, x: Part<'_>) -> Result<()> {
+        if x.columns() == self.weight.cols {
+            return Ok(());
+        }
+        let expected = vec![x.rows(), self.weight.cols];
+        Err(Error::Shape { what: "linear", expected, found: vec![x.rows(), x.columns()] })
+    }
+}
+
+/// `silu(x W1^T) * (x W3^T)`: the gated half of a feed-forward, in one pass and one buffer.
+///
+/// # Shapes
+/// `x` (R, dim_in) to (R, hidden), f32.
+///
+/// # Errors
+/// When the columns do not match, or memory is refused.
+pub fn gated<'a>(compute: Compute, x: impl Into<Part<'a>>, w1: &Linear<'_>, w3: &Linear<'_>) -> Result<Tensor> {
+    let x = x.into();
+    w1.check(x)?;
+    w3.check(x)?;
+    let mut out = Tensor::new(&[x.rows(), w1.weight.rows])?;
+    kernels::linear_swiglu(x.view(), &w1.weight, &w3.weight, compute.precision, out.all_mut().view());
+    Ok(out)
+}
+
+/// Root-mean-square norm with a learned scale.
+#[derive(Debug)]
+pub struct RmsNorm {
+    /// The learned scale, one value a column.
+    pub weight: Vec<f32>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+impl RmsNorm {
+    /// `x / rms(x) * weight`, and `* scale` where given.
+    ///
+    /// # Errors
+    /// When memory is refused.
+    pub fn forward<'a>(&self, x: impl Into<Part<'a>>, scale: Option<&[f32]>) -> Result<Tensor> {
+        let x = x.into();
+        let mut out = Tensor::new(&[x.rows(), x.columns()])?;
+        kernels::rms_norm(x.view(), Some(&self.weight), self.eps, scale, out.all_mut().view());
+        Ok(out)
+    }
+
+    /// `x += gate * norm(y)`.
+    pub fn add_to(&self, y: &Tensor, gate: Option<&[f32]>, mut x: PartMut<'_>) {
+        kernels::rms_norm_add(y.all().view(), &self.weight, self.eps, gate, x.view());
+    }
+}
+
+/// Layer norm without learned parameters, times `scale`.
+///
+/// # Errors
+/// When memory is refused.
+pub fn layer_norm_scaled<'a>(x: impl Into<Part<'a>>, eps: f32, scale: &[f32]) -> Result<Tensor> {
+    let x = x.into();
+    let mut out = Tensor::new(&[x.rows(), x.columns()])?;
+    kernels::layer_norm(x.view(), None, None, eps, Some(scale), out.all_mut().view());
+    Ok(out)
+}
+
+/// Angles of a rotary embedding, a row a token.
+#[derive(Debug)]
+pub struct RotaryTable {
+    /// Cosines (T, head_dim / 2).
+    pub cos: Tensor,
+    /// Sines (T, head_dim / 2).
+    pub sin: Tensor,
+}
+
+impl RotaryTable {
+    /// The table whose angle for token `t` and pair `p` is `angle(t, p)`, rounded to f32 before cosine and sine are
+    /// taken, as the reference implementations do.
+    ///
+    /// # Errors
+    /// When memory is refused.
+    pub fn new(tokens: usize, pairs: usize, angle: impl Fn(usize, usize) -> f32) -> Result<RotaryTable> {
+        let mut cos = Tensor::new(&[tokens, pairs])?;
+        let mut sin = Tensor::new(&[tokens, pairs])?;
+        for token in 0..tokens {
+            for pair in 0..pairs {
+                // The double-precision functions of a single-precision angle round correctly.
+                let (s, c) = f64::from(angle(token, pair)).sin_cos();
+                cos.data_mut()[token * pairs + pair] = c as f32;
+                sin.data_mut()[token * pairs + pair] = s as f32;
+            }
+        }
+        Ok(RotaryTable { cos, sin })
+    }
+}
+
+/// Normalises (where `norm` is given) and rotates each head in place.
+///
+/// # Shapes
+/// `x` (T, heads * head_dim); the first T rows of `table` (T or more, head_dim / 2) are used.
+pub fn rotate_heads(
+    mut x: PartMut<'_>,
+    head_dim: usize,
+    norm: Option<&RmsNorm>,
+    kind: kernels::Rotary,
+    table: &RotaryTable,
+) {
+    let norm = norm.map(|norm| (&norm.weight[..], norm.eps));
+    let rows = 0..x.rows();
+    let (cos, sin) = (table.cos.part(rows.clone()).data(), table.sin.part(rows).data());
+    kernels::head_norm_rotary(x.view(), head_dim, norm, Some((kind, cos, sin)));
+}
+
+/// Heads of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// Key and value heads; each serves `query / key_value` query heads.
+    pub key_value: usize,
+    /// Values a head.
+    pub dim: usize,
+    /// Whether a token sees only itself and what is before it.
+    pub causal: bool,
+}
+
+impl Heads {
+    /// `softmax(q k^T / sqrt(dim)) v` over one sequence, without the score matrix.
+    ///
+    /// # Shapes
+    /// `q`, `out` (T, query * dim); `k`, `v` (T, key_value * dim).
+    pub fn attend(&self, compute: Compute, q: Part<'_>, k: Part<'_>, v: Part<'_>, mut out: PartMut<'_>) {
+        let spec = kernels::Attention {
+            heads: self.query,
+            kv_heads: self.key_value,
+            head_dim: self.dim,
+            scale: 1.0 / (self.dim as f32).sqrt(),
+            mask: if self.causal { Mask::Causal } else { Mask::None },
+            precision: compute.precision,
+        };
+        kernels::attention(&spec, q.view(), k.view(), v.view(), out.view());
+    }
+}
+
+/// Group norm; its sums are taken over whole maps, row by row in a fixed order, so that strips change nothing.
+#[derive(Debug)]
+pub struct GroupNorm {
+    /// Number of groups.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Learned scale, one value a channel.
+    pub weight: Vec<f32>,
+    /// Learned shift, one value a channel.
+    pub bias: Vec<f32>,
+}
+
+/// Sums of a map's groups, gathered strip by strip.
+#[derive(Clone, Debug)]
+pub struct GroupSums {
+    sums: Vec<[f64; 2]>,
+}
+
+/// A group norm reduced to one scale and shift a channel.
+#[derive(Clone, Debug)]
+pub struct Affine {
+    /// Scale of each channel.
+    pub scale: Vec<f32>,
+    /// Shift of each channel.
+    pub shift: Vec<f32>,
+}
+
+impl Affine {
+    /// With an activation after it, as the kernels take it.
+    pub fn then(&self, act: Activation) -> ChannelAffine<'_> {
+        ChannelAffine { scale: &self.scale, shift: &self.shift, act }
+    }
+}
+
+impl GroupNorm {
+    /// No rows seen yet.
+    pub fn sums(&self) -> GroupSums {
+        GroupSums { sums: vec![[0.0; 2]; self.groups] }
+    }
+
+    /// Adds the rows of a strip (channels, rows, width), which follow the rows already added.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when it is no map of this norm's channels.
+    pub fn add_rows(&self, strip: &Tensor, sums: &mut GroupSums) -> Result<()> {
+        let (channels, rows, width) = strip.dims3()?;
+        if channels != self.weight.len() {
+            let expected = vec![self.weight.len(), rows, width];
+            return Err(Error::Shape { what: "group norm", expected, found: strip.shape().to_vec() });
+        }
+        kernels::group_sums(strip.data(), channels, rows, width, self.groups, &mut sums.sums);
+        Ok(())
+    }
+
+    /// The norm of a map of `height * width` = `plane` values a channel, once all its rows were added.
+    pub fn affine(&self, sums: &GroupSums, plane: usize) -> Affine {
+        let count = (plane * self.weight.len() / self.groups) as u64;
+        let (scale, shift) = kernels::group_affine(&sums.sums, count, self.eps, &self.weight, &self.bias);
+        Affine { scale, shift }
+    }
+}
+
+/// A convolution with a square kernel, stride 1, zero padding of `kernel / 2` on all sides.
+#[derive(Debug)]
+pub struct Conv2d<'w> {
+    pub(crate) weight: Matrix<'w>,
+    pub(crate) bias: Vec<f32>,
+    pub(crate) kernel: usize,
+}
+
+/// What happens to a map around a convolution.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Around<'a> {
+    /// Applied to the input as it is read (not to the padding).
+    pub input: Option<ChannelAffine<'a>>,
+    /// The input is first enlarged twice, each value becoming four.
+    pub upsample: bool,
+}
+
+/// A horizontal strip of a map (channels, rows, width): `first..first + rows` of `height` rows.
+#[derive(Debug)]
+pub struct Strip {
+    /// The rows (channels, rows, width).
+    pub rows: Tensor,
+    /// Index of the first row in the whole map.
+    pub first: usize,
+    /// Rows of the whole map.
+    pub height: usize,
+}
+
+impl Strip {
+    /// A whole map as a strip.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when it is not a map.
+    pub fn whole(rows: Tensor) -> Result<Strip> {
+        let (_, height, _) = rows.dims3()?;
+        Ok(Strip { rows, first: 0, height })
+    }
+
+    fn map_rows(&self) -> MapRows {
+        MapRows { total: self.height, first: self.first, count: self.rows.shape()[1] }
+    }
+}
+
+impl Conv2d<'_> {
+    /// Channels of the result.
+    pub fn channels_out(&self) -> usize {
+        self.weight.rows
+    }
+
+    /// Rows `out_rows` of the result, from a strip that holds the rows they need; `add`, of the same rows, is added.
+    ///
+    /// # Shapes
+    /// `x` (dim_in, rows, W) to (dim_out, out_rows, W or 2 W), f32.
+    ///
+    /// # Errors
+    /// When memory is refused or shapes do not match.
+    pub fn forward(
+        &self,
+        compute: Compute,
+        x: &Strip,
+        around: Around<'_>,
+        out_rows: Range<usize>,
+        add: Option<&Tensor>,
+    ) -> Result<Strip> {
+        let (channels, _, width) = x.rows.dims3()?;
+        if channels * self.kernel * self.kernel != self.weight.cols {
+            let expected = vec![self.weight.cols / (self.kernel * self.kernel)];
+            return Err(Error::Shape { what: "convolution", expected, found: x.rows.shape().to_vec() });
+        }
+        let scale = if around.upsample { 2 } else { 1 };
+        let height = x.height * scale;
+        let mut out = Tensor::new(&[self.weight.rows, out_rows.len(), width * scale])?;
+        if let Some(add) = add
+            && add.shape() != out.shape()
+        {
+            let expected = out.shape().to_vec();
+            return Err(Error::Shape { what: "residual", expected, found: add.shape().to_vec() });
+        }
+        let conv = kernels::Conv2d {
+            weight: self.weight,
+            bias: Some(&self.bias),
+            kernel: self.kernel,
+            stride: 1,
+            padding: self.kernel / 2,
+            upsample: around.upsample,
+            input: around.input,
+        };
+        let rows = MapRows { total: height, first: out_rows.start, count: out_rows.len() };
+        let add = add.map(Tensor::data);
+        kernels::conv2d(&conv, x.rows.data(), x.map_rows(), width, compute.precision, add, out.data_mut(), rows);
+        Ok(Strip { rows: out, first: out_rows.start, height })
+    }
+}

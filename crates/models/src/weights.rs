@@ -1,0 +1,211 @@
+//! How a model sees its weights: a scope of names that hands out layers.
+//!
+//! The same `load` runs in two ways. Over a live block it borrows the bytes where they lie. Over a recorder it only
+//! notes names, shapes and types, checked against the file's headers: that is how a layout is made, and how a missing
+//! tensor or a wrong shape is found before anything is read.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Range;
+
+use lowtide_core::{BlockLayout, Dtype, TensorLayout};
+use lowtide_kernels::{Matrix, Stored, to_f32};
+
+use crate::layers::{Conv2d, GroupNorm, Linear, RmsNorm};
+use crate::{Error, Result};
+
+/// Hands out a component's blocks. Where they live, and when they arrive, is not the model's business.
+pub trait BlockSource {
+    /// The weights of block `index`; the borrow allows one live block, and dropping it frees its slot.
+    ///
+    /// # Errors
+    /// [`Error::Source`] when it cannot be had.
+    fn block(&mut self, index: usize) -> Result<Weights<'_>>;
+}
+
+/// What a checkpoint's headers say.
+pub trait Headers {
+    /// Type and shape of the tensor called `name`.
+    fn tensor(&self, name: &str) -> Option<(Dtype, Vec<usize>)>;
+}
+
+/// Where in a block's bytes each tensor lies.
+#[derive(Debug)]
+pub struct BlockIndex {
+    tensors: HashMap<String, (TensorLayout, Range<usize>)>,
+}
+
+impl BlockIndex {
+    /// The index of a block laid out as `layout` says.
+    pub fn new(layout: &BlockLayout) -> BlockIndex {
+        let place = |(tensor, at): (&TensorLayout, usize)| {
+            let range = at..at + tensor.bytes().as_usize();
+            (tensor.name.clone(), (tensor.clone(), range))
+        };
+        BlockIndex { tensors: layout.offsets().map(place).collect() }
+    }
+}
+
+/// Notes what a `load` asks for.
+struct Recorder<'h> {
+    headers: &'h dyn Headers,
+    seen: RefCell<Vec<TensorLayout>>,
+}
+
+#[derive(Clone, Copy)]
+enum Origin<'w> {
+    Live { index: &'w BlockIndex, bytes: &'w [u8] },
+    Recorded(&'w Recorder<'w>),
+}
+
+/// A scope of names in one block.
+#[derive(Clone)]
+pub struct Weights<'w> {
+    origin: Origin<'w>,
+    prefix: String,
+}
+
+/// Runs `load` over a recorder and returns what it asked for, as the layout of the block called `block`.
+///
+/// # Errors
+/// [`Error::MissingTensor`], [`Error::WrongShape`] or [`Error::WrongDtype`] where the headers do not agree.
+pub fn record(
+    headers: &dyn Headers,
+    block: impl Into<String>,
+    load: impl FnOnce(&Weights<'_>) -> Result<()>,
+) -> Result<BlockLayout> {
+    let recorder = Recorder { headers, seen: RefCell::default() };
+    load(&Weights { origin: Origin::Recorded(&recorder), prefix: String::new() })?;
+    Ok(BlockLayout { name: block.into(), tensors: recorder.seen.into_inner() })
+}
+
+impl<'w> Weights<'w> {
+    /// The block whose tensors lie in `bytes` as `index` says.
+    pub fn live(index: &'w BlockIndex, bytes: &'w [u8]) -> Weights<'w> {
+        Weights { origin: Origin::Live { index, bytes }, prefix: String::new() }
+    }
+
+    /// The scope `name` within this one.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Weights<'w> {
+        Weights { origin: self.origin, prefix: format!("{}{name}.", self.prefix) }
+    }
+
+    /// Whether the checkpoint has `name` here.
+    pub fn has(&self, name: &str) -> bool {
+        let full = format!("{}{name}", self.prefix);
+        match self.origin {
+            Origin::Live { index, .. } => index.tensors.contains_key(&full),
+            Origin::Recorded(recorder) => recorder.headers.tensor(&full).is_some(),
+        }
+    }
+
+    /// Type and bytes of a tensor whose shape is one of `shapes` (the first is the one called for).
+    fn raw(&self, name: &str, shapes: &[&[usize]]) -> Result<(Dtype, &'w [u8])> {
+        let full = format!("{}{name}", self.prefix);
+        let missing = || Error::MissingTensor { name: full.clone() };
+        let (dtype, shape, bytes) = match self.origin {
+            Origin::Live { index, bytes } => {
+                let (layout, range) = index.tensors.get(&full).ok_or_else(missing)?;
+                (layout.dtype, layout.shape.clone(), &bytes[range.clone()])
+            }
+            Origin::Recorded(recorder) => {
+                let (dtype, shape) = recorder.headers.tensor(&full).ok_or_else(missing)?;
+                (dtype, shape, &[][..])
+            }
+        };
+        if !shapes.contains(&&shape[..]) {
+            let expected = shapes[0].to_vec();
+            return Err(Error::WrongShape { name: full, expected, found: shape });
+        }
+        if let Origin::Recorded(recorder) = self.origin {
+            recorder.seen.borrow_mut().push(TensorLayout { name: full, dtype, shape });
+        }
+        Ok((dtype, bytes))
+    }
+
+    fn stored(&self, name: &str, dtype: Dtype) -> Result<Stored> {
+        match dtype {
+            Dtype::F32 => Ok(Stored::F32),
+            Dtype::F16 => Ok(Stored::F16),
+            Dtype::Bf16 => Ok(Stored::Bf16),
+            Dtype::F8E4M3 => Ok(Stored::F8E4M3),
+            Dtype::F8E5M2 => Ok(Stored::F8E5M2),
+            found => Err(Error::WrongDtype { name: format!("{}{name}", self.prefix), found }),
+        }
+    }
+
+    fn matrix(&self, name: &str, shapes: &[&[usize]]) -> Result<Matrix<'w>> {
+        let (dtype, bytes) = self.raw(name, shapes)?;
+        let stored = self.stored(name, dtype)?;
+        let (rows, cols) = (shapes[0][0], shapes[0][1..].iter().product());
+        Ok(Matrix { stored, bytes, rows, cols })
+    }
+
+    /// A small tensor, widened to f32. Empty when recorded.
+    ///
+    /// # Errors
+    /// When it is missing or not of this shape.
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let (dtype, bytes) = self.raw(name, &[shape])?;
+        let stored = self.stored(name, dtype)?;
+        let mut values = vec![0.0; bytes.len() / stored.size()];
+        to_f32(stored, bytes, &mut values);
+        Ok(values)
+    }
+
+    /// A linear layer without bias: weight `[dim_out, dim_in]` under `name`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape or type.
+    pub fn linear_no_bias(&self, dim_in: usize, dim_out: usize, name: &str) -> Result<Linear<'w>> {
+        let weight = self.pp(name).matrix("weight", &[&[dim_out, dim_in], &[dim_out, dim_in, 1, 1]])?;
+        Ok(Linear { weight, bias: None })
+    }
+
+    /// A linear layer with bias.
+    ///
+    /// # Errors
+    /// As [`Weights::linear_no_bias`].
+    pub fn linear(&self, dim_in: usize, dim_out: usize, name: &str) -> Result<Linear<'w>> {
+        let layer = self.linear_no_bias(dim_in, dim_out, name)?;
+        Ok(Linear { bias: Some(self.pp(name).values("bias", &[dim_out])?), ..layer })
+    }
+
+    /// A linear layer with a bias where `bias` says so.
+    ///
+    /// # Errors
+    /// As [`Weights::linear_no_bias`].
+    pub fn linear_if_bias(&self, bias: bool, dim_in: usize, dim_out: usize, name: &str) -> Result<Linear<'w>> {
+        if bias { self.linear(dim_in, dim_out, name) } else { self.linear_no_bias(dim_in, dim_out, name) }
+    }
+
+    /// A root-mean-square norm over `dim` values.
+    ///
+    /// # Errors
+    /// As [`Weights::linear_no_bias`].
+    pub fn rms_norm(&self, dim: usize, eps: f32, name: &str) -> Result<RmsNorm> {
+        Ok(RmsNorm { weight: self.pp(name).values("weight", &[dim])?, eps })
+    }
+
+    /// A group norm over `channels` in `groups`.
+    ///
+    /// # Errors
+    /// As [`Weights::linear_no_bias`].
+    pub fn group_norm(&self, groups: usize, channels: usize, eps: f32, name: &str) -> Result<GroupNorm> {
+        let scope = self.pp(name);
+        let weight = scope.values("weight", &[channels])?;
+        let bias = scope.values("bias", &[channels])?;
+        Ok(GroupNorm { groups, eps, weight, bias })
+    }
+
+    /// A convolution with a square kernel and bias, stride 1, zero padding of `kernel / 2`.
+    ///
+    /// # Errors
+    /// As [`Weights::linear_no_bias`].
+    pub fn conv2d(&self, dim_in: usize, dim_out: usize, kernel: usize, name: &str) -> Result<Conv2d<'w>> {
+        let scope = self.pp(name);
+        let weight = scope.matrix("weight", &[&[dim_out, dim_in, kernel, kernel]])?;
+        let bias = scope.values("bias", &[dim_out])?;
+        Ok(Conv2d { weight, bias, kernel })
+    }
+}
