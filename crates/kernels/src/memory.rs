@@ -115,7 +115,9 @@ pub fn trim() {
 
 fn reusable() -> std::sync::MutexGuard<'static, Vec<Region>> {
     // A panic while the list is held leaves it valid: every operation on it is a single push, remove or take.
-    REUSABLE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    REUSABLE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Frees kept buffers, largest first, until `wanted` more bytes stay within the cache limit and the budget.
@@ -123,7 +125,9 @@ fn make_room(wanted: u64) {
     let limit = CACHE_LIMIT.load(Relaxed).min(BUDGET.load(Relaxed));
     while live().saturating_add(wanted) > limit {
         let mut kept = reusable();
-        let Some(largest) = (0..kept.len()).max_by_key(|&i| kept[i].bytes) else { return };
+        let Some(largest) = (0..kept.len()).max_by_key(|&i| kept[i].bytes) else {
+            return;
+        };
         let region = kept.swap_remove(largest);
         drop(kept);
         drop(region);
@@ -143,11 +147,21 @@ pub struct OutOfMemory {
 
 impl fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { needed, live, budget } = self;
+        let Self {
+            needed,
+            live,
+            budget,
+        } = self;
         if *budget == u64::MAX {
-            write!(f, "the system has no {needed} bytes left beside {live} in use")
+            write!(
+                f,
+                "the system has no {needed} bytes left beside {live} in use"
+            )
         } else {
-            write!(f, "{needed} bytes more than the {live} in use exceed the budget of {budget}")
+            write!(
+                f,
+                "{needed} bytes more than the {live} in use exceed the budget of {budget}"
+            )
         }
     }
 }
@@ -180,7 +194,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        let layout = Region::layout(self.bytes).expect("the layout was valid when the region was made");
+        let layout =
+            Region::layout(self.bytes).expect("the layout was valid when the region was made");
         // SAFETY: allocated in `allocate` with this very layout.
         unsafe { dealloc(self.pointer.as_ptr(), layout) }
     }
@@ -202,16 +217,26 @@ impl Buffer {
     pub fn new(len: usize) -> Result<Buffer, OutOfMemory> {
         let bytes = len.max(1).next_multiple_of(BUFFER_ALIGNMENT);
         if let Some(region) = take_reusable(bytes) {
-            return Ok(Buffer { region: Some(region), len });
+            return Ok(Buffer {
+                region: Some(region),
+                len,
+            });
         }
         make_room(bytes as u64);
-        let refused = |live| OutOfMemory { needed: bytes as u64, live, budget: BUDGET.load(Relaxed) };
+        let refused = |live| OutOfMemory {
+            needed: bytes as u64,
+            live,
+            budget: BUDGET.load(Relaxed),
+        };
         let live = live();
         if live.saturating_add(bytes as u64) > BUDGET.load(Relaxed) {
             return Err(refused(live));
         }
         let region = Region::allocate(bytes).ok_or_else(|| refused(live))?;
-        Ok(Buffer { region: Some(region), len })
+        Ok(Buffer {
+            region: Some(region),
+            len,
+        })
     }
 
     /// A buffer of `len` zero bytes.
@@ -235,7 +260,11 @@ impl Buffer {
     }
 
     fn pointer(&self) -> *mut u8 {
-        self.region.as_ref().expect("present until dropped").pointer.as_ptr()
+        self.region
+            .as_ref()
+            .expect("present until dropped")
+            .pointer
+            .as_ptr()
     }
 
     /// The bytes.
@@ -271,8 +300,12 @@ impl fmt::Debug for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let Some(region) = self.region.take() else { return };
-        if region.bytes < REUSE_BYTES_MIN || live() > CACHE_LIMIT.load(Relaxed).min(BUDGET.load(Relaxed)) {
+        let Some(region) = self.region.take() else {
+            return;
+        };
+        if region.bytes < REUSE_BYTES_MIN
+            || live() > CACHE_LIMIT.load(Relaxed).min(BUDGET.load(Relaxed))
+        {
             return;
         }
         let mut kept = reusable();
@@ -289,7 +322,9 @@ fn take_reusable(bytes: usize) -> Option<Region> {
     }
     let mut kept = reusable();
     let fits = |region: &Region| region.bytes >= bytes && region.bytes - bytes <= bytes / 8;
-    let best = (0..kept.len()).filter(|&i| fits(&kept[i])).min_by_key(|&i| kept[i].bytes)?;
+    let best = (0..kept.len())
+        .filter(|&i| fits(&kept[i]))
+        .min_by_key(|&i| kept[i].bytes)?;
     Some(kept.swap_remove(best))
 }
 
@@ -303,7 +338,9 @@ mod tests {
 
     #[test]
     fn a_buffer_is_aligned_and_reads_as_f32() {
-        let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _alone = ALONE
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut buffer = Buffer::zeroed(4 * 1001).unwrap();
         assert_eq!(buffer.bytes().as_ptr() as usize % BUFFER_ALIGNMENT, 0);
         assert_eq!(buffer.f32().len(), 1001);
@@ -319,7 +356,9 @@ mod tests {
 
     #[test]
     fn a_freed_buffer_is_used_again_and_trimmed() {
-        let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _alone = ALONE
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let first = Buffer::new(1 << 20).unwrap();
         let address = first.bytes().as_ptr();
         drop(first);
@@ -332,7 +371,9 @@ mod tests {
 
     #[test]
     fn an_impossible_size_is_refused_as_a_value() {
-        let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _alone = ALONE
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         assert!(Buffer::new(usize::MAX / 2).is_err());
     }
 }

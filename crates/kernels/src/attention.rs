@@ -1,0 +1,502 @@
+//! Attention that never holds the matrix of scores.
+//!
+//! The lanes are queries. For a tile of keys, a product gives scores `[key][query]`, whose
+//! softmax then runs down columns without crossing lanes, and whose exponentials are the panel
+//! of the second product with the values. Running maxima and sums join the tiles, which have a
+//! fixed size, so a query's bits depend neither on the other queries nor on threads.
+
+use crate::gemm::PANEL;
+use crate::gemm::tile::{Operand, Product};
+use crate::isa::{Isa, isa};
+use crate::linear::{pack_rows, store_rows};
+use crate::math::{self, Activation};
+use crate::rows::{Rows, RowsMut, Shared};
+use crate::scratch::{self, Scratch};
+use crate::simd::{LANES, Vector, per_isa};
+use crate::stored::{Format, Precision, Stored, round_to_bf16, to_bf16_pairs};
+use crate::threads::{parallel, threads};
+
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mask {
+    /// All.
+    None,
+    /// Query `i` sees keys `0..=i + (tk - tq)`. Values and keys that a query does not see must be
+    /// finite.
+    Causal,
+}
+
+/// The shape of an attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// Heads of the queries.
+    pub heads: usize,
+    /// Heads of keys and values; query head `h` reads head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Numbers of a head, D.
+    pub head_dim: usize,
+    /// Multiplies the scores; positive.
+    pub scale: f32,
+    /// Which keys a query sees.
+    pub mask: Mask,
+    /// What products are multiplied in. The softmax is always f32.
+    pub precision: Precision,
+}
+
+/// Numbers of a tile of keys: at most 256 KiB in f32.
+const TILE_NUMBERS: usize = 64 * 1024;
+
+/// Numbers of the queries of a task, D times its queries.
+const TASK_NUMBERS: usize = 64 * 512;
+
+impl Attention {
+    /// Keys of a tile; by D alone, since the order of sums depends on it.
+    fn tile(&self) -> usize {
+        (TILE_NUMBERS / self.head_dim / 16 * 16).clamp(16, 128)
+    }
+
+    fn check(&self, q: &Rows<'_>, k: &Rows<'_>, v: &Rows<'_>, out: &RowsMut<'_>) {
+        q.check();
+        k.check();
+        v.check();
+        out.check();
+        assert!(
+            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
+            "{} heads cannot share {} heads of keys",
+            self.heads,
+            self.kv_heads
+        );
+        assert!(
+            self.head_dim > 0 && self.head_dim <= 1024,
+            "a head of {} numbers",
+            self.head_dim
+        );
+        assert!(
+            self.scale > 0.0 && self.scale.is_finite(),
+            "attention scaled by {}",
+            self.scale
+        );
+        let (cols, kv_cols) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        assert_eq!(
+            (q.cols, out.cols, k.cols, v.cols),
+            (cols, cols, kv_cols, kv_cols),
+            "columns of queries, output, keys and values"
+        );
+        assert_eq!(
+            (out.rows, v.rows),
+            (q.rows, k.rows),
+            "rows of output and queries, of values and keys"
+        );
+        assert!(
+            k.rows > 0 && (self.mask == Mask::None || k.rows >= q.rows),
+            "{} queries on {} keys leave queries that see nothing",
+            q.rows,
+            k.rows
+        );
+    }
+}
+
+/// `out = softmax(scale * q k^T + mask) v`, head by head.
+///
+/// # Shapes
+/// `q` and `out` `[tq, heads * D]`, `k` and `v` `[tk, kv_heads * D]`.
+///
+/// # Panics
+/// When the shapes do not fit, or a query would see no key.
+pub fn attention(spec: &Attention, q: Rows<'_>, k: Rows<'_>, v: Rows<'_>, out: RowsMut<'_>) {
+    if q.rows == 0 {
+        return;
+    }
+    spec.check(&q, &k, &v, &out);
+    let isa = isa();
+    let group = spec.heads / spec.kv_heads;
+    // The panels of a head of keys: its query heads, each cut into panels of queries.
+    let panels = group * q.rows.div_ceil(PANEL);
+    let most = (TASK_NUMBERS / (PANEL * spec.head_dim)).clamp(1, 4);
+    let wanted = (4 * threads()).div_ceil(spec.kv_heads);
+    let chunks = panels.div_ceil(most).max(wanted.min(panels));
+    let chunk = panels.div_ceil(chunks);
+    let chunks = panels.div_ceil(chunk);
+    let job = Job {
+        spec,
+        isa,
+        format: Format::of(spec.precision, isa),
+        q,
+        k,
+        v,
+        out: Shared(out.data.as_mut_ptr()),
+        out_stride: out.stride,
+    };
+    parallel(spec.kv_heads * chunks, |task| {
+        let first = task % chunks * chunk;
+        let here = first..(first + chunk).min(panels);
+        scratch::with(|scratch| job.run(task / chunks, here, scratch));
+    });
+}
+
+struct Job<'a> {
+    spec: &'a Attention,
+    isa: Isa,
+    format: Format,
+    q: Rows<'a>,
+    k: Rows<'a>,
+    v: Rows<'a>,
+    out: Shared<f32>,
+    out_stride: usize,
+}
+
+/// Queries of one head: at most a panel.
+#[derive(Clone, Copy)]
+struct Queries {
+    head: usize,
+    first: usize,
+    count: usize,
+}
+
+/// The buffers of a task.
+struct Buffers<'a> {
+    /// `[panel][steps of D][PANEL]`.
+    queries: &'a mut [f32],
+    /// `[keys][steps of D]`.
+    keys: &'a mut [f32],
+    /// `[steps of keys][D]`.
+    values: &'a mut [f32],
+    /// `[keys][PANEL]`.
+    scores: &'a mut [f32],
+    /// `[panel][D][PANEL]`.
+    sums: &'a mut [f32],
+    /// `[panel][maximum, sum, visible][PANEL]`.
+    state: &'a mut [f32],
+}
+
+impl Job<'_> {
+    fn queries(&self, kv_head: usize, panel: usize) -> Queries {
+        let panels_of_head = self.q.rows.div_ceil(PANEL);
+        let group = self.spec.heads / self.spec.kv_heads;
+        let first = panel % panels_of_head * PANEL;
+        Queries {
+            head: kv_head * group + panel / panels_of_head,
+            first,
+            count: (self.q.rows - first).min(PANEL),
+        }
+    }
+
+    /// Keys that a query sees.
+    fn visible(&self, query: usize) -> usize {
+        match self.spec.mask {
+            Mask::None => self.k.rows,
+            Mask::Causal => query + 1 + self.k.rows - self.q.rows,
+        }
+    }
+
+    fn run(&self, kv_head: usize, panels: std::ops::Range<usize>, scratch: &mut Scratch) {
+        let d = self.spec.head_dim;
+        let tile = self.spec.tile();
+        let steps = self.format.steps(d);
+        let count = panels.len();
+        let (keys, values) = scratch
+            .weights
+            .take(tile * steps + self.format.steps(tile) * d)
+            .split_at_mut(tile * steps);
+        let mut buffers = Buffers {
+            queries: scratch.panel.take(count * steps * PANEL),
+            keys,
+            values,
+            scores: scratch.stage.take(tile * PANEL),
+            sums: scratch.sums.take(count * d * PANEL),
+            state: scratch.small.take(count * 3 * PANEL),
+        };
+        let mut longest = 0;
+        for (i, panel) in panels.clone().enumerate() {
+            let queries = self.queries(kv_head, panel);
+            longest = longest.max(self.visible(queries.first + queries.count - 1));
+            self.pack_queries(queries, &mut buffers.queries[i * steps * PANEL..]);
+        }
+        for first_key in (0..longest).step_by(tile) {
+            let keys = tile.min(self.k.rows - first_key);
+            self.pack_keys(kv_head, first_key, keys, &mut buffers);
+            for (i, panel) in panels.clone().enumerate() {
+                let queries = self.queries(kv_head, panel);
+                if first_key < self.visible(queries.first + queries.count - 1) {
+                    self.tile(i, queries, first_key, keys, &mut buffers);
+                }
+            }
+        }
+        for (i, panel) in panels.enumerate() {
+            let queries = self.queries(kv_head, panel);
+            let sums = &mut buffers.sums[i * d * PANEL..][..d * PANEL];
+            let total = &buffers.state[(i * 3 + 1) * PANEL..][..PANEL];
+            let out = self
+                .out
+                .at(queries.first * self.out_stride + queries.head * d);
+            // SAFETY: tasks have disjoint queries or heads, and the output was checked.
+            unsafe {
+                divide(self.isa, sums, total);
+                let none = Activation::None;
+                let stride = self.out_stride;
+                store_rows(self.isa, sums, queries.count, d, None, none, out, stride);
+            }
+        }
+    }
+
+    fn pack_queries(&self, queries: Queries, panel: &mut [f32]) {
+        let d = self.spec.head_dim;
+        let from = &self.q.data[queries.first * self.q.stride + queries.head * d..];
+        assert!(from.len() >= (queries.count - 1) * self.q.stride + d);
+        assert!(panel.len() >= self.format.steps(d) * PANEL);
+        // SAFETY: just checked.
+        unsafe {
+            pack_rows(
+                self.isa,
+                self.format,
+                from.as_ptr(),
+                self.q.stride,
+                queries.count,
+                d,
+                panel.as_mut_ptr(),
+                PANEL,
+            );
+        }
+    }
+
+    /// Copies a tile of keys and values, in the format of the products.
+    fn pack_keys(&self, kv_head: usize, first: usize, keys: usize, buffers: &mut Buffers<'_>) {
+        let d = self.spec.head_dim;
+        let steps = self.format.steps(d);
+        for i in 0..keys {
+            let key = &self.k.row(first + i)[kv_head * d..][..d];
+            let to = &mut buffers.keys[i * steps..][..steps];
+            if self.format == Format::Pairs {
+                let (from, to) = (key.as_ptr().cast(), to.as_mut_ptr().cast());
+                // SAFETY: both have D numbers, `to` as pairs.
+                unsafe { to_bf16_pairs(self.isa, Stored::F32, from, to, d) };
+            } else {
+                to.copy_from_slice(key);
+            }
+        }
+        let value = |i: usize| &self.v.row(first + i)[kv_head * d..][..d];
+        if self.format == Format::Pairs {
+            for i in (0..keys).step_by(2) {
+                let to = &mut buffers.values[i / 2 * d..][..d];
+                let high = (i + 1 < keys).then(|| value(i + 1));
+                // SAFETY: nothing beyond the slices is touched.
+                unsafe { pair_values(self.isa, value(i), high, to) };
+            }
+        } else {
+            for i in 0..keys {
+                buffers.values[i * d..][..d].copy_from_slice(value(i));
+            }
+        }
+        if self.format == Format::Rounded {
+            // SAFETY: the pointers and lengths are slices'.
+            unsafe {
+                round_to_bf16(self.isa, buffers.keys.as_mut_ptr(), keys * steps);
+                round_to_bf16(self.isa, buffers.values.as_mut_ptr(), keys * d);
+            }
+        }
+    }
+
+    /// One tile of keys against one panel of queries.
+    fn tile(
+        &self,
+        index: usize,
+        queries: Queries,
+        first_key: usize,
+        keys: usize,
+        buffers: &mut Buffers<'_>,
+    ) {
+        let d = self.spec.head_dim;
+        let steps = self.format.steps(d);
+        let lanes = queries.count.next_multiple_of(LANES);
+        let scores = Product {
+            panel: buffers.queries[index * steps * PANEL..][..steps * PANEL].as_ptr(),
+            width: PANEL,
+            lanes,
+            steps,
+            weights: Operand {
+                data: buffers.keys.as_ptr().cast(),
+                row_bytes: steps * 4,
+                step_bytes: 4,
+            },
+            outputs: keys,
+            sums: buffers.scores.as_mut_ptr(),
+            add: false,
+        };
+        let sums = &mut buffers.sums[index * d * PANEL..][..d * PANEL];
+        let (maximum, rest) = buffers.state[index * 3 * PANEL..].split_at_mut(PANEL);
+        let (total, rest) = rest.split_at_mut(PANEL);
+        let visible = &mut rest[..PANEL];
+        let mut masked = false;
+        for (lane, visible) in visible.iter_mut().enumerate() {
+            let query = queries.first + lane.min(queries.count - 1);
+            let seen = self.visible(query).saturating_sub(first_key).min(keys);
+            masked |= seen < keys;
+            *visible = seen as f32;
+        }
+        let softmax = Softmax {
+            format: self.format,
+            keys,
+            lanes,
+            scale: self.spec.scale * std::f32::consts::LOG2_E,
+            first: first_key == 0,
+            visible: masked.then_some(&*visible),
+        };
+        let weighted = Product {
+            panel: buffers.scores.as_ptr(),
+            width: PANEL,
+            lanes,
+            steps: self.format.steps(keys),
+            weights: Operand {
+                data: buffers.values.as_ptr().cast(),
+                row_bytes: 4,
+                step_bytes: d * 4,
+            },
+            outputs: d,
+            sums: sums.as_mut_ptr(),
+            add: first_key > 0,
+        };
+        // SAFETY: all buffers were taken with room for a whole tile and `count` panels.
+        unsafe {
+            scores.run(self.isa, self.format);
+            softmax_tile(self.isa, &softmax, buffers.scores, maximum, total, sums);
+            weighted.run(self.isa, self.format);
+        }
+    }
+}
+
+/// How a tile of scores becomes a panel of weights.
+struct Softmax<'a> {
+    format: Format,
+    keys: usize,
+    lanes: usize,
+    /// Of the scores, times log2(e).
+    scale: f32,
+    /// Whether nothing came before.
+    first: bool,
+    /// Keys of the tile that each lane sees, if not all see all.
+    visible: Option<&'a [f32]>,
+}
+
+/// Replaces scores by their exponentials relative to the running maximum, in the format of the
+/// second product, and brings the running sums to that maximum.
+#[inline(always)]
+unsafe fn softmax_tile_generic<V: Vector>(
+    spec: &Softmax<'_>,
+    scores: &mut [f32],
+    maximum: &mut [f32],
+    total: &mut [f32],
+    sums: &mut [f32],
+) {
+    let keys = spec.keys;
+    let scores = scores.as_mut_ptr();
+    for lane in (0..spec.lanes).step_by(LANES) {
+        // SAFETY: the buffers have room for `keys` (made even) rows of PANEL lanes.
+        unsafe {
+            let at = |key: usize| scores.add(key * PANEL + lane);
+            let scale = V::splat(spec.scale);
+            let hidden = V::splat(f32::NEG_INFINITY);
+            if let Some(visible) = spec.visible {
+                let visible = V::load(visible.as_ptr().add(lane));
+                for key in 0..keys {
+                    let below = V::splat(key as f32);
+                    let seen = below.where_below(visible, V::load(at(key)), hidden);
+                    seen.store(at(key));
+                }
+            }
+            let old = V::load(maximum.as_ptr().add(lane));
+            let mut new = if spec.first { hidden } else { old };
+            for key in 0..keys {
+                new = V::load(at(key)).max(new);
+            }
+            let weigh = |key: usize| math::exp2(V::load(at(key)).sub(new).mul(scale));
+            let mut sum = V::splat(0.0);
+            if spec.format == Format::Pairs {
+                for key in (0..keys).step_by(2) {
+                    let low = weigh(key);
+                    let high = if key + 1 < keys {
+                        weigh(key + 1)
+                    } else {
+                        V::splat(0.0)
+                    };
+                    sum = sum.add(low).add(high);
+                    low.store_bf16_pairs(high, scores.add(key / 2 * PANEL + lane).cast());
+                }
+            } else {
+                for key in 0..keys {
+                    let mut weight = weigh(key);
+                    sum = sum.add(weight);
+                    if spec.format == Format::Rounded {
+                        weight = weight.to_bf16();
+                    }
+                    weight.store(at(key));
+                }
+            }
+            if !spec.first {
+                // Exactly one where the maximum stays: a tile that a lane sees nothing of must not
+                // change it.
+                let factor = math::exp2(old.sub(new).mul(scale));
+                sum = V::load(total.as_ptr().add(lane)).fma(factor, sum);
+                for line in sums.chunks_exact_mut(PANEL) {
+                    let to = line.as_mut_ptr().add(lane);
+                    V::load(to).mul(factor).store(to);
+                }
+            }
+            sum.store(total.as_mut_ptr().add(lane));
+            new.store(maximum.as_mut_ptr().add(lane));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn divide_generic<V: Vector>(sums: &mut [f32], total: &[f32]) {
+    for line in sums.chunks_exact_mut(PANEL) {
+        for (sum, total) in line.chunks_exact_mut(LANES).zip(total.chunks_exact(LANES)) {
+            // SAFETY: both chunks have sixteen numbers.
+            unsafe {
+                let quotient = V::load(sum.as_ptr()).div(V::load(total.as_ptr()));
+                quotient.store(sum.as_mut_ptr());
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn pair_values_generic<V: Vector>(low: &[f32], high: Option<&[f32]>, out: &mut [f32]) {
+    for i in (0..out.len()).step_by(LANES) {
+        let here = (out.len() - i).min(LANES);
+        let mut pairs = [0u32; LANES];
+        // SAFETY: all slices have the output's length, of which `here` numbers are left.
+        unsafe {
+            let read = |from: &[f32]| {
+                let from = from[i..][..here].as_ptr();
+                if here == LANES {
+                    V::load(from)
+                } else {
+                    V::load_part(from, here)
+                }
+            };
+            let high = high.map_or(V::splat(0.0), read);
+            read(low).store_bf16_pairs(high, pairs.as_mut_ptr());
+            let to = out.as_mut_ptr().add(i).cast();
+            std::ptr::copy_nonoverlapping(pairs.as_ptr(), to, here);
+        }
+    }
+}
+
+per_isa! {
+    /// The softmax of a tile.
+    ///
+    /// # Safety
+    /// Each buffer must have its rows of PANEL lanes.
+    fn softmax_tile(spec: &Softmax<'_>, scores: &mut [f32], maximum: &mut [f32], total: &mut [f32], sums: &mut [f32]) = softmax_tile_generic;
+    /// Divides sums by their lanes' totals.
+    ///
+    /// # Safety
+    /// None beyond the instruction set.
+    fn divide(sums: &mut [f32], total: &[f32]) = divide_generic;
+    /// Interleaves two keys' values as bf16.
+    ///
+    /// # Safety
+    /// None beyond the instruction set.
+    fn pair_values(low: &[f32], high: Option<&[f32]>, out: &mut [f32]) = pair_values_generic;
+}

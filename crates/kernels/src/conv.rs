@@ -1,0 +1,344 @@
+//! Convolution of feature maps, whole or by horizontal slices.
+//!
+//! A convolution is a product whose lanes are pixels of the result and whose k runs over
+//! `[channel][ky][kx]`. No unrolled image is ever made: each block reads the few input rows and
+//! channels it needs into a stage (where normalisation and activation are applied once), and
+//! packs panels from there.
+
+mod stage;
+
+use crate::gemm::{self, PANEL, Problem, Sink};
+use crate::isa::{Isa, isa};
+use crate::math::Activation;
+use crate::rows::Shared;
+use crate::simd::{LANES, Vector, per_isa};
+use crate::stored::{Format, Matrix, Precision};
+use stage::MapSource;
+pub(crate) use stage::affine_in_place;
+use std::ops::Range;
+
+/// A horizontal slice of a feature map, laid out `[channels, count, width]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapRows {
+    /// Rows of the whole map.
+    pub total: usize,
+    /// First row of the slice.
+    pub first: usize,
+    /// Rows of the slice.
+    pub count: usize,
+}
+
+impl MapRows {
+    /// The whole map.
+    pub fn whole(rows: usize) -> Self {
+        Self {
+            total: rows,
+            first: 0,
+            count: rows,
+        }
+    }
+
+    fn check(&self, what: &str) {
+        assert!(
+            self.first + self.count <= self.total,
+            "{what} rows {}..{} of a map of {} rows",
+            self.first,
+            self.first + self.count,
+            self.total
+        );
+    }
+}
+
+/// `x -> act(x * scale[c] + shift[c])`: a group norm already reduced to channels.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelAffine<'a> {
+    /// A factor for each channel.
+    pub scale: &'a [f32],
+    /// What is added for each channel.
+    pub shift: &'a [f32],
+    /// Applied last.
+    pub act: Activation,
+}
+
+/// Zeros around a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Padding {
+    /// Rows above.
+    pub top: usize,
+    /// Columns before.
+    pub left: usize,
+    /// Rows below.
+    pub bottom: usize,
+    /// Columns after.
+    pub right: usize,
+}
+
+impl Padding {
+    /// The same on all sides.
+    pub fn all(padding: usize) -> Self {
+        Self {
+            top: padding,
+            left: padding,
+            bottom: padding,
+            right: padding,
+        }
+    }
+}
+
+/// A convolution and what is fused into it.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv2d<'a> {
+    /// `[cout, cin * kernel * kernel]`, as a checkpoint stores `[cout, cin, ky, kx]`.
+    pub weight: Matrix<'a>,
+    /// `[cout]`.
+    pub bias: Option<&'a [f32]>,
+    /// Rows and columns of the kernel.
+    pub kernel: usize,
+    /// Input rows and columns from one output to the next.
+    pub stride: usize,
+    /// Zeros on all sides.
+    pub padding: usize,
+    /// Whether the input is doubled by nearest neighbour first.
+    pub upsample: bool,
+    /// Applied to the input's numbers as they are read, not to the zeros around them.
+    pub input: Option<ChannelAffine<'a>>,
+}
+
+impl Conv2d<'_> {
+    fn channels_in(&self) -> usize {
+        let taps = self.kernel * self.kernel;
+        assert!(
+            self.stride > 0 && taps > 0 && self.weight.cols.is_multiple_of(taps),
+            "a convolution of {} columns with a kernel of {} and a stride of {}",
+            self.weight.cols,
+            self.kernel,
+            self.stride
+        );
+        self.weight.cols / taps
+    }
+
+    /// Rows (or columns) of the result for `size` of the input, `around` zeros added in all.
+    fn size_out(&self, size: usize, around: usize) -> usize {
+        let padded = (size << usize::from(self.upsample)) + around;
+        assert!(
+            padded >= self.kernel,
+            "a kernel of {} on {padded} rows or columns, padding included",
+            self.kernel
+        );
+        (padded - self.kernel) / self.stride + 1
+    }
+}
+
+/// What is added to the result.
+#[derive(Clone, Copy)]
+enum Residual {
+    Nothing,
+    Other(Shared<f32>),
+    Out,
+}
+
+/// Computes rows `out_rows` of a convolution's result from rows `x_rows` of its input.
+///
+/// Input rows outside the map are zeros. The bits do not depend on how a map is sliced.
+///
+/// # Shapes
+/// `x` `[cin, x_rows.count, width]`; `out` and `add` `[cout, out_rows.count, width_out]`.
+///
+/// # Panics
+/// When shapes do not fit, or input rows that are needed are not in the slice.
+#[allow(clippy::too_many_arguments)] // One name for each thing; a struct would only rename them.
+pub fn conv2d(
+    conv: &Conv2d<'_>,
+    x: &[f32],
+    x_rows: MapRows,
+    width: usize,
+    precision: Precision,
+    add: Option<&[f32]>,
+    out: &mut [f32],
+    out_rows: MapRows,
+) {
+    let padding = Padding::all(conv.padding);
+    conv2d_padded(
+        conv, padding, x, x_rows, width, precision, add, out, out_rows,
+    );
+}
+
+/// [`conv2d`] with zeros that differ by side; `conv.padding` is not looked at.
+///
+/// # Panics
+/// As [`conv2d`].
+#[allow(clippy::too_many_arguments)]
+pub fn conv2d_padded(
+    conv: &Conv2d<'_>,
+    padding: Padding,
+    x: &[f32],
+    x_rows: MapRows,
+    width: usize,
+    precision: Precision,
+    add: Option<&[f32]>,
+    out: &mut [f32],
+    out_rows: MapRows,
+) {
+    let residual = match add {
+        None => Residual::Nothing,
+        Some(add) => {
+            assert_eq!(add.len(), out.len(), "what is added has another shape");
+            // Only ever read.
+            Residual::Other(Shared(add.as_ptr().cast_mut()))
+        }
+    };
+    convolve(
+        conv, padding, x, x_rows, width, precision, residual, out, out_rows,
+    );
+}
+
+/// `out += conv(x)`, otherwise as [`conv2d`].
+///
+/// # Panics
+/// As [`conv2d`].
+pub fn conv2d_in_place_add(
+    conv: &Conv2d<'_>,
+    x: &[f32],
+    x_rows: MapRows,
+    width: usize,
+    precision: Precision,
+    out: &mut [f32],
+    out_rows: MapRows,
+) {
+    let padding = Padding::all(conv.padding);
+    let residual = Residual::Out;
+    convolve(
+        conv, padding, x, x_rows, width, precision, residual, out, out_rows,
+    );
+}
+
+#[allow(clippy::too_many_arguments)]
+fn convolve(
+    conv: &Conv2d<'_>,
+    padding: Padding,
+    x: &[f32],
+    x_rows: MapRows,
+    width: usize,
+    precision: Precision,
+    residual: Residual,
+    out: &mut [f32],
+    out_rows: MapRows,
+) {
+    x_rows.check("input");
+    out_rows.check("output");
+    let channels = conv.channels_in();
+    let width_out = conv.size_out(width, padding.left + padding.right);
+    let total_out = conv.size_out(x_rows.total, padding.top + padding.bottom);
+    assert_eq!(
+        out_rows.total, total_out,
+        "a map of {} rows gives {total_out}",
+        x_rows.total
+    );
+    let plane = out_rows.count * width_out;
+    assert_eq!(
+        (x.len(), out.len()),
+        (channels * x_rows.count * width, conv.weight.rows * plane),
+        "input [{channels}, {}, {width}] to output [{}, {}, {width_out}]",
+        x_rows.count,
+        conv.weight.rows,
+        out_rows.count
+    );
+    assert!(
+        conv.bias.is_none_or(|bias| bias.len() == conv.weight.rows),
+        "a bias of another length than {} channels",
+        conv.weight.rows
+    );
+    if let Some(affine) = &conv.input {
+        assert!(
+            affine.scale.len() == channels && affine.shift.len() == channels,
+            "scale and shift of another length than {channels} channels"
+        );
+    }
+    let isa = isa();
+    let format = Format::of(precision, isa);
+    let source = MapSource::new(conv, padding, (x, x_rows, width), (out_rows, width_out));
+    let sink = PlaneSink {
+        isa,
+        bias: conv.bias,
+        residual,
+        out: Shared(out.as_mut_ptr()),
+        plane,
+    };
+    let problem = Problem {
+        isa,
+        format,
+        weights: &[&conv.weight],
+        lanes: plane,
+    };
+    gemm::run(&problem, &source.with_format(isa, format), &sink);
+}
+
+/// Stores lanes along the pixels of channels.
+struct PlaneSink<'a> {
+    isa: Isa,
+    bias: Option<&'a [f32]>,
+    residual: Residual,
+    out: Shared<f32>,
+    /// Pixels of a channel of the slice.
+    plane: usize,
+}
+
+impl Sink for PlaneSink<'_> {
+    fn finish(&self, sums: &mut [f32], lanes: Range<usize>, n: Range<usize>) {
+        for (i, channel) in n.clone().enumerate() {
+            let bias = self.bias.map_or(0.0, |bias| bias[channel]);
+            for lane in lanes.clone().step_by(PANEL) {
+                let count = (lanes.end - lane).min(PANEL);
+                let panel = (lane - lanes.start) / PANEL;
+                let sums = &sums[(panel * n.len() + i) * PANEL..][..count];
+                let at = channel * self.plane + lane;
+                let out = self.out.at(at);
+                let residual = match self.residual {
+                    Residual::Nothing => None,
+                    Residual::Other(add) => Some(add.at(at).cast_const()),
+                    Residual::Out => Some(out.cast_const()),
+                };
+                // SAFETY: blocks are disjoint, and output and residual were checked to have all
+                // channels and pixels.
+                unsafe { store_pixels(self.isa, sums, bias, residual, out) };
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn store_pixels_generic<V: Vector>(
+    sums: &[f32],
+    bias: f32,
+    residual: Option<*const f32>,
+    out: *mut f32,
+) {
+    // SAFETY: the caller promises `sums.len()` numbers of residual and output.
+    unsafe {
+        let bias = V::splat(bias);
+        let whole = sums.len() / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            let mut v = V::load(sums.as_ptr().add(i)).add(bias);
+            if let Some(residual) = residual {
+                v = v.add(V::load(residual.add(i)));
+            }
+            v.store(out.add(i));
+        }
+        let rest = sums.len() - whole;
+        if rest > 0 {
+            let mut v = V::load_part(sums.as_ptr().add(whole), rest).add(bias);
+            if let Some(residual) = residual {
+                v = v.add(V::load_part(residual.add(whole), rest));
+            }
+            v.store_part(out.add(whole), rest);
+        }
+    }
+}
+
+per_isa! {
+    /// Stores sums with a bias and what else is added.
+    ///
+    /// # Safety
+    /// Residual and output must be good for `sums.len()` numbers.
+    fn store_pixels(sums: &[f32], bias: f32, residual: Option<*const f32>, out: *mut f32) = store_pixels_generic;
+}

@@ -1,0 +1,358 @@
+//! A convolution's input: the rows a block needs, and panels of them.
+
+use super::{ChannelAffine, Conv2d, MapRows, Padding};
+use crate::gemm::{PANEL, Panel, Source};
+use crate::isa::{Isa, isa};
+use crate::math::{self, Activation};
+use crate::scratch::Buffer;
+use crate::simd::{LANES, Vector, per_isa};
+use crate::stored::Format;
+use std::ops::Range;
+
+/// Pixels of a result as the lanes of a product.
+pub(super) struct MapSource<'a> {
+    isa: Isa,
+    format: Format,
+    x: &'a [f32],
+    x_rows: MapRows,
+    width: usize,
+    first_out: usize,
+    width_out: usize,
+    kernel: usize,
+    stride: usize,
+    padding: Padding,
+    upsample: bool,
+    input: Option<ChannelAffine<'a>>,
+    /// Whether pixels of the result are pixels of the input, so that nothing needs a stage.
+    direct: bool,
+}
+
+/// The part of the input staged for a block: `[channel][row][phase][column]`, where the columns
+/// of one phase are `stride` apart in the input, so that neighbouring pixels of the result always
+/// read neighbouring numbers.
+struct Window {
+    channels: Range<usize>,
+    /// First row and column of the result.
+    row: usize,
+    column: usize,
+    /// Input rows, padding included.
+    rows: usize,
+    /// Columns of one phase.
+    columns: usize,
+}
+
+impl<'a> MapSource<'a> {
+    pub(super) fn new(
+        conv: &Conv2d<'a>,
+        padding: Padding,
+        (x, x_rows, width): (&'a [f32], MapRows, usize),
+        (out_rows, width_out): (MapRows, usize),
+    ) -> Self {
+        let direct = conv.kernel == 1
+            && conv.stride == 1
+            && !conv.upsample
+            && conv.input.is_none()
+            && padding == Padding::all(0)
+            && x_rows == out_rows;
+        let source = Self {
+            isa: isa(),
+            format: Format::F32,
+            x,
+            x_rows,
+            width,
+            first_out: out_rows.first,
+            width_out,
+            kernel: conv.kernel,
+            stride: conv.stride,
+            padding,
+            upsample: conv.upsample,
+            input: conv.input,
+            direct,
+        };
+        source.check_rows(out_rows);
+        source
+    }
+
+    pub(super) fn with_format(self, isa: Isa, format: Format) -> Self {
+        Self {
+            isa,
+            format,
+            ..self
+        }
+    }
+
+    /// Panics unless the slice has all rows that the result needs.
+    fn check_rows(&self, out_rows: MapRows) {
+        if out_rows.count == 0 {
+            return;
+        }
+        let doubled = usize::from(self.upsample);
+        let end = (out_rows.first + out_rows.count - 1) * self.stride + self.kernel;
+        let first = (out_rows.first * self.stride).saturating_sub(self.padding.top) >> doubled;
+        let last = end
+            .saturating_sub(self.padding.top)
+            .min(self.x_rows.total << doubled);
+        if last == 0 {
+            return;
+        }
+        let last = (last - 1) >> doubled;
+        let (have, until) = (self.x_rows.first, self.x_rows.first + self.x_rows.count);
+        assert!(
+            first > last || (first >= have && last < until),
+            "output rows {}..{} need input rows {first}..={last}, the slice has {have}..{until}",
+            out_rows.first,
+            out_rows.first + out_rows.count,
+        );
+    }
+
+    fn window(&self, lanes: &Range<usize>, k: &Range<usize>) -> Window {
+        let taps = self.kernel * self.kernel;
+        let (row, last_row) = (
+            lanes.start / self.width_out,
+            (lanes.end - 1) / self.width_out,
+        );
+        let (column, end) = if row == last_row {
+            let column = lanes.start % self.width_out;
+            (column, column + lanes.len())
+        } else {
+            (0, self.width_out)
+        };
+        Window {
+            channels: k.start / taps..k.end.div_ceil(taps),
+            row,
+            column,
+            rows: (last_row - row) * self.stride + self.kernel,
+            columns: end - column + (self.kernel - 1) / self.stride,
+        }
+    }
+
+    /// Fills one staged row of one phase from an input row.
+    fn stage_row(&self, line: &[f32], first: isize, channel: usize, to: &mut [f32]) {
+        let doubled = usize::from(self.upsample);
+        let virtual_width = (self.width << doubled) as isize;
+        let stride = self.stride as isize;
+        // Column `first + i * stride` lies in the map for i in low..high.
+        let low = ((-first).max(0) as usize)
+            .div_ceil(self.stride)
+            .min(to.len());
+        let inside = (virtual_width - first).max(0) as usize;
+        let high = inside.div_ceil(self.stride).clamp(low, to.len());
+        to[..low].fill(0.0);
+        to[high..].fill(0.0);
+        let middle = &mut to[low..high];
+        let start = (first + low as isize * stride) as usize;
+        if self.stride == 1 && !self.upsample {
+            middle.copy_from_slice(&line[start..start + middle.len()]);
+        } else {
+            for (i, to) in middle.iter_mut().enumerate() {
+                *to = line[(start + i * self.stride) >> doubled];
+            }
+        }
+        if let Some(affine) = &self.input {
+            let (scale, shift) = (affine.scale[channel], affine.shift[channel]);
+            // SAFETY: the pointer and the length are one slice's.
+            unsafe {
+                affine_in_place(
+                    self.isa,
+                    middle.as_mut_ptr(),
+                    middle.len(),
+                    scale,
+                    shift,
+                    affine.act,
+                );
+            }
+        }
+    }
+}
+
+impl Source for MapSource<'_> {
+    fn stage(&self, lanes: &Range<usize>, k: &Range<usize>, stage: &mut Buffer) {
+        if self.direct {
+            return;
+        }
+        let window = self.window(lanes, k);
+        let row_length = self.stride * window.columns;
+        let stage = stage.take(window.channels.len() * window.rows * row_length);
+        let doubled = usize::from(self.upsample);
+        let virtual_rows = (self.x_rows.total << doubled) as isize;
+        let top =
+            ((self.first_out + window.row) * self.stride) as isize - self.padding.top as isize;
+        let left = (window.column * self.stride) as isize - self.padding.left as isize;
+        let plane = self.x_rows.count * self.width;
+        for (c, channel) in window.channels.clone().enumerate() {
+            for row in 0..window.rows {
+                let at = (c * window.rows + row) * row_length;
+                let to = &mut stage[at..][..row_length];
+                let virtual_row = top + row as isize;
+                if virtual_row < 0 || virtual_row >= virtual_rows {
+                    to.fill(0.0);
+                    continue;
+                }
+                let real = (virtual_row as usize >> doubled) - self.x_rows.first;
+                let line = &self.x[channel * plane + real * self.width..][..self.width];
+                for phase in 0..self.stride {
+                    let to = &mut to[phase * window.columns..][..window.columns];
+                    self.stage_row(line, left + phase as isize, channel, to);
+                }
+            }
+        }
+    }
+
+    fn pack(
+        &self,
+        block: &Range<usize>,
+        lanes: Range<usize>,
+        k: &Range<usize>,
+        stage: &[f32],
+        panel: Panel<'_>,
+    ) {
+        let mut pixels = [0usize; PANEL];
+        let mut taps = [0usize; LONGEST];
+        let from = if self.direct {
+            let plane = self.x_rows.count * self.width;
+            for (tap, channel) in taps.iter_mut().zip(k.clone()) {
+                *tap = channel * plane;
+            }
+            for (pixel, lane) in pixels.iter_mut().zip(lanes.clone()) {
+                *pixel = lane;
+            }
+            self.x
+        } else {
+            let window = self.window(block, k);
+            self.taps(&window, k, &mut taps);
+            for (pixel, lane) in pixels.iter_mut().zip(lanes.clone()) {
+                let (row, column) = (lane / self.width_out, lane % self.width_out);
+                let row = (row - window.row) * self.stride;
+                *pixel = row * self.stride * window.columns + column - window.column;
+            }
+            stage
+        };
+        let taps = &taps[..k.len()];
+        let last_tap = taps.iter().max().copied().unwrap_or(0);
+        let last_pixel = pixels[..lanes.len()].iter().max().copied().unwrap_or(0);
+        assert!(last_tap + last_pixel < from.len());
+        assert!(panel.data.len() >= self.format.steps(k.len()) * panel.width);
+        let pixels = &pixels[..lanes.len()];
+        // SAFETY: just checked.
+        unsafe { pack_pixels(self.isa, self.format, from.as_ptr(), pixels, taps, panel) };
+    }
+}
+
+/// The longest stretch of k.
+const LONGEST: usize = 288;
+
+impl MapSource<'_> {
+    /// Where in the stage each number of k is, for the window's first pixel.
+    fn taps(&self, window: &Window, k: &Range<usize>, taps: &mut [usize; LONGEST]) {
+        let size = self.kernel * self.kernel;
+        let row_length = self.stride * window.columns;
+        let mut channel = k.start / size;
+        let (mut y, mut x) = (k.start % size / self.kernel, k.start % self.kernel);
+        for tap in &mut taps[..k.len()] {
+            let row = (channel - window.channels.start) * window.rows + y;
+            *tap = row * row_length + x % self.stride * window.columns + x / self.stride;
+            x += 1;
+            if x == self.kernel {
+                (x, y) = (0, y + 1);
+            }
+            if y == self.kernel {
+                (y, channel) = (0, channel + 1);
+            }
+        }
+    }
+}
+
+/// Sixteen pixels of one tap.
+#[inline(always)]
+unsafe fn gather<V: Vector>(from: *const f32, pixels: &[usize], in_a_row: bool) -> V {
+    // SAFETY: the caller promises that all pixels can be read.
+    unsafe {
+        if in_a_row {
+            return V::load(from.add(pixels[0]));
+        }
+        let mut lanes = [0f32; LANES];
+        for (lane, pixel) in lanes.iter_mut().zip(pixels) {
+            *lane = *from.add(*pixel);
+        }
+        V::load(lanes.as_ptr())
+    }
+}
+
+/// Packs `panel[tap][lane] = from[pixels[lane] + taps[tap]]`.
+#[inline(always)]
+unsafe fn pack_pixels_generic<V: Vector>(
+    format: Format,
+    from: *const f32,
+    pixels: &[usize],
+    taps: &[usize],
+    panel: Panel<'_>,
+) {
+    for (group, pixels) in pixels.chunks(LANES).enumerate() {
+        let in_a_row = pixels.len() == LANES && pixels.windows(2).all(|two| two[0] + 1 == two[1]);
+        let mut to = panel.data.as_mut_ptr().wrapping_add(group * LANES);
+        // SAFETY: the caller promises the panel and that every tap of every pixel can be read.
+        unsafe {
+            let read = |tap: usize| gather::<V>(from.add(tap), pixels, in_a_row);
+            match format {
+                Format::F32 => {
+                    for tap in taps {
+                        read(*tap).store(to);
+                        to = to.wrapping_add(panel.width);
+                    }
+                }
+                Format::Rounded => {
+                    for tap in taps {
+                        read(*tap).to_bf16().store(to);
+                        to = to.wrapping_add(panel.width);
+                    }
+                }
+                Format::Pairs => {
+                    for pair in taps.chunks(2) {
+                        let high = match pair {
+                            [_, high] => read(*high),
+                            _ => V::splat(0.0),
+                        };
+                        read(pair[0]).store_bf16_pairs(high, to.cast());
+                        to = to.wrapping_add(panel.width);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn affine_generic<V: Vector>(
+    data: *mut f32,
+    count: usize,
+    scale: f32,
+    shift: f32,
+    act: Activation,
+) {
+    // SAFETY: the caller promises `count` numbers.
+    unsafe {
+        let (scale, shift) = (V::splat(scale), V::splat(shift));
+        let whole = count / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            let v = V::load(data.add(i)).fma(scale, shift);
+            math::activate(act, v).store(data.add(i));
+        }
+        if whole < count {
+            let v = V::load_part(data.add(whole), count - whole).fma(scale, shift);
+            math::activate(act, v).store_part(data.add(whole), count - whole);
+        }
+    }
+}
+
+per_isa! {
+    /// Packs pixels as a panel.
+    ///
+    /// # Safety
+    /// Every sum of a pixel and a tap must be a place in `from`, and the panel hold all steps.
+    fn pack_pixels(format: Format, from: *const f32, pixels: &[usize], taps: &[usize], panel: Panel<'_>) = pack_pixels_generic;
+    /// `x -> act(x * scale + shift)`.
+    ///
+    /// # Safety
+    /// `data` must be good for `count` numbers.
+    pub(crate) fn affine_in_place(data: *mut f32, count: usize, scale: f32, shift: f32, act: Activation) = affine_generic;
+}

@@ -1,0 +1,237 @@
+//! The inner loops: a panel of activations against rows of broadcast weights.
+
+use crate::gemm::PANEL;
+use crate::isa::Isa;
+use crate::simd::{LANES, Vector, per_isa};
+use crate::stored::Format;
+use std::marker::PhantomData;
+
+/// Weights as 32-bit steps: f32, or pairs of bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand {
+    pub(crate) data: *const u8,
+    /// From one output to the next.
+    pub(crate) row_bytes: usize,
+    /// From one step to the next.
+    pub(crate) step_bytes: usize,
+}
+
+impl Operand {
+    pub(crate) const EMPTY: Self = Self {
+        data: std::ptr::null(),
+        row_bytes: 0,
+        step_bytes: 0,
+    };
+}
+
+/// `sums[output][lane] (+)= sum over steps of weights[output][step] * panel[step][lane]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Product {
+    /// `[steps][width]`.
+    pub(crate) panel: *const f32,
+    /// From one step of the panel to the next.
+    pub(crate) width: usize,
+    /// Lanes to compute, a multiple of sixteen, at most `width` and [`PANEL`].
+    pub(crate) lanes: usize,
+    pub(crate) steps: usize,
+    pub(crate) weights: Operand,
+    pub(crate) outputs: usize,
+    /// `[outputs][PANEL]`.
+    pub(crate) sums: *mut f32,
+    /// Whether to add to what `sums` holds.
+    pub(crate) add: bool,
+}
+
+impl Product {
+    /// Computes it.
+    ///
+    /// # Safety
+    /// The panel, the weights and the sums must be as large as said, and `format` one that `isa` has.
+    pub(crate) unsafe fn run(&self, isa: Isa, format: Format) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if format == Format::Pairs {
+                assert_eq!(isa, Isa::Avx512Bf16, "bf16 pairs need their instruction");
+                return super::avx512bf16::product(self);
+            }
+            debug_assert_ne!(format, Format::Pairs);
+            product_f32(isa, self);
+        }
+    }
+
+    /// The same for the outputs from `output`.
+    #[inline(always)]
+    fn at_output(&self, output: usize) -> Self {
+        let mut rest = *self;
+        rest.weights.data = self
+            .weights
+            .data
+            .wrapping_add(output * self.weights.row_bytes);
+        rest.sums = self.sums.wrapping_add(output * PANEL);
+        rest.outputs = self.outputs - output;
+        rest
+    }
+
+    /// The same for the lanes from `lane`.
+    #[inline(always)]
+    fn at_lane(&self, lane: usize) -> Self {
+        let mut rest = *self;
+        rest.panel = self.panel.wrapping_add(lane);
+        rest.sums = self.sums.wrapping_add(lane);
+        rest.lanes = self.lanes - lane;
+        rest
+    }
+}
+
+/// How a step multiplies.
+pub(crate) trait Multiply {
+    /// Sums.
+    type Sum: Vector;
+    /// Sixteen lanes of a step.
+    type Step: Copy;
+
+    /// Sixteen lanes of a panel.
+    ///
+    /// # Safety
+    /// Sixteen 32-bit numbers must be there, and the instruction set.
+    unsafe fn load(from: *const f32) -> Self::Step;
+    /// One step of a weight row on all lanes.
+    ///
+    /// # Safety
+    /// Four bytes must be there, and the instruction set.
+    unsafe fn broadcast(from: *const u8) -> Self::Step;
+    /// `sum + x * w`.
+    fn step(sum: Self::Sum, x: Self::Step, w: Self::Step) -> Self::Sum;
+}
+
+/// Products of f32.
+struct Single<V>(PhantomData<V>);
+
+impl<V: Vector> Multiply for Single<V> {
+    type Sum = V;
+    type Step = V;
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn broadcast(from: *const u8) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { V::splat(from.cast::<f32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn step(sum: V, x: V, w: V) -> V {
+        x.fma(w, sum)
+    }
+}
+
+/// `W` vectors of lanes by `N` outputs, all sums in registers.
+#[inline(always)]
+unsafe fn tile<M: Multiply, const W: usize, const N: usize>(p: &Product) {
+    // SAFETY: the caller promises `W * LANES` lanes and `N` outputs of panel, weights and sums.
+    unsafe {
+        let zero = M::Sum::splat(0.0);
+        let mut sums = [[zero; W]; N];
+        let mut rows = [p.weights.data; N];
+        for (n, row) in rows.iter_mut().enumerate() {
+            *row = p.weights.data.wrapping_add(n * p.weights.row_bytes);
+        }
+        let mut panel = p.panel;
+        let mut offset = 0;
+        for _ in 0..p.steps {
+            let x: [M::Step; W] = std::array::from_fn(|v| M::load(panel.add(v * LANES)));
+            for n in 0..N {
+                let w = M::broadcast(rows[n].add(offset));
+                for v in 0..W {
+                    sums[n][v] = M::step(sums[n][v], x[v], w);
+                }
+            }
+            panel = panel.wrapping_add(p.width);
+            offset += p.weights.step_bytes;
+        }
+        for (n, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                let to = p.sums.add(n * PANEL + v * LANES);
+                if p.add {
+                    M::Sum::load(to).add(*sum).store(to);
+                } else {
+                    sum.store(to);
+                }
+            }
+        }
+    }
+}
+
+/// All outputs for `W` vectors of lanes, `N` at a time.
+#[inline(always)]
+unsafe fn columns<M: Multiply, const W: usize, const N: usize>(p: &Product) {
+    let mut output = 0;
+    // SAFETY: the caller's promise; no tile goes beyond `outputs`.
+    unsafe {
+        while output + N <= p.outputs {
+            tile::<M, W, N>(&p.at_output(output));
+            output += N;
+        }
+        while output < p.outputs {
+            let rest = p.at_output(output);
+            output += match rest.outputs {
+                8.. if N > 8 => {
+                    tile::<M, W, 8>(&rest);
+                    8
+                }
+                4.. => {
+                    tile::<M, W, 4>(&rest);
+                    4
+                }
+                2.. => {
+                    tile::<M, W, 2>(&rest);
+                    2
+                }
+                _ => {
+                    tile::<M, W, 1>(&rest);
+                    1
+                }
+            };
+        }
+    }
+}
+
+/// A whole product, by tiles that fit 32 wide registers or 16 narrower ones.
+#[inline(always)]
+pub(crate) unsafe fn product<M: Multiply>(p: &Product) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if M::Sum::WIDE {
+            match p.lanes / LANES {
+                4 => columns::<M, 4, 6>(p),
+                3 => columns::<M, 3, 8>(p),
+                2 => columns::<M, 2, 12>(p),
+                1 => columns::<M, 1, 14>(p),
+                _ => debug_assert_eq!(p.lanes, 0, "a panel has at most four vectors"),
+            }
+        } else {
+            for lane in (0..p.lanes).step_by(LANES) {
+                columns::<M, 1, 6>(&p.at_lane(lane));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn product_single<V: Vector>(p: &Product) {
+    // SAFETY: the caller's promise.
+    unsafe { product::<Single<V>>(p) }
+}
+
+per_isa! {
+    /// A product of f32.
+    ///
+    /// # Safety
+    /// The panel, the weights and the sums must be as large as said.
+    fn product_f32(p: &Product) = product_single;
+}

@@ -1,0 +1,322 @@
+//! Linear layers on rows of activations.
+
+use crate::gemm::{self, PANEL, Panel, Problem, Sink, Source};
+use crate::isa::{Isa, isa};
+use crate::math::{self, Activation};
+use crate::rows::{Rows, RowsMut, Shared};
+use crate::simd::{LANES, Vector, per_isa};
+use crate::stored::{Format, Matrix, Precision};
+use std::ops::Range;
+
+/// `out[m, n] = act(sum over k of x[m, k] * w[n, k] + bias[n])`.
+///
+/// # Shapes
+/// `x` `[M, K]`, `w` `[N, K]`, `bias` `[N]`, `out` `[M, N]`.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub fn linear(
+    x: Rows<'_>,
+    w: &Matrix<'_>,
+    bias: Option<&[f32]>,
+    act: Activation,
+    precision: Precision,
+    out: RowsMut<'_>,
+) {
+    let finish = Finish::Linear { bias, act };
+    assert!(
+        bias.is_none_or(|bias| bias.len() == w.rows),
+        "a bias of another length than {} outputs",
+        w.rows
+    );
+    product(x, &[w], finish, precision, out);
+}
+
+/// `out = silu(x w1^T) * (x w3^T)`: the gated feed-forward without a second hidden buffer.
+///
+/// # Shapes
+/// `x` `[M, K]`, `w1` and `w3` `[N, K]`, `out` `[M, N]`.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub fn linear_swiglu(
+    x: Rows<'_>,
+    w1: &Matrix<'_>,
+    w3: &Matrix<'_>,
+    precision: Precision,
+    out: RowsMut<'_>,
+) {
+    product(x, &[w1, w3], Finish::Gate, precision, out);
+}
+
+fn product(
+    x: Rows<'_>,
+    weights: &[&Matrix<'_>],
+    finish: Finish<'_>,
+    precision: Precision,
+    out: RowsMut<'_>,
+) {
+    x.check();
+    out.check();
+    let (rows, cols) = (weights[0].rows, weights[0].cols);
+    assert_eq!(
+        (x.cols, out.cols, out.rows),
+        (cols, rows, x.rows),
+        "x [{}, {}] times w [{rows}, {cols}] into out [{}, {}] (x cols, out cols, out rows)",
+        x.rows,
+        x.cols,
+        out.rows,
+        out.cols
+    );
+    let isa = isa();
+    let format = Format::of(precision, isa);
+    let problem = Problem {
+        isa,
+        format,
+        weights,
+        lanes: x.rows,
+    };
+    let sink = RowSink {
+        isa,
+        finish,
+        out: Shared(out.data.as_mut_ptr()),
+        stride: out.stride,
+    };
+    gemm::run(&problem, &RowSource { isa, format, x }, &sink);
+}
+
+/// Rows as the lanes of a product.
+pub(crate) struct RowSource<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) format: Format,
+    pub(crate) x: Rows<'a>,
+}
+
+impl Source for RowSource<'_> {
+    fn pack(
+        &self,
+        _block: &Range<usize>,
+        lanes: Range<usize>,
+        k: &Range<usize>,
+        _stage: &[f32],
+        panel: Panel<'_>,
+    ) {
+        let x = &self.x;
+        let from = &x.data[lanes.start * x.stride + k.start..];
+        assert!(from.len() >= (lanes.len() - 1) * x.stride + k.len());
+        assert!(panel.data.len() >= self.format.steps(k.len()) * panel.width);
+        // SAFETY: just checked.
+        unsafe {
+            pack_rows(
+                self.isa,
+                self.format,
+                from.as_ptr(),
+                x.stride,
+                lanes.len(),
+                k.len(),
+                panel.data.as_mut_ptr(),
+                panel.width,
+            );
+        }
+    }
+}
+
+/// Packs `rows` rows of `k` numbers, transposed, as panel `[steps][width]`.
+#[inline(always)]
+unsafe fn pack_rows_generic<V: Vector>(
+    format: Format,
+    from: *const f32,
+    stride: usize,
+    rows: usize,
+    k: usize,
+    panel: *mut f32,
+    width: usize,
+) {
+    let mut square = [0f32; LANES * LANES];
+    for row in (0..width).step_by(LANES) {
+        let here = rows.saturating_sub(row).min(LANES);
+        for step in (0..k).step_by(LANES) {
+            let length = (k - step).min(LANES);
+            // SAFETY: the caller promises rows, k and panel; blocks that are not whole go through
+            // the square.
+            unsafe {
+                let from = from.wrapping_add(row * stride + step);
+                let whole = here == LANES && length == LANES;
+                if whole && format == Format::F32 {
+                    V::transpose(from, stride, panel.add(step * width + row), width);
+                    continue;
+                }
+                if whole {
+                    V::transpose(from, stride, square.as_mut_ptr(), LANES);
+                } else {
+                    let mut edge = [0f32; LANES * LANES];
+                    for r in 0..here {
+                        let to = edge.as_mut_ptr().add(r * LANES);
+                        std::ptr::copy_nonoverlapping(from.add(r * stride), to, length);
+                    }
+                    V::transpose(edge.as_ptr(), LANES, square.as_mut_ptr(), LANES);
+                }
+                let line = |i: usize| V::load(square.as_ptr().add(i * LANES));
+                match format {
+                    Format::F32 => {
+                        for i in 0..length {
+                            line(i).store(panel.add((step + i) * width + row));
+                        }
+                    }
+                    Format::Rounded => {
+                        for i in 0..length {
+                            line(i).to_bf16().store(panel.add((step + i) * width + row));
+                        }
+                    }
+                    Format::Pairs => {
+                        for i in (0..length).step_by(2) {
+                            let to = panel.add((step + i) / 2 * width + row);
+                            line(i).store_bf16_pairs(line(i + 1), to.cast());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What happens to sums before they are stored.
+#[derive(Clone, Copy)]
+enum Finish<'a> {
+    /// Bias and activation.
+    Linear {
+        bias: Option<&'a [f32]>,
+        act: Activation,
+    },
+    /// SiLU of the first sums times the second.
+    Gate,
+}
+
+/// Stores lanes as rows.
+struct RowSink<'a> {
+    isa: Isa,
+    finish: Finish<'a>,
+    out: Shared<f32>,
+    stride: usize,
+}
+
+impl Sink for RowSink<'_> {
+    fn finish(&self, sums: &mut [f32], lanes: Range<usize>, n: Range<usize>) {
+        // SAFETY: blocks are disjoint, and `out` was checked to have all rows and columns.
+        unsafe {
+            match self.finish {
+                Finish::Linear { bias, act } => {
+                    let bias = bias.map(|bias| &bias[n.clone()]);
+                    let out = self.out.at(lanes.start * self.stride + n.start);
+                    store_rows(
+                        self.isa,
+                        sums,
+                        lanes.len(),
+                        n.len(),
+                        bias,
+                        act,
+                        out,
+                        self.stride,
+                    );
+                }
+                Finish::Gate => {
+                    let (gate, value) =
+                        sums.split_at_mut(lanes.len().div_ceil(PANEL) * n.len() * PANEL);
+                    multiply_gate(self.isa, gate, value);
+                    let out = self.out.at(lanes.start * self.stride + n.start);
+                    store_rows(
+                        self.isa,
+                        gate,
+                        lanes.len(),
+                        n.len(),
+                        None,
+                        Activation::None,
+                        out,
+                        self.stride,
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn multiply_gate_generic<V: Vector>(gate: &mut [f32], value: &[f32]) {
+    for (gate, value) in gate.chunks_exact_mut(LANES).zip(value.chunks_exact(LANES)) {
+        // SAFETY: both chunks have sixteen numbers.
+        unsafe {
+            let g = math::activate(Activation::Silu, V::load(gate.as_ptr()));
+            g.mul(V::load(value.as_ptr())).store(gate.as_mut_ptr());
+        }
+    }
+}
+
+/// Stores sums `[panel][n][PANEL]` as rows of `n`, with bias and activation.
+#[inline(always)]
+unsafe fn store_rows_generic<V: Vector>(
+    sums: &[f32],
+    lanes: usize,
+    outputs: usize,
+    bias: Option<&[f32]>,
+    act: Activation,
+    out: *mut f32,
+    stride: usize,
+) {
+    let mut square = [0f32; LANES * LANES];
+    let mut edge = [0f32; LANES * PANEL];
+    for lane in (0..lanes).step_by(LANES) {
+        let here = (lanes - lane).min(LANES);
+        let panel = &sums[lane / PANEL * outputs * PANEL..][..outputs * PANEL];
+        for n in (0..outputs).step_by(LANES) {
+            let length = (outputs - n).min(LANES);
+            // SAFETY: the square and the edge are large enough; the caller promises `out`.
+            unsafe {
+                let mut from = panel.as_ptr().add(n * PANEL);
+                if length < LANES {
+                    std::ptr::copy_nonoverlapping(from, edge.as_mut_ptr(), length * PANEL);
+                    from = edge.as_ptr();
+                }
+                V::transpose(from.add(lane % PANEL), PANEL, square.as_mut_ptr(), LANES);
+                let added = bias.map(|bias| {
+                    let from = bias.as_ptr().add(n);
+                    if length == LANES {
+                        V::load(from)
+                    } else {
+                        V::load_part(from, length)
+                    }
+                });
+                for i in 0..here {
+                    let mut v = V::load(square.as_ptr().add(i * LANES));
+                    if let Some(added) = added {
+                        v = v.add(added);
+                    }
+                    v = math::activate(act, v);
+                    let to = out.add((lane + i) * stride + n);
+                    if length == LANES {
+                        v.store(to);
+                    } else {
+                        v.store_part(to, length);
+                    }
+                }
+            }
+        }
+    }
+}
+
+per_isa! {
+    /// Packs rows, transposed, as a panel.
+    ///
+    /// # Safety
+    /// `rows` rows of `k` numbers at `stride`, and a panel of `steps * width`, must be there.
+    pub(crate) fn pack_rows(format: Format, from: *const f32, stride: usize, rows: usize, k: usize, panel: *mut f32, width: usize) = pack_rows_generic;
+    /// `gate = silu(gate) * value`.
+    ///
+    /// # Safety
+    /// None beyond the instruction set.
+    fn multiply_gate(gate: &mut [f32], value: &[f32]) = multiply_gate_generic;
+    /// Stores sums as rows.
+    ///
+    /// # Safety
+    /// `out` must be good for `lanes` rows of `outputs` numbers at `stride`.
+    pub(crate) fn store_rows(sums: &[f32], lanes: usize, outputs: usize, bias: Option<&[f32]>, act: Activation, out: *mut f32, stride: usize) = store_rows_generic;
+}

@@ -1,0 +1,254 @@
+//! Weights as a checkpoint stores them, and their exact widening.
+
+use crate::isa::{Isa, isa};
+use crate::simd::{LANES, Vector, per_isa};
+
+/// How a checkpoint stores a number, little endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stored {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an f32.
+    Bf16,
+    /// Four bits of exponent, three of fraction, no infinity ("fn").
+    F8E4M3,
+    /// The upper half of an f16.
+    F8E5M2,
+}
+
+impl Stored {
+    /// Bytes of one number.
+    pub fn size(self) -> usize {
+        match self {
+            Stored::F32 => 4,
+            Stored::F16 | Stored::Bf16 => 2,
+            Stored::F8E4M3 | Stored::F8E5M2 => 1,
+        }
+    }
+}
+
+/// What products are multiplied in; sums are always f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// Both factors f32; stored weights are widened exactly.
+    F32,
+    /// Both factors rounded to the nearest bf16. Where the machine multiplies bf16 itself,
+    /// subnormal factors, products and sums count as zero, and the two products of a pair are
+    /// added to the sum one after the other; elsewhere the product is an f32's.
+    Bf16,
+}
+
+/// A weight matrix, row-major `[rows, cols]`, contiguous, borrowed as it was read.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    /// How each number is stored.
+    pub stored: Stored,
+    /// `rows * cols` numbers, of any alignment.
+    pub bytes: &'a [u8],
+    /// Outputs, N.
+    pub rows: usize,
+    /// Inputs, K.
+    pub cols: usize,
+}
+
+impl Matrix<'_> {
+    /// Panics unless the bytes are as many as the shape says.
+    pub(crate) fn check(&self) {
+        assert_eq!(
+            self.bytes.len(),
+            self.rows * self.cols * self.stored.size(),
+            "a {} x {} matrix of {:?} has another number of bytes",
+            self.rows,
+            self.cols,
+            self.stored
+        );
+    }
+}
+
+/// One E4M3 number.
+const fn f8e4m3(byte: u8) -> f32 {
+    let sign = if byte & 0x80 != 0 { -1.0 } else { 1.0 };
+    let exponent = ((byte >> 3) & 15) as u32;
+    let fraction = (byte & 7) as f32;
+    if byte & 0x7f == 0x7f {
+        return f32::NAN;
+    }
+    if exponent == 0 {
+        return sign * fraction / 512.0;
+    }
+    // 2^(exponent - 7), a normal f32.
+    sign * (1.0 + fraction / 8.0) * f32::from_bits((exponent + 120) << 23)
+}
+
+static F8E4M3: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut i = 0;
+    while i < 256 {
+        table[i] = f8e4m3(i as u8);
+        i += 1;
+    }
+    table
+};
+
+/// Sixteen numbers widened.
+///
+/// # Safety
+/// `from` must be good for sixteen numbers as stored; `V`'s instruction set must be there.
+#[inline(always)]
+unsafe fn widen<V: Vector>(stored: Stored, from: *const u8) -> V {
+    // SAFETY: the caller promises sixteen numbers.
+    unsafe {
+        match stored {
+            Stored::F32 => V::load(from.cast()),
+            Stored::Bf16 => V::load_bf16(from),
+            Stored::F16 => {
+                let bytes = from.cast::<[[u8; 2]; LANES]>().read_unaligned();
+                V::from_f16(&bytes.map(u16::from_le_bytes))
+            }
+            Stored::F8E5M2 => {
+                let bytes = from.cast::<[u8; LANES]>().read_unaligned();
+                V::from_f16(&bytes.map(|b| u16::from(b) << 8))
+            }
+            Stored::F8E4M3 => {
+                let bytes = from.cast::<[u8; LANES]>().read_unaligned();
+                V::load(bytes.map(|b| F8E4M3[usize::from(b)]).as_ptr())
+            }
+        }
+    }
+}
+
+/// Up to sixteen numbers, zeros behind them.
+#[inline(always)]
+unsafe fn widen_part<V: Vector>(stored: Stored, from: *const u8, count: usize) -> V {
+    let mut block = [0u8; LANES * 4];
+    // SAFETY: the caller promises `count` <= 16 numbers; the block holds sixteen of any kind.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, block.as_mut_ptr(), count * stored.size());
+        widen(stored, block.as_ptr())
+    }
+}
+
+#[inline(always)]
+unsafe fn to_f32_generic<V: Vector>(stored: Stored, from: *const u8, out: *mut f32, count: usize) {
+    let whole = count / LANES * LANES;
+    // SAFETY: the caller promises `count` numbers on both sides.
+    unsafe {
+        for i in (0..whole).step_by(LANES) {
+            widen::<V>(stored, from.add(i * stored.size())).store(out.add(i));
+        }
+        if whole < count {
+            let rest = count - whole;
+            widen_part::<V>(stored, from.add(whole * stored.size()), rest)
+                .store_part(out.add(whole), rest);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn round_generic<V: Vector>(data: *mut f32, count: usize) {
+    let whole = count / LANES * LANES;
+    // SAFETY: the caller promises `count` numbers.
+    unsafe {
+        for i in (0..whole).step_by(LANES) {
+            V::load(data.add(i)).to_bf16().store(data.add(i));
+        }
+        if whole < count {
+            let rest = count - whole;
+            V::load_part(data.add(whole), rest)
+                .to_bf16()
+                .store_part(data.add(whole), rest);
+        }
+    }
+}
+
+/// Writes bf16 pairs of consecutive numbers; an odd last one is paired with zero.
+#[inline(always)]
+unsafe fn to_pairs_generic<V: Vector>(
+    stored: Stored,
+    from: *const u8,
+    out: *mut u32,
+    count: usize,
+) {
+    let size = stored.size();
+    let mut wide = [0f32; LANES];
+    for i in (0..count).step_by(LANES) {
+        let here = (count - i).min(LANES);
+        // SAFETY: the caller promises `count` numbers and room for their pairs.
+        unsafe {
+            if here == LANES {
+                widen::<V>(stored, from.add(i * size)).store(wide.as_mut_ptr());
+            } else {
+                widen_part::<V>(stored, from.add(i * size), here).store(wide.as_mut_ptr());
+            }
+            for pair in 0..here.div_ceil(2) {
+                let low = crate::simd::portable::bf16_bits(wide[2 * pair]);
+                let high = crate::simd::portable::bf16_bits(wide[2 * pair + 1]);
+                out.add(i / 2 + pair)
+                    .write(u32::from(low) | u32::from(high) << 16);
+            }
+        }
+    }
+}
+
+per_isa! {
+    /// Widens `count` stored numbers.
+    ///
+    /// # Safety
+    /// Both pointers must be good for `count` numbers.
+    pub(crate) fn widen_to_f32(stored: Stored, from: *const u8, out: *mut f32, count: usize) = to_f32_generic;
+    /// Rounds `count` numbers to bf16 in place.
+    ///
+    /// # Safety
+    /// The pointer must be good for `count` numbers.
+    pub(crate) fn round_to_bf16(data: *mut f32, count: usize) = round_generic;
+    /// Writes `count` stored numbers as bf16 pairs, the last one beside a zero if `count` is odd.
+    ///
+    /// # Safety
+    /// The pointers must be good for `count` numbers and `count.div_ceil(2)` pairs.
+    pub(crate) fn to_bf16_pairs(stored: Stored, from: *const u8, out: *mut u32, count: usize) = to_pairs_generic;
+}
+
+/// Widens stored numbers to f32, exactly.
+///
+/// # Panics
+/// When `bytes` and `out` do not hold the same number of numbers.
+pub fn to_f32(stored: Stored, bytes: &[u8], out: &mut [f32]) {
+    assert_eq!(
+        bytes.len(),
+        out.len() * stored.size(),
+        "to_f32: bytes and numbers differ in count"
+    );
+    // SAFETY: both slices hold `out.len()` numbers.
+    unsafe { widen_to_f32(isa(), stored, bytes.as_ptr(), out.as_mut_ptr(), out.len()) };
+}
+
+/// How a panel and its weights are laid out for the products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// f32.
+    F32,
+    /// f32 numbers that were rounded to bf16: the emulation.
+    Rounded,
+    /// 32-bit pairs of bf16, consecutive in k.
+    Pairs,
+}
+
+impl Format {
+    pub(crate) fn of(precision: Precision, isa: Isa) -> Self {
+        match (precision, isa) {
+            (Precision::F32, _) => Format::F32,
+            (Precision::Bf16, Isa::Avx512Bf16) => Format::Pairs,
+            (Precision::Bf16, _) => Format::Rounded,
+        }
+    }
+
+    /// Steps of the products along `k` numbers.
+    pub(crate) fn steps(self, k: usize) -> usize {
+        match self {
+            Format::F32 | Format::Rounded => k,
+            Format::Pairs => k.div_ceil(2),
+        }
+    }
+}
