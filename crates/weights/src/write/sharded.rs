@@ -93,7 +93,7 @@ impl ShardedWriter {
     /// # Errors
     /// As [`SafetensorsWriter::write`].
     pub fn write(&mut self, tensor: &str, bytes: &[u8]) -> Result<()> {
-        while self.missing == 0 && self.turn + 1 < self.shards.len() {
+        while !bytes.is_empty() && self.missing == 0 && self.turn + 1 < self.shards.len() {
             self.close_shard()?;
             self.turn += 1;
             self.open_shard()?;
