@@ -4,6 +4,8 @@
 //! and cannot make a plan slower. Up to [`ALL_SPLITS_BLOCKS_MAX`] blocks it is every split there is. Beyond that it is
 //! made of orders in which blocks are made to stay, cut at every length.
 
+mod frontier;
+
 use std::collections::HashSet;
 
 use crate::Bytes;
@@ -163,6 +165,11 @@ fn add_orders(seen: &mut Seen<'_>) {
             .filter(|&block| !base[block])
             .collect();
         seen.add_prefixes(&base, &largest_first);
+    }
+    if seen.cyclic {
+        for mask in frontier::frontier(sizes, seen.required) {
+            seen.add(mask);
+        }
     }
     for mask in smallest_rings(seen) {
         seen.add(mask);

@@ -117,7 +117,7 @@ impl<'a> Search<'a> {
                 }
                 rung.mode_index = mode_index;
                 rung.family = families.index(&required, rung.visits > 1);
-                rungs.push(rung);
+                add_undominated(&mut rungs, rung);
             }
         }
         Ok(Search {
@@ -416,6 +416,22 @@ fn price(
         family: 0,
         vars,
     })
+}
+
+/// Adds `rung`, unless another takes the same time in less or as much memory; it replaces one that takes more memory.
+/// Halving two ladders in either order costs the same, so there are many such pairs.
+fn add_undominated(rungs: &mut Vec<Rung>, rung: Rung) {
+    let same_time = |other: &&mut Rung| {
+        other.exact == rung.exact
+            && other.visits == rung.visits
+            && other.family == rung.family
+            && other.compute_s == rung.compute_s
+    };
+    match rungs.iter_mut().rev().find(same_time) {
+        Some(other) if rung.beside() < other.beside() => *other = rung,
+        Some(_) => {}
+        None => rungs.push(rung),
+    }
 }
 
 /// The families of splits made so far.

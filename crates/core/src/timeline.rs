@@ -23,7 +23,7 @@ pub(crate) struct Course<'a> {
     pub(crate) resident: &'a [bool],
     /// The blocks that do not, in order.
     pub(crate) streamed: &'a [usize],
-    /// Slots of the ring.
+    /// Slots of the ring: no more than blocks that stream, so that loads are less than a visit ahead.
     pub(crate) slots: usize,
     /// Seconds of a block's first load.
     pub(crate) cold_s: &'a [f64],
@@ -306,5 +306,139 @@ impl<'a> State<'a> {
         self.visit += visits;
         self.load_visit = (self.load_visit + visits).min(self.course.visits);
         // The counters only matter as differences, which a leap leaves alone.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A course of `count` equal blocks of which the first `staying` stay.
+    struct Equal {
+        resident: Vec<bool>,
+        streamed: Vec<usize>,
+        cold_s: Vec<f64>,
+        warm_s: Vec<f64>,
+        compute_s: Vec<f64>,
+    }
+
+    impl Equal {
+        fn new(count: usize, staying: usize, [cold_s, warm_s, compute_s]: [f64; 3]) -> Equal {
+            Equal {
+                resident: (0..count).map(|block| block < staying).collect(),
+                streamed: (staying..count).collect(),
+                cold_s: vec![cold_s; count],
+                warm_s: vec![warm_s; count],
+                compute_s: vec![compute_s; count],
+            }
+        }
+
+        fn course(&self, visits: u64, overlap: f64) -> Course<'_> {
+            let Equal {
+                resident,
+                streamed,
+                cold_s,
+                warm_s,
+                compute_s,
+            } = self;
+            Course {
+                resident,
+                streamed,
+                slots: streamed.len().min(2),
+                cold_s,
+                warm_s,
+                compute_s,
+                visits,
+                overlap,
+            }
+        }
+
+        fn seconds(&self, visits: u64, overlap: f64) -> f64 {
+            self.course(visits, overlap).seconds()
+        }
+    }
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() <= 1e-9 * a.abs().max(b.abs())
+    }
+
+    #[test]
+    fn copies_hide_behind_longer_computing() {
+        let course = Equal::new(10, 0, [2.0, 1.0, 3.0]);
+        assert!(close(course.seconds(1, 1.0), 2.0 + 10.0 * 3.0));
+        assert!(close(course.seconds(100, 1.0), 2.0 + 1000.0 * 3.0));
+    }
+
+    #[test]
+    fn computing_hides_behind_longer_copies() {
+        let course = Equal::new(10, 0, [5.0, 4.0, 1.0]);
+        assert!(close(course.seconds(1, 1.0), 10.0 * 5.0 + 1.0));
+        assert!(close(
+            course.seconds(100, 1.0),
+            10.0 * 5.0 + 990.0 * 4.0 + 1.0
+        ));
+    }
+
+    #[test]
+    fn without_overlap_the_two_add_up() {
+        let course = Equal::new(10, 0, [5.0, 4.0, 1.0]);
+        assert!(close(course.seconds(1, 0.0), 10.0 * 5.0 + 10.0));
+        assert!(close(
+            course.seconds(50, 0.0),
+            10.0 * 5.0 + 490.0 * 4.0 + 500.0
+        ));
+        // Half of each copy is lost to computing, which is longer all the same; the first load delays nothing else.
+        let course = Equal::new(10, 0, [2.0, 2.0, 3.0]);
+        assert!(close(
+            course.seconds(50, 0.5),
+            2.0 + 500.0 * 3.0 + 499.0 * 1.0
+        ));
+    }
+
+    #[test]
+    fn what_stays_is_copied_once() {
+        let course = Equal::new(10, 10, [5.0, 4.0, 1.0]);
+        assert!(close(course.seconds(100, 1.0), 10.0 * 5.0 + 1.0 + 990.0));
+        let none = Equal::new(0, 0, [1.0; 3]);
+        assert!(none.seconds(100, 1.0).abs() < 1e-12);
+        assert!(course.seconds(0, 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_long_course_is_not_computed_visit_by_visit() {
+        // A thousand million visits: this test ends because most are skipped.
+        let course = Equal::new(30, 10, [0.2, 0.1, 0.01]);
+        let each_s = course.seconds(1001, 1.0) - course.seconds(1000, 1.0);
+        assert!((course.seconds(1_000_000_000, 1.0) / 1e9 - each_s).abs() < 1e-6);
+    }
+
+    proptest! {
+        /// Skipping what repeats itself changes nothing, and the bound is one.
+        #[test]
+        fn a_prediction_is_the_full_course(
+            blocks in prop::collection::vec((any::<bool>(), 0.01..3.0f64, 0.01..3.0f64, 0.0..3.0f64), 3..14),
+            visits in 1..200u64,
+            overlap in prop_oneof![Just(0.0), Just(1.0), 0.0..1.0f64],
+        ) {
+            let equal = Equal {
+                resident: blocks.iter().map(|block| block.0).collect(),
+                streamed: (0..blocks.len()).filter(|&index| !blocks[index].0).collect(),
+                cold_s: blocks.iter().map(|block| block.1).collect(),
+                warm_s: blocks.iter().map(|block| block.2).collect(),
+                compute_s: blocks.iter().map(|block| block.3).collect(),
+            };
+            let course = equal.course(visits, overlap);
+            let Ok(full) = course.run(&mut Nobody);
+            let predicted = course.seconds();
+            prop_assert!((predicted - full).abs() <= 1e-3 * full, "{predicted} s for {full} s");
+            let sums = Sums {
+                compute_s: equal.compute_s.iter().sum(),
+                cold_s: equal.cold_s.iter().sum(),
+                streamed_warm_s: equal.streamed.iter().map(|&block| equal.warm_s[block]).sum(),
+            };
+            prop_assert!(course.seconds_min(&sums) <= full * (1.0 + 1e-9));
+        }
     }
 }
