@@ -68,8 +68,14 @@ impl Config {
         let block_out_channels = config.sizes("block_out_channels", Some(&[64]), 8, 1..=8192)?;
         check_block_types(&config, block_out_channels.len())?;
         let norm_num_groups = config.size("norm_num_groups", Some(32), 1..=8192)?;
-        if let Some(odd) = block_out_channels.iter().find(|&channels| channels % norm_num_groups != 0) {
-            return Err(config.error("norm_num_groups", format!("is {norm_num_groups}, no divisor of {odd} channels")));
+        if let Some(odd) = block_out_channels
+            .iter()
+            .find(|&channels| channels % norm_num_groups != 0)
+        {
+            return Err(config.error(
+                "norm_num_groups",
+                format!("is {norm_num_groups}, no divisor of {odd} channels"),
+            ));
         }
         let scaling_factor = config.number("scaling_factor", Some(0.18215))?;
         // What is too small for f32 would divide by zero, too.
@@ -115,13 +121,21 @@ fn check_block_types(config: &ConfigReader<'_>, blocks: usize) -> Result<()> {
     let absent = [Value::from(ONLY)];
     let types = match config.get(KEY) {
         None => &absent[..],
-        Some(types) => types.as_array().ok_or_else(|| config.error(KEY, "is not a list"))?,
+        Some(types) => types
+            .as_array()
+            .ok_or_else(|| config.error(KEY, "is not a list"))?,
     };
     if let Some(other) = types.iter().find(|&name| name != ONLY) {
         return Err(config.error(KEY, format!("has {other}; only '{ONLY}' is supported")));
     }
     if types.len() != blocks {
-        return Err(config.error(KEY, format!("has {} entries, block_out_channels has {blocks}", types.len())));
+        return Err(config.error(
+            KEY,
+            format!(
+                "has {} entries, block_out_channels has {blocks}",
+                types.len()
+            ),
+        ));
     }
     Ok(())
 }
@@ -133,17 +147,17 @@ pub enum DecodeMode {
     Whole,
     /// Every resnet in strips of `rows` rows; what it leaves is kept whole.
     ResnetStrips {
-        /// Rows of a strip.
+        /// Rows of a strip, at every resolution.
         rows: usize,
     },
     /// As [`DecodeMode::ResnetStrips`] up to the last enlargement; from there on, nothing but the picture is kept whole.
     LastStageStrips {
-        /// Rows of a strip.
+        /// Rows of a strip, at every resolution.
         rows: usize,
     },
     /// As [`DecodeMode::LastStageStrips`], from the last enlargement but one.
     Strips {
-        /// Rows of a strip.
+        /// Rows of a strip, at every resolution.
         rows: usize,
     },
     /// Squares that overlap, decoded one by one and blended: not the same bytes, since each square has norms of its own.
@@ -172,7 +186,10 @@ impl DecodeMode {
 
     /// Tiles that overlap by a quarter, as in the reference.
     pub fn tiles(size: usize) -> DecodeMode {
-        DecodeMode::Tiles { size, overlap: size / 4 }
+        DecodeMode::Tiles {
+            size,
+            overlap: size / 4,
+        }
     }
 
     /// What it is called in plans.
@@ -189,9 +206,18 @@ impl DecodeMode {
     fn pace(&self) -> Pace {
         match *self {
             DecodeMode::Whole | DecodeMode::Tiles { .. } => Pace::Whole,
-            DecodeMode::ResnetStrips { rows } => Pace::Strips { rows, kept: Kept::Resnets },
-            DecodeMode::LastStageStrips { rows } => Pace::Strips { rows, kept: Kept::BeforeLastStage },
-            DecodeMode::Strips { rows } => Pace::Strips { rows, kept: Kept::Nothing },
+            DecodeMode::ResnetStrips { rows } => Pace::Strips {
+                rows,
+                kept: Kept::Resnets,
+            },
+            DecodeMode::LastStageStrips { rows } => Pace::Strips {
+                rows,
+                kept: Kept::BeforeLastStage,
+            },
+            DecodeMode::Strips { rows } => Pace::Strips {
+                rows,
+                kept: Kept::Nothing,
+            },
         }
     }
 }
@@ -202,10 +228,21 @@ impl DecodeMode {
 /// When a tensor is missing or of another shape or type than the configuration calls for.
 pub fn layout(headers: &dyn Headers, config: &Config) -> Result<ComponentLayout> {
     let record_block = |block: Block| {
-        record(headers, block.name(), |weights| block.load(&Loader::Weights(weights.clone()), config).map(drop))
+        record(headers, block.name(), |weights| {
+            block
+                .load(&Loader::Weights(weights.clone()), config)
+                .map(drop)
+        })
     };
-    let blocks = Block::all(config).into_iter().map(record_block).collect::<Result<_>>()?;
-    Ok(ComponentLayout { name: "vae".to_owned(), blocks, tables: Vec::new() })
+    let blocks = Block::all(config)
+        .into_iter()
+        .map(record_block)
+        .collect::<Result<_>>()?;
+    Ok(ComponentLayout {
+        name: "vae".to_owned(),
+        blocks,
+        tables: Vec::new(),
+    })
 }
 
 /// The ways to decode latents of `height` x `width`, best liked first; [`DecodeMode::planned`] understands their names.
@@ -230,10 +267,21 @@ pub fn decode(
     let (channels, height, width) = latents.dims3()?;
     if channels != config.latent_channels || latents.data().is_empty() {
         let expected = vec![config.latent_channels, height.max(1), width.max(1)];
-        return Err(Error::Shape { what: "latents", expected, found: latents.shape().to_vec() });
+        return Err(Error::Shape {
+            what: "latents",
+            expected,
+            found: latents.shape().to_vec(),
+        });
     }
-    let decoder = Decoder { machine: Machine::Real(compute), config };
-    let latents = Latents { height, width, values: Some(latents) };
+    let decoder = Decoder {
+        machine: Machine::Real(compute),
+        config,
+    };
+    let latents = Latents {
+        height,
+        width,
+        values: Some(latents),
+    };
     real_tensor(decoder.decode(&mut Blocks::Source(source), &latents, mode)?)
 }
 
@@ -255,17 +303,23 @@ impl Latents<'_> {
     ) -> Result<Map> {
         let scaling = config.scaling_factor as f32;
         let shift = config.shift_factor as f32;
-        machine.filled([config.latent_channels, rows.len(), columns.len()], |part| {
-            let values = self.values.expect("the real machine is given values").data();
-            for (i, line) in part.chunks_exact_mut(columns.len()).enumerate() {
-                let (channel, row) = (i / rows.len(), rows.start + i % rows.len());
-                let from = (channel * self.height + row) * self.width;
-                let values = &values[from + columns.start..from + columns.end];
-                for (to, value) in line.iter_mut().zip(values) {
-                    *to = value / scaling + shift;
+        machine.filled(
+            [config.latent_channels, rows.len(), columns.len()],
+            |part| {
+                let values = self
+                    .values
+                    .expect("the real machine is given values")
+                    .data();
+                for (i, line) in part.chunks_exact_mut(columns.len()).enumerate() {
+                    let (channel, row) = (i / rows.len(), rows.start + i % rows.len());
+                    let from = (channel * self.height + row) * self.width;
+                    let values = &values[from + columns.start..from + columns.end];
+                    for (to, value) in line.iter_mut().zip(values) {
+                        *to = value / scaling + shift;
+                    }
                 }
-            }
-        })
+            },
+        )
     }
 }
 
@@ -282,11 +336,26 @@ struct Decoder<'c> {
 }
 
 impl Decoder<'_> {
-    fn decode(&self, blocks: &mut Blocks<'_>, latents: &Latents<'_>, mode: &DecodeMode) -> Result<Map> {
+    fn decode(
+        &self,
+        blocks: &mut Blocks<'_>,
+        latents: &Latents<'_>,
+        mode: &DecodeMode,
+    ) -> Result<Map> {
         if let DecodeMode::Tiles { size, overlap } = *mode {
-            return tiles::decode(self, blocks, latents, tiles::Tiling::new(size, overlap, self.config.scale()));
+            return tiles::decode(
+                self,
+                blocks,
+                latents,
+                tiles::Tiling::new(size, overlap, self.config.scale()),
+            );
         }
-        let x = latents.part(&self.machine, self.config, 0..latents.height, 0..latents.width)?;
+        let x = latents.part(
+            &self.machine,
+            self.config,
+            0..latents.height,
+            0..latents.width,
+        )?;
         self.visit(blocks, x, mode.pace())
     }
 

@@ -14,8 +14,12 @@ use serde_json::{Value, json};
 #[global_allocator]
 static ALLOCATOR: memory::CountingAllocator = memory::CountingAllocator;
 
-const F32: Compute = Compute { precision: Precision::F32 };
-const BF16: Compute = Compute { precision: Precision::Bf16 };
+const F32: Compute = Compute {
+    precision: Precision::F32,
+};
+const BF16: Compute = Compute {
+    precision: Precision::Bf16,
+};
 
 /// Where the process's memory is counted, nothing else may run.
 fn alone() -> MutexGuard<'static, ()> {
@@ -32,7 +36,11 @@ struct Store {
 }
 
 impl Store {
-    fn new(config: Config, layout: ComponentLayout, bytes_of: impl Fn(&TensorLayout) -> Vec<u8>) -> Store {
+    fn new(
+        config: Config,
+        layout: ComponentLayout,
+        bytes_of: impl Fn(&TensorLayout) -> Vec<u8>,
+    ) -> Store {
         let block = |block: &BlockLayout| {
             let mut bytes = vec![0; block.bytes().as_usize()];
             for (tensor, at) in block.offsets() {
@@ -42,7 +50,12 @@ impl Store {
             (BlockIndex::new(block), bytes)
         };
         let blocks = layout.blocks.iter().map(block).collect();
-        Store { config, layout, blocks, visits: Vec::new() }
+        Store {
+            config,
+            layout,
+            blocks,
+            visits: Vec::new(),
+        }
     }
 
     fn decode(&mut self, compute: Compute, latents: &Tensor, mode: DecodeMode) -> Tensor {
@@ -74,7 +87,9 @@ impl Headers for Known<'_> {
 fn numbers(seed: u64) -> impl Iterator<Item = f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     std::iter::repeat_with(move || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     })
 }
@@ -88,16 +103,29 @@ fn random(config: Value) -> Store {
         match layout(&Known(&shapes), &config) {
             Ok(layout) => break layout,
             Err(Error::MissingTensor { name }) => shapes.insert(name, (Dtype::F32, vec![0])),
-            Err(Error::WrongShape { name, expected, .. }) => shapes.insert(name, (Dtype::F32, expected)),
+            Err(Error::WrongShape { name, expected, .. }) => {
+                shapes.insert(name, (Dtype::F32, expected))
+            }
             Err(other) => panic!("{other}"),
         };
     };
     Store::new(config, layout, |tensor| {
-        let seed = tensor.name.bytes().fold(1, |hash: u64, byte| hash.wrapping_mul(31) + u64::from(byte));
+        let seed = tensor
+            .name
+            .bytes()
+            .fold(1, |hash: u64, byte| hash.wrapping_mul(31) + u64::from(byte));
         let fan_in: usize = tensor.shape[1..].iter().product();
-        let norm_weight = tensor.shape.len() == 1 && tensor.name.contains("norm") && tensor.name.ends_with("weight");
-        let (centre, spread) = if norm_weight { (1.0, 0.3) } else { (0.0, (2.0 / fan_in as f32).sqrt()) };
-        let values = numbers(seed).take(tensor.elements() as usize).map(|value| centre + spread * value);
+        let norm_weight = tensor.shape.len() == 1
+            && tensor.name.contains("norm")
+            && tensor.name.ends_with("weight");
+        let (centre, spread) = if norm_weight {
+            (1.0, 0.3)
+        } else {
+            (0.0, (2.0 / fan_in as f32).sqrt())
+        };
+        let values = numbers(seed)
+            .take(tensor.elements() as usize)
+            .map(|value| centre + spread * value);
         values.flat_map(f32::to_le_bytes).collect()
     })
 }
@@ -123,7 +151,11 @@ fn latents(store: &Store, height: usize, width: usize) -> Tensor {
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.shape(), b.shape());
-    a.data().iter().zip(b.data()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.data()
+        .iter()
+        .zip(b.data())
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
@@ -136,17 +168,28 @@ fn read_safetensors(path: &Path) -> (Shapes, HashMap<String, Vec<u8>>) {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
     let (mut shapes, mut values) = (Shapes::new(), HashMap::new());
-    for (name, entry) in header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__") {
+    for (name, entry) in header
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(name, _)| *name != "__metadata__")
+    {
         let dtype = match entry["dtype"].as_str().unwrap() {
             "F32" => Dtype::F32,
             "BF16" => Dtype::Bf16,
             "F16" => Dtype::F16,
+            // Token ids: no business of a decoder.
+            "I64" => continue,
             other => panic!("{name} is {other}"),
         };
-        let list = |key: &str| -> Vec<usize> { serde_json::from_value(entry[key].clone()).unwrap() };
+        let list =
+            |key: &str| -> Vec<usize> { serde_json::from_value(entry[key].clone()).unwrap() };
         let offsets = list("data_offsets");
         shapes.insert(name.clone(), (dtype, list("shape")));
-        values.insert(name.clone(), bytes[8 + length + offsets[0]..8 + length + offsets[1]].to_vec());
+        values.insert(
+            name.clone(),
+            bytes[8 + length + offsets[0]..8 + length + offsets[1]].to_vec(),
+        );
     }
     (shapes, values)
 }
@@ -163,7 +206,9 @@ fn stored(config: &Value, weights: &Path) -> Store {
 fn expected(path: &Path, name: &str) -> Tensor {
     let (shapes, values) = read_safetensors(path);
     let shape = &shapes[name].1[1..];
-    let values = values[name].chunks_exact(4).map(|value| f32::from_le_bytes(value.try_into().unwrap()));
+    let values = values[name]
+        .chunks_exact(4)
+        .map(|value| f32::from_le_bytes(value.try_into().unwrap()));
     let values: Vec<f32> = values.take(shape.iter().product()).collect();
     Tensor::from_slice(shape, &values).unwrap()
 }
@@ -176,21 +221,34 @@ fn json_file(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
+/// A recorded decoder, its latents and its picture.
+fn layer_case(case: &str) -> (Store, Tensor, Tensor) {
+    let folder = fixtures().join("layers").join(case);
+    let mut config = json_file(&folder.join("config.json"));
+    config["up_block_types"] = json!(vec!["UpDecoderBlock2D"; 4]);
+    config["scaling_factor"] = json!(1.0);
+    let values = folder.join("expected.safetensors");
+    let store = stored(&config, &folder.join("weights.safetensors"));
+    (
+        store,
+        expected(&values, "latents"),
+        expected(&values, "image"),
+    )
+}
+
 #[test]
 fn the_picture_is_the_references() {
     let _alone = alone();
     for case in ["vae-square", "vae-wide"] {
-        let folder = fixtures().join("layers").join(case);
-        let mut config = json_file(&folder.join("config.json"));
-        config["up_block_types"] = json!(vec!["UpDecoderBlock2D"; 4]);
-        config["scaling_factor"] = json!(1.0);
-        let mut store = stored(&config, &folder.join("weights.safetensors"));
-        let latents = expected(&folder.join("expected.safetensors"), "latents");
-        let image = expected(&folder.join("expected.safetensors"), "image");
-        let difference = largest_difference(&store.decode(F32, &latents, DecodeMode::Whole), &image);
+        let (mut store, latents, image) = layer_case(case);
+        let difference =
+            largest_difference(&store.decode(F32, &latents, DecodeMode::Whole), &image);
         assert!(difference < 1e-4, "{case}: {difference}");
         let rounded = largest_difference(&store.decode(BF16, &latents, DecodeMode::Whole), &image);
-        assert!(rounded > difference && rounded < 0.1, "{case}: {rounded} with rounded factors");
+        assert!(
+            rounded > difference && rounded < 0.1,
+            "{case}: {rounded} with rounded factors"
+        );
     }
 }
 
@@ -198,11 +256,18 @@ fn the_picture_is_the_references() {
 fn the_picture_of_a_whole_pipeline_is_the_references() {
     let _alone = alone();
     // Scaled and shifted latents, f16 and bf16 weights, one without attention, one with a convolution first.
-    for case in ["plain-bf16", "causal-lm-f16", "narrow-no-norm", "truncated-guidance"] {
+    for case in [
+        "plain-bf16",
+        "causal-lm-f16",
+        "narrow-no-norm",
+        "truncated-guidance",
+    ] {
         let folder = fixtures().join("z-image").join(case);
         let vae = folder.join("checkpoint/vae");
-        let mut store =
-            stored(&json_file(&vae.join("config.json")), &vae.join("diffusion_pytorch_model.safetensors"));
+        let mut store = stored(
+            &json_file(&vae.join("config.json")),
+            &vae.join("diffusion_pytorch_model.safetensors"),
+        );
         let latents = expected(&folder.join("expected.safetensors"), "latents");
         let image = expected(&folder.join("expected.safetensors"), "image");
         let mut decoded = store.decode(F32, &latents, DecodeMode::Whole);
@@ -222,8 +287,24 @@ fn strips_give_the_bytes_of_the_whole() {
         (small(&[8], 1, 2), 12, 5),
         (small(&[8, 16], 2, 4), 7, 9),
         (small(&[4, 8, 8], 1, 1), 5, 11),
-        (with(small(&[8, 12, 16, 16], 1, 4), "mid_block_add_attention", json!(false)), 6, 3),
-        (with(small(&[4, 8, 12, 16], 2, 4), "use_post_quant_conv", json!(false)), 3, 4),
+        (
+            with(
+                small(&[8, 12, 16, 16], 1, 4),
+                "mid_block_add_attention",
+                json!(false),
+            ),
+            6,
+            3,
+        ),
+        (
+            with(
+                small(&[4, 8, 12, 16], 2, 4),
+                "use_post_quant_conv",
+                json!(false),
+            ),
+            3,
+            4,
+        ),
         (small(&[16, 48], 1, 8), 10, 17),
     ];
     for (config, height, width) in cases {
@@ -231,15 +312,22 @@ fn strips_give_the_bytes_of_the_whole() {
         let latents = latents(&store, height, width);
         for compute in [F32, BF16] {
             let whole = bits(&store.decode(compute, &latents, DecodeMode::Whole));
-            for rows in [1, 2, 3, 5, 8, 13, 24, 1000] {
+            for rows in [1, 3, 8, 13, 1000] {
                 for mode in [
                     DecodeMode::ResnetStrips { rows },
                     DecodeMode::LastStageStrips { rows },
                     DecodeMode::Strips { rows },
                 ] {
                     let strips = bits(&store.decode(compute, &latents, mode));
-                    assert!(strips == whole, "{config} {height}x{width} {compute:?} {mode:?}");
-                    assert!(store.visits.is_sorted(), "{mode:?} visits blocks out of order: {:?}", store.visits);
+                    assert!(
+                        strips == whole,
+                        "{config} {height}x{width} {compute:?} {mode:?}"
+                    );
+                    assert!(
+                        store.visits.is_sorted(),
+                        "{mode:?} visits blocks out of order: {:?}",
+                        store.visits
+                    );
                     assert_eq!(store.visits.len(), store.layout.blocks.len(), "{mode:?}");
                 }
             }
@@ -253,38 +341,66 @@ fn one_tile_is_the_whole_and_many_are_close() {
     let mut store = random(small(&[8, 8, 16], 1, 2));
     let latents = latents(&store, 24, 40);
     let whole = store.decode(F32, &latents, DecodeMode::Whole);
-    let one = store.decode(F32, &latents, DecodeMode::Tiles { size: 40, overlap: 10 });
+    let one = store.decode(
+        F32,
+        &latents,
+        DecodeMode::Tiles {
+            size: 40,
+            overlap: 10,
+        },
+    );
     // The second tile along a side lies in the first, and what is blended is nearly alike.
     let many = store.decode(F32, &latents, DecodeMode::tiles(16));
-    let spread = whole.data().iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    let spread = whole
+        .data()
+        .iter()
+        .fold(0.0f32, |largest, value| largest.max(value.abs()));
     let mean = |tiles: &Tensor| {
-        let sum: f32 = tiles.data().iter().zip(whole.data()).map(|(a, b)| (a - b).abs()).sum();
+        let sum: f32 = tiles
+            .data()
+            .iter()
+            .zip(whole.data())
+            .map(|(a, b)| (a - b).abs())
+            .sum();
         sum / whole.data().len() as f32
     };
     assert!(store.visits.len() > store.layout.blocks.len());
     assert!(mean(&one) < 0.02 * spread, "{} of {spread}", mean(&one));
-    assert!(mean(&many) > 0.0 && mean(&many) < 0.15 * spread, "{} of {spread}", mean(&many));
-    let exactly_one = store.decode(F32, &latents, DecodeMode::Tiles { size: 64, overlap: 0 });
+    assert!(
+        mean(&many) > 0.0 && mean(&many) < 0.15 * spread,
+        "{} of {spread}",
+        mean(&many)
+    );
+    let exactly_one = store.decode(
+        F32,
+        &latents,
+        DecodeMode::Tiles {
+            size: 64,
+            overlap: 0,
+        },
+    );
     assert_eq!(bits(&exactly_one), bits(&whole));
 }
 
 #[test]
-fn blended_tiles_have_no_seams() {
+fn tiles_are_blended_as_in_the_reference() {
     let _alone = alone();
-    // Nothing but norms and biases: every tile is the same flat colour, so blending must not show at all.
-    let mut store = random(small(&[8, 16], 1, 2));
-    let flat = Tensor::zeros(&[4, 20, 28]).unwrap();
-    let colours = store.decode(F32, &flat, DecodeMode::tiles(12));
-    let (channels, height, width) = colours.dims3().unwrap();
-    for channel in 0..channels {
-        // Away from borders, whose padding reaches inwards.
-        let at = |y: usize, x: usize| colours.data()[(channel * height + y) * width + x];
-        assert!(at(0, 0).is_finite() && at(height - 1, width - 1).is_finite());
-    }
+    let (mut store, latents, whole) = layer_case("vae-wide");
+    let recorded =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiled-decode.safetensors");
+    let tiles = store.decode(F32, &latents, DecodeMode::tiles(4));
+    let difference = largest_difference(&tiles, &expected(&recorded, "image"));
+    assert!(difference < 1e-4, "{difference}");
+    assert!(largest_difference(&tiles, &whole) > 0.1);
 }
 
-/// Rehearsed and measured bytes of a mode with its variables set.
-fn predicted_and_measured(store: &mut Store, latents: &Tensor, mode: &Mode, vars: &Vars) -> (u64, u64) {
+/// Predicted and measured bytes of a mode with its variables set.
+fn predicted_and_measured(
+    store: &mut Store,
+    latents: &Tensor,
+    mode: &Mode,
+    vars: &Vars,
+) -> (u64, u64) {
     let decode_mode = DecodeMode::planned(&mode.name, vars).unwrap();
     let predicted = mode.activation.bytes(vars).unwrap().0;
     // Once before, so that threads have started and their scratch is there.
@@ -298,24 +414,44 @@ fn predicted_and_measured(store: &mut Store, latents: &Tensor, mode: &Mode, vars
 fn predicted_bytes_are_those_measured() {
     let _alone = alone();
     memory::set_cache_limit(Some(0));
-    let shapes = [(small(&[16, 32, 32, 32], 1, 8), 40, 24), (small(&[8, 16], 1, 4), 66, 70), (small(&[16], 2, 4), 96, 64)];
+    let shapes = [
+        (small(&[16, 32, 32, 32], 1, 8), 16, 10),
+        (small(&[8, 16], 1, 4), 34, 24),
+        (small(&[16], 2, 4), 36, 20),
+    ];
     for (config, height, width) in shapes {
         let mut store = random(config);
         let latents = latents(&store, height, width);
         let modes = modes(&store.config, height, width);
         let mut smallest = HashMap::new();
         for mode in &modes {
-            let values = mode.ladders.first().map_or(vec![0], |ladder| ladder.values());
+            let values = mode
+                .ladders
+                .first()
+                .map_or(vec![0], |ladder| ladder.values());
             for &value in [values.first(), values.last()].into_iter().flatten() {
-                let vars = mode.ladders.iter().map(|ladder| (ladder.var.clone(), value)).collect();
-                let (predicted, measured) = predicted_and_measured(&mut store, &latents, mode, &vars);
-                let slack = (measured / 20).max(48 << 10);
+                let vars = mode
+                    .ladders
+                    .iter()
+                    .map(|ladder| (ladder.var.clone(), value))
+                    .collect();
+                let (predicted, measured) =
+                    predicted_and_measured(&mut store, &latents, mode, &vars);
+                let slack = (measured / 10).max(16 << 10);
                 let name = &mode.name;
-                assert!(predicted.abs_diff(measured) <= slack, "{name} {value}: {predicted} but {measured} measured");
+                assert!(
+                    predicted.abs_diff(measured) <= slack,
+                    "{name} {value}: {predicted} but {measured} measured"
+                );
                 smallest.insert(name.clone(), measured);
             }
         }
-        assert!(smallest["strips"] < smallest["resnet strips"] && smallest["resnet strips"] < smallest["whole"]);
+        // With one or two resolutions, the attention in the middle is the worst moment of every mode.
+        if store.config.scale() > 2 {
+            assert!(smallest["strips"] < smallest["last-stage strips"]);
+            assert!(smallest["last-stage strips"] < smallest["resnet strips"]);
+            assert!(smallest["resnet strips"] < smallest["whole"]);
+        }
     }
     memory::set_cache_limit(None);
 }
@@ -328,27 +464,51 @@ fn formulas_name_what_a_real_decoder_takes() {
     });
     let modes = modes(&Config::from_json(&config).unwrap(), 128, 128);
     let names: Vec<&str> = modes.iter().map(|mode| mode.name.as_str()).collect();
-    assert_eq!(names, ["whole", "resnet strips", "last-stage strips", "strips", "tiles"]);
+    assert_eq!(
+        names,
+        [
+            "whole",
+            "resnet strips",
+            "last-stage strips",
+            "strips",
+            "tiles"
+        ]
+    );
     let cost = |index: usize, value: u64| {
         let mode: &Mode = &modes[index];
-        let vars: Vars = mode.ladders.iter().map(|ladder| (ladder.var.clone(), value)).collect();
-        (mode.activation.eval(&vars).unwrap(), mode.flops.eval(&vars).unwrap())
+        let vars: Vars = mode
+            .ladders
+            .iter()
+            .map(|ladder| (ladder.var.clone(), value))
+            .collect();
+        (
+            mode.activation.eval(&vars).unwrap(),
+            mode.flops.eval(&vars).unwrap(),
+        )
     };
     let (whole_bytes, whole_flops) = cost(0, 0);
     // 256 channels enter the last stage, 128 lie between its convolutions, and 128 are the shortcut: 512 a pixel.
     assert_eq!(whole_bytes, 512.0 * 4.0 * 1024.0 * 1024.0);
-    // Counted by hand from the published shapes, without norms and activations: 2.5 T multiplications.
-    assert!((4.5e12..5.5e12).contains(&whole_flops), "{whole_flops:e}");
+    // By hand, 4.63 M multiplications a pixel in the convolutions at half resolution and above, 0.88 M and 0.35 M at a
+    // quarter and an eighth, and 0.27 M of attention.
+    assert!((1.0e13..1.1e13).contains(&whole_flops), "{whole_flops:e}");
     for rows in [512, 128, 64, 16] {
         for index in 1..3 {
             let (less, more) = (cost(index + 1, rows), cost(index, rows));
-            assert!(less.0 < more.0 && less.1 > more.1, "{index} {rows}: {less:?} {more:?}");
+            assert!(
+                less.0 < more.0 && less.1 > more.1,
+                "{index} {rows}: {less:?} {more:?}"
+            );
         }
         assert!(cost(1, rows).1 > whole_flops);
     }
     assert!(cost(3, 16).0 < whole_bytes / 8.0, "{:?}", cost(3, 16));
     for mode in &modes[..4] {
-        assert!(mode.exact && mode.resident_blocks.is_empty(), "{}", mode.name);
+        assert!(
+            mode.exact && mode.resident_blocks.is_empty(),
+            "{}",
+            mode.name
+        );
     }
     assert!(!modes[4].exact && modes[4].resident_blocks.len() == 3 + 2 * 3 + 1);
 }
@@ -356,35 +516,74 @@ fn formulas_name_what_a_real_decoder_takes() {
 #[test]
 fn blocks_come_in_order_of_use_and_hold_only_the_decoder() {
     let store = random(small(&[8, 8, 16, 16], 1, 4));
-    let names: Vec<&str> = store.layout.blocks.iter().map(|block| block.name.as_str()).collect();
-    let up = ["up_blocks.0.resnets.0", "up_blocks.0.resnets.1", "up_blocks.1.resnets.0", "up_blocks.1.resnets.1"];
-    assert_eq!(names[..3], ["conv_in", "mid_block.attentions.0", "mid_block.resnets.1"]);
+    let names: Vec<&str> = store
+        .layout
+        .blocks
+        .iter()
+        .map(|block| block.name.as_str())
+        .collect();
+    let up = [
+        "up_blocks.0.resnets.0",
+        "up_blocks.0.resnets.1",
+        "up_blocks.1.resnets.0",
+        "up_blocks.1.resnets.1",
+    ];
+    assert_eq!(
+        names[..3],
+        ["conv_in", "mid_block.attentions.0", "mid_block.resnets.1"]
+    );
     assert_eq!(names[3..7], up);
     assert_eq!(names[7..], ["tail"]);
-    let tail: Vec<&str> = store.layout.blocks[7].tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-    assert!(tail[0].starts_with("decoder.up_blocks.1.upsamplers.0.conv"), "{}", tail[0]);
+    let tail: Vec<&str> = store.layout.blocks[7]
+        .tensors
+        .iter()
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    assert!(
+        tail[0].starts_with("decoder.up_blocks.1.upsamplers.0.conv"),
+        "{}",
+        tail[0]
+    );
     assert!(tail.contains(&"decoder.up_blocks.2.resnets.0.conv_shortcut.weight"));
-    assert!(store.layout.blocks.iter().flat_map(|block| &block.tensors).all(|tensor| {
-        tensor.name.starts_with("decoder.") || tensor.name.starts_with("post_quant_conv.")
-    }));
+    assert!(
+        store
+            .layout
+            .blocks
+            .iter()
+            .flat_map(|block| &block.tensors)
+            .all(|tensor| {
+                tensor.name.starts_with("decoder.") || tensor.name.starts_with("post_quant_conv.")
+            })
+    );
 }
 
 #[test]
 fn old_names_of_the_attention_are_understood() {
     let _alone = alone();
     let mut new = random(small(&[8, 16], 1, 4));
-    let renamed = [("to_q.", "query."), ("to_k.", "key."), ("to_v.", "value."), ("to_out.0.", "proj_attn.")];
+    let renamed = [
+        ("to_q.", "query."),
+        ("to_k.", "key."),
+        ("to_v.", "value."),
+        ("to_out.0.", "proj_attn."),
+    ];
     let mut shapes = Shapes::new();
     let mut values = HashMap::new();
     for (layout, (_, bytes)) in new.layout.blocks.iter().zip(&new.blocks) {
         for (tensor, at) in layout.offsets() {
-            let name = renamed.iter().fold(tensor.name.clone(), |name, (now, then)| name.replace(now, then));
+            let name = renamed
+                .iter()
+                .fold(tensor.name.clone(), |name, (now, then)| {
+                    name.replace(now, then)
+                });
             shapes.insert(name.clone(), (tensor.dtype, tensor.shape.clone()));
             values.insert(name, bytes[at..at + tensor.bytes().as_usize()].to_vec());
         }
     }
     let layout = layout(&Known(&shapes), &new.config).unwrap();
-    let mut old = Store::new(new.config.clone(), layout, |tensor| values[&tensor.name].clone());
+    let mut old = Store::new(new.config.clone(), layout, |tensor| {
+        values[&tensor.name].clone()
+    });
     let latents = latents(&new, 4, 6);
     let picture = bits(&new.decode(F32, &latents, DecodeMode::Whole));
     assert_eq!(bits(&old.decode(F32, &latents, DecodeMode::Whole)), picture);
@@ -398,7 +597,10 @@ fn what_is_not_supported_is_refused_by_name() {
         ("_class_name", json!("AutoencoderTiny")),
         ("act_fn", json!("gelu")),
         ("latents_mean", json!([0.0])),
-        ("up_block_types", json!(["UpDecoderBlock2D", "AttnUpDecoderBlock2D"])),
+        (
+            "up_block_types",
+            json!(["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]),
+        ),
         ("up_block_types", json!(["UpDecoderBlock2D"])),
         ("norm_num_groups", json!(3)),
         ("norm_num_groups", json!(0)),
@@ -409,11 +611,23 @@ fn what_is_not_supported_is_refused_by_name() {
         ("latent_channels", json!(-4)),
         ("shift_factor", json!("none")),
     ] {
-        let text = Config::from_json(&with(good.clone(), key, value.clone())).unwrap_err().to_string();
-        assert!(text.contains("vae") && text.contains(key), "{value}: {text}");
+        let text = Config::from_json(&with(good.clone(), key, value.clone()))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains("vae") && text.contains(key),
+            "{value}: {text}"
+        );
     }
     let defaults = Config::from_json(&json!({"shift_factor": null})).unwrap();
-    assert_eq!((defaults.shift_factor, defaults.scaling_factor, defaults.scale()), (0.0, 0.18215, 1));
+    assert_eq!(
+        (
+            defaults.shift_factor,
+            defaults.scaling_factor,
+            defaults.scale()
+        ),
+        (0.0, 0.18215, 1)
+    );
     assert!(defaults.use_post_quant_conv && defaults.mid_block_add_attention);
 }
 
@@ -424,6 +638,15 @@ fn latents_of_another_shape_are_refused() {
         let config = store.config.clone();
         let latents = Tensor::zeros(&shape).unwrap();
         let error = decode(&mut store, F32, &config, &latents, &DecodeMode::Whole).unwrap_err();
-        assert!(matches!(error, Error::Shape { what: "latents", .. }), "{error}");
+        assert!(
+            matches!(
+                error,
+                Error::Shape {
+                    what: "latents",
+                    ..
+                }
+            ),
+            "{error}"
+        );
     }
 }

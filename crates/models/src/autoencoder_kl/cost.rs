@@ -36,11 +36,21 @@ struct Cost {
 /// Decodes shapes.
 fn rehearse(config: &Config, height: usize, width: usize, mode: &DecodeMode) -> Cost {
     let ledger = Rc::new(Ledger::default());
-    let decoder = Decoder { machine: Machine::Rehearsal(Rc::clone(&ledger)), config };
-    let latents = Latents { height, width, values: None };
+    let decoder = Decoder {
+        machine: Machine::Rehearsal(Rc::clone(&ledger)),
+        config,
+    };
+    let latents = Latents {
+        height,
+        width,
+        values: None,
+    };
     let decoded = decoder.decode(&mut Blocks::Shapes, &latents, mode);
     decoded.expect("a rehearsal asks for neither memory nor weights");
-    Cost { bytes: ledger.peak() as f64, flops: ledger.flops() }
+    Cost {
+        bytes: ledger.peak() as f64,
+        flops: ledger.flops(),
+    }
 }
 
 /// The modes for latents of `height` x `width`, best liked first.
@@ -58,33 +68,62 @@ pub(super) fn modes(config: &Config, height: usize, width: usize) -> Vec<Mode> {
     if rows >= 2 * STRIP_ROWS_MIN {
         let ladder = || {
             let full = (rows / 2).next_multiple_of(STRIP_ROWS_STEP);
-            Ladder::new(STRIP_ROWS, full as u64, STRIP_ROWS_MIN as u64, STRIP_ROWS_STEP as u64)
+            Ladder::new(
+                STRIP_ROWS,
+                full as u64,
+                STRIP_ROWS_MIN as u64,
+                STRIP_ROWS_STEP as u64,
+            )
         };
         let rehearse = |mode: &DecodeMode| rehearse(config, height, width, mode);
-        modes.push(laddered(ladder(), rehearse, |rows| DecodeMode::ResnetStrips { rows }));
+        modes.push(laddered(ladder(), rehearse, |rows| {
+            DecodeMode::ResnetStrips { rows }
+        }));
         if config.block_out_channels.len() > 1 {
-            modes.push(laddered(ladder(), rehearse, |rows| DecodeMode::LastStageStrips { rows }));
+            modes.push(laddered(ladder(), rehearse, |rows| {
+                DecodeMode::LastStageStrips { rows }
+            }));
         }
-        modes.push(laddered(ladder(), rehearse, |rows| DecodeMode::Strips { rows }));
+        modes.push(laddered(ladder(), rehearse, |rows| DecodeMode::Strips {
+            rows,
+        }));
     }
     let side = height.max(width);
     if side > TILE_MIN {
         let full = (side / 2).next_multiple_of(TILE_STEP).max(TILE_MIN);
         let ladder = Ladder::new(TILE, full as u64, TILE_MIN as u64, TILE_STEP as u64);
-        let tiles = laddered(ladder, |mode| rehearse(config, height, width, mode), DecodeMode::tiles);
+        let tiles = laddered(
+            ladder,
+            |mode| rehearse(config, height, width, mode),
+            DecodeMode::tiles,
+        );
         // Every tile visits all blocks, from the first on.
         let resident_blocks = (0..Block::all(config).len()).collect();
-        modes.push(Mode { exact: false, resident_blocks, ..tiles });
+        modes.push(Mode {
+            exact: false,
+            resident_blocks,
+            ..tiles
+        });
     }
     modes
 }
 
 /// A mode with one variable: rehearsed for each of its values.
-fn laddered(ladder: Ladder, rehearse: impl Fn(&DecodeMode) -> Cost, mode: impl Fn(usize) -> DecodeMode) -> Mode {
-    let rehearsed: Vec<(u64, Cost)> =
-        ladder.values().into_iter().map(|value| (value, rehearse(&mode(value as usize)))).collect();
+fn laddered(
+    ladder: Ladder,
+    rehearse: impl Fn(&DecodeMode) -> Cost,
+    mode: impl Fn(usize) -> DecodeMode,
+) -> Mode {
+    let rehearsed: Vec<(u64, Cost)> = ladder
+        .values()
+        .into_iter()
+        .map(|value| (value, rehearse(&mode(value as usize))))
+        .collect();
     let through = |part: fn(&Cost) -> f64| {
-        let points: Vec<(f64, f64)> = rehearsed.iter().map(|(value, cost)| (*value as f64, part(cost))).collect();
+        let points: Vec<(f64, f64)> = rehearsed
+            .iter()
+            .map(|(value, cost)| (*value as f64, part(cost)))
+            .collect();
         through(&points, &ladder.var)
     };
     Mode {
@@ -109,7 +148,12 @@ fn through(points: &[(f64, f64)], var: &lowtide_core::VarName) -> Formula {
     let line = |pair: &[(f64, f64)]| {
         let ((x0, y0), (x1, y1)) = (pair[0], pair[1]);
         let slope = (y1 - y0) / (x1 - x0);
-        vec![Term::new(slope, &[var.clone()]), Term::new::<lowtide_core::VarName>(y0 - slope * x0, &[])]
+        vec![
+            Term::new(slope, std::slice::from_ref(var)),
+            Term::new::<lowtide_core::VarName>(y0 - slope * x0, &[]),
+        ]
     };
-    Formula { alternatives: points.windows(2).map(line).collect() }
+    Formula {
+        alternatives: points.windows(2).map(line).collect(),
+    }
 }

@@ -57,7 +57,10 @@ impl Held {
         let live = ledger.live.get() + bytes;
         ledger.live.set(live);
         ledger.peak.set(ledger.peak.get().max(live));
-        Held { ledger: Rc::clone(ledger), bytes }
+        Held {
+            ledger: Rc::clone(ledger),
+            bytes,
+        }
     }
 }
 
@@ -87,7 +90,13 @@ impl Map {
     fn real(strip: Strip) -> Result<Map> {
         let (channels, count, width) = strip.rows.dims3()?;
         let (height, rows) = (strip.height, strip.first..strip.first + count);
-        Ok(Map { channels, width, height, rows, values: Values::Real(strip) })
+        Ok(Map {
+            channels,
+            width,
+            height,
+            rows,
+            values: Values::Real(strip),
+        })
     }
 
     /// Values a channel of the whole map.
@@ -98,14 +107,18 @@ impl Map {
     fn strip(&self) -> &Strip {
         match &self.values {
             Values::Real(strip) => strip,
-            Values::Rehearsed { .. } => unreachable!("a rehearsed map never meets the real machine"),
+            Values::Rehearsed { .. } => {
+                unreachable!("a rehearsed map never meets the real machine")
+            }
         }
     }
 
     fn data_mut(&mut self) -> &mut [f32] {
         match &mut self.values {
             Values::Real(strip) => strip.rows.data_mut(),
-            Values::Rehearsed { .. } => unreachable!("a rehearsed map never meets the real machine"),
+            Values::Rehearsed { .. } => {
+                unreachable!("a rehearsed map never meets the real machine")
+            }
         }
     }
 
@@ -137,15 +150,33 @@ pub(super) enum Machine {
 
 impl Machine {
     /// Rows of a map whose values are yet to be written.
-    pub(super) fn empty(&self, channels: usize, height: usize, width: usize, rows: Range<usize>) -> Result<Map> {
+    pub(super) fn empty(
+        &self,
+        channels: usize,
+        height: usize,
+        width: usize,
+        rows: Range<usize>,
+    ) -> Result<Map> {
         let values = match self {
             Machine::Real(_) => {
                 let tensor = Tensor::new(&[channels, rows.len(), width])?;
-                Values::Real(Strip { rows: tensor, first: rows.start, height })
+                Values::Real(Strip {
+                    rows: tensor,
+                    first: rows.start,
+                    height,
+                })
             }
-            Machine::Rehearsal(ledger) => Values::Rehearsed { _held: Held::new(ledger, channels * rows.len() * width) },
+            Machine::Rehearsal(ledger) => Values::Rehearsed {
+                _held: Held::new(ledger, channels * rows.len() * width),
+            },
         };
-        Ok(Map { channels, width, height, rows, values })
+        Ok(Map {
+            channels,
+            width,
+            height,
+            rows,
+            values,
+        })
     }
 
     /// The whole map that `fill` writes (channels, height, width).
@@ -167,7 +198,10 @@ impl Machine {
         }
         let width = to.width;
         let (to_plane, to_first) = (to.rows.len() * width, (rows.start - to.rows.start) * width);
-        let (from_plane, from_first) = (from.rows.len() * width, (rows.start - from.rows.start) * width);
+        let (from_plane, from_first) = (
+            from.rows.len() * width,
+            (rows.start - from.rows.start) * width,
+        );
         let (channels, count) = (to.channels, rows.len() * width);
         let source = from.strip().rows.data();
         let target = to.data_mut();
@@ -196,17 +230,30 @@ impl Machine {
     ) -> Result<Map> {
         match self {
             Machine::Real(compute) => {
-                let input = norm.map(|norm| norm.0.as_ref().expect("real sums make a real norm").then(Activation::Silu));
-                let around = Around { input, upsample: conv.upsample };
+                let input = norm.map(|norm| {
+                    norm.0
+                        .as_ref()
+                        .expect("real sums make a real norm")
+                        .then(Activation::Silu)
+                });
+                let around = Around {
+                    input,
+                    upsample: conv.upsample,
+                };
                 let add = add.map(|add| &add.strip().rows);
-                let layer = conv.layer.as_ref().expect("the real machine is given loaded layers");
+                let layer = conv
+                    .layer
+                    .as_ref()
+                    .expect("the real machine is given loaded layers");
                 Map::real(layer.forward(*compute, x.strip(), around, rows, add)?)
             }
             Machine::Rehearsal(ledger) => {
                 let scale = if conv.upsample { 2 } else { 1 };
                 let (height, width) = (x.height * scale, x.width * scale);
                 let taps = conv.channels_in * conv.kernel * conv.kernel;
-                ledger.work(2.0 * taps as f64 * conv.channels_out as f64 * (rows.len() * width) as f64);
+                ledger.work(
+                    2.0 * taps as f64 * conv.channels_out as f64 * (rows.len() * width) as f64,
+                );
                 self.empty(conv.channels_out, height, width, rows)
             }
         }
@@ -227,7 +274,12 @@ impl Machine {
 
     /// The norm of a map of `plane` values a channel, all of whose rows were added.
     pub(super) fn finish(&self, norm: &Norm, sums: &Sums, plane: usize) -> Finished {
-        Finished(norm.layer.as_ref().zip(sums.0.as_ref()).map(|(layer, sums)| layer.affine(sums, plane)))
+        Finished(
+            norm.layer
+                .as_ref()
+                .zip(sums.0.as_ref())
+                .map(|(layer, sums)| layer.affine(sums, plane)),
+        )
     }
 
     /// The norm of a map that is there as a whole.
@@ -245,8 +297,14 @@ impl Machine {
         let (tokens, channels) = (x.plane(), x.channels);
         match self {
             Machine::Real(compute) => {
-                let norm = self.norm(&attention.norm, &x)?.0.expect("real sums make a real norm");
-                let layers = attention.layers.as_ref().expect("the real machine is given loaded layers");
+                let norm = self
+                    .norm(&attention.norm, &x)?
+                    .0
+                    .expect("real sums make a real norm");
+                let layers = attention
+                    .layers
+                    .as_ref()
+                    .expect("the real machine is given loaded layers");
                 let y = attend(*compute, layers, &x.strip().rows, &norm)?;
                 add_tokens(y.data(), x.data_mut(), channels);
             }
@@ -270,7 +328,12 @@ impl Machine {
 ///
 /// # Shapes
 /// `x` (C, height, width) to (height * width, C), f32.
-fn attend(compute: Compute, [to_q, to_k, to_v, to_out]: &[Linear<'_>; 4], x: &Tensor, norm: &Affine) -> Result<Tensor> {
+fn attend(
+    compute: Compute,
+    [to_q, to_k, to_v, to_out]: &[Linear<'_>; 4],
+    x: &Tensor,
+    norm: &Affine,
+) -> Result<Tensor> {
     let (channels, height, width) = x.dims3()?;
     let mut normed = Tensor::new(&[height * width, channels])?;
     normed_tokens(x.data(), norm, normed.data_mut());
@@ -279,7 +342,12 @@ fn attend(compute: Compute, [to_q, to_k, to_v, to_out]: &[Linear<'_>; 4], x: &Te
     let v = to_v.forward(compute, &normed)?;
     drop(normed);
     let mut mixed = Tensor::new(&[height * width, channels])?;
-    let heads = Heads { query: 1, key_value: 1, dim: channels, causal: false };
+    let heads = Heads {
+        query: 1,
+        key_value: 1,
+        dim: channels,
+        causal: false,
+    };
     heads.attend(compute, q.all(), k.all(), v.all(), mixed.all_mut());
     drop((q, k, v));
     to_out.forward(compute, &mixed)
@@ -311,13 +379,19 @@ fn normed_tokens(map: &[f32], norm: &Affine, out: &mut [f32]) {
 /// Adds tokens (T, C) to a map (C, T).
 fn add_tokens(y: &[f32], map: &mut [f32], channels: usize) {
     let tokens = map.len() / channels;
-    in_squares(tokens, channels, |token, channel| map[channel * tokens + token] += y[token * channels + channel]);
+    in_squares(tokens, channels, |token, channel| {
+        map[channel * tokens + token] += y[token * channels + channel]
+    });
 }
 
 /// A tensor of a map where one must be: after a real run.
 pub(super) fn real_tensor(map: Map) -> Result<Tensor> {
     let found = vec![map.channels, map.height, map.width];
-    map.into_tensor().ok_or(Error::Shape { what: "decoded map", expected: found.clone(), found })
+    map.into_tensor().ok_or(Error::Shape {
+        what: "decoded map",
+        expected: found.clone(),
+        found,
+    })
 }
 
 /// The values of a whole map.
@@ -328,13 +402,42 @@ pub(super) struct Plane<T> {
     pub(super) data: T,
 }
 
-impl Machine {
-    /// The values of two whole maps, one of them to be written; `None` in a rehearsal.
-    pub(super) fn values<'a>(&self, to: &'a mut Map, from: &'a Map) -> Option<(Plane<&'a mut [f32]>, Plane<&'a [f32]>)> {
-        let Machine::Real(_) = self else { return None };
-        let (channels, height, width) = (to.channels, to.height, to.width);
-        let to = Plane { channels, height, width, data: to.data_mut() };
-        let (channels, height, width) = (from.channels, from.height, from.width);
-        Some((to, Plane { channels, height, width, data: from.strip().rows.data() }))
+impl Map {
+    /// The values of a whole map; `None` in a rehearsal.
+    pub(super) fn values(&self) -> Option<Plane<&[f32]>> {
+        let Map {
+            channels,
+            height,
+            width,
+            ..
+        } = *self;
+        match &self.values {
+            Values::Real(strip) => Some(Plane {
+                channels,
+                height,
+                width,
+                data: strip.rows.data(),
+            }),
+            Values::Rehearsed { .. } => None,
+        }
+    }
+
+    /// The values of a whole map, to be written; `None` in a rehearsal.
+    pub(super) fn values_mut(&mut self) -> Option<Plane<&mut [f32]>> {
+        let Map {
+            channels,
+            height,
+            width,
+            ..
+        } = *self;
+        match &mut self.values {
+            Values::Real(strip) => Some(Plane {
+                channels,
+                height,
+                width,
+                data: strip.rows.data_mut(),
+            }),
+            Values::Rehearsed { .. } => None,
+        }
     }
 }

@@ -45,7 +45,7 @@ pub(super) enum Stage<'w> {
     /// A bare convolution.
     Conv(Conv<'w>),
     /// A residual block.
-    Resnet(Resnet<'w>),
+    Resnet(Box<Resnet<'w>>),
     /// The last norm and convolution.
     Out { norm: Norm, conv: Conv<'w> },
 }
@@ -59,7 +59,7 @@ pub(super) struct Attention<'w> {
 /// A block, loaded.
 pub(super) enum Loaded<'w> {
     Stages(Vec<Stage<'w>>),
-    Attention(Attention<'w>),
+    Attention(Box<Attention<'w>>),
 }
 
 /// A unit of streaming.
@@ -85,17 +85,33 @@ impl<'w> Loader<'w> {
         }
     }
 
-    fn conv(&self, channels_in: usize, channels_out: usize, kernel: usize, name: &str) -> Result<Conv<'w>> {
+    fn conv(
+        &self,
+        channels_in: usize,
+        channels_out: usize,
+        kernel: usize,
+        name: &str,
+    ) -> Result<Conv<'w>> {
         let layer = match self {
-            Loader::Weights(weights) => Some(weights.conv2d(channels_in, channels_out, kernel, name)?),
+            Loader::Weights(weights) => {
+                Some(weights.conv2d(channels_in, channels_out, kernel, name)?)
+            }
             Loader::Shapes => None,
         };
-        Ok(Conv { channels_in, channels_out, kernel, upsample: false, layer })
+        Ok(Conv {
+            channels_in,
+            channels_out,
+            kernel,
+            upsample: false,
+            layer,
+        })
     }
 
     fn norm(&self, config: &Config, channels: usize, name: &str) -> Result<Norm> {
         let layer = match self {
-            Loader::Weights(weights) => Some(weights.group_norm(config.norm_num_groups, channels, NORM_EPS, name)?),
+            Loader::Weights(weights) => {
+                Some(weights.group_norm(config.norm_num_groups, channels, NORM_EPS, name)?)
+            }
             Loader::Shapes => None,
         };
         Ok(Norm { layer })
@@ -103,7 +119,12 @@ impl<'w> Loader<'w> {
 }
 
 impl<'w> Resnet<'w> {
-    fn load(from: &Loader<'w>, config: &Config, channels_in: usize, channels_out: usize) -> Result<Resnet<'w>> {
+    fn load(
+        from: &Loader<'w>,
+        config: &Config,
+        channels_in: usize,
+        channels_out: usize,
+    ) -> Result<Resnet<'w>> {
         Ok(Resnet {
             norm1: from.norm(config, channels_in, "norm1")?,
             conv1: from.conv(channels_in, channels_out, 3, "conv1")?,
@@ -125,12 +146,19 @@ impl<'w> Attention<'w> {
             Loader::Weights(weights) => {
                 // Checkpoints from before the layers were renamed still go about.
                 let old = weights.has("query.weight");
-                let names = if old { ["query", "key", "value", "proj_attn"] } else { ["to_q", "to_k", "to_v", "to_out.0"] };
+                let names = if old {
+                    ["query", "key", "value", "proj_attn"]
+                } else {
+                    ["to_q", "to_k", "to_v", "to_out.0"]
+                };
                 let [q, k, v, out] = names.map(|name| weights.linear(c, c, name));
                 Some([q?, k?, v?, out?])
             }
         };
-        Ok(Attention { norm: from.norm(config, c, "group_norm")?, layers })
+        Ok(Attention {
+            norm: from.norm(config, c, "group_norm")?,
+            layers,
+        })
     }
 }
 
@@ -167,17 +195,23 @@ impl Block {
         let mut stages = Vec::new();
         match *self {
             Block::Start => {
+                let latent = config.latent_channels;
                 if config.use_post_quant_conv {
-                    stages.push(Stage::Conv(root.conv(config.latent_channels, config.latent_channels, 1, "post_quant_conv")?));
+                    stages.push(Stage::Conv(root.conv(
+                        latent,
+                        latent,
+                        1,
+                        "post_quant_conv",
+                    )?));
                 }
-                stages.push(Stage::Conv(decoder.conv(config.latent_channels, c, 3, "conv_in")?));
-                stages.push(Stage::Resnet(Resnet::load(&decoder.pp("mid_block.resnets.0"), config, c, c)?));
+                stages.push(Stage::Conv(decoder.conv(latent, c, 3, "conv_in")?));
+                stages.push(resnet(&decoder.pp("mid_block.resnets.0"), config, c, c)?);
             }
             Block::Attention => {
                 let attention = Attention::load(&decoder.pp("mid_block.attentions.0"), config)?;
-                return Ok(Loaded::Attention(attention));
+                return Ok(Loaded::Attention(Box::new(attention)));
             }
-            Block::Middle => stages.push(Stage::Resnet(Resnet::load(&decoder.pp("mid_block.resnets.1"), config, c, c)?)),
+            Block::Middle => stages.push(resnet(&decoder.pp("mid_block.resnets.1"), config, c, c)?),
             Block::Up { block, resnet } => {
                 stages.push(up_resnet(&decoder, config, block, resnet)?);
                 // The upsampler that leads into the tail belongs to the tail.
@@ -196,22 +230,48 @@ impl Block {
                 }
                 let last = config.block_out_channels[0];
                 let norm = decoder.norm(config, last, "conv_norm_out")?;
-                stages.push(Stage::Out { norm, conv: decoder.conv(last, config.out_channels, 3, "conv_out")? });
+                stages.push(Stage::Out {
+                    norm,
+                    conv: decoder.conv(last, config.out_channels, 3, "conv_out")?,
+                });
             }
         }
         Ok(Loaded::Stages(stages))
     }
 }
 
-fn up_resnet<'w>(decoder: &Loader<'w>, config: &Config, block: usize, resnet: usize) -> Result<Stage<'w>> {
+fn resnet<'w>(
+    scope: &Loader<'w>,
+    config: &Config,
+    channels_in: usize,
+    channels_out: usize,
+) -> Result<Stage<'w>> {
+    let resnet = Resnet::load(scope, config, channels_in, channels_out)?;
+    Ok(Stage::Resnet(Box::new(resnet)))
+}
+
+fn up_resnet<'w>(
+    decoder: &Loader<'w>,
+    config: &Config,
+    block: usize,
+    index: usize,
+) -> Result<Stage<'w>> {
     let channels_out = config.up_channels(block);
-    let channels_in = if resnet > 0 { channels_out } else { config.up_channels(block.saturating_sub(1)) };
-    let scope = decoder.pp(format!("up_blocks.{block}.resnets.{resnet}"));
-    Ok(Stage::Resnet(Resnet::load(&scope, config, channels_in, channels_out)?))
+    let channels_in = if index > 0 {
+        channels_out
+    } else {
+        config.up_channels(block.saturating_sub(1))
+    };
+    let scope = decoder.pp(format!("up_blocks.{block}.resnets.{index}"));
+    resnet(&scope, config, channels_in, channels_out)
 }
 
 fn upsampler<'w>(decoder: &Loader<'w>, config: &Config, block: usize) -> Result<Stage<'w>> {
     let channels = config.up_channels(block);
-    let conv = decoder.pp(format!("up_blocks.{block}")).conv(channels, channels, 3, "upsamplers.0.conv")?;
-    Ok(Stage::Conv(Conv { upsample: true, ..conv }))
+    let scope = decoder.pp(format!("up_blocks.{block}.upsamplers.0"));
+    let conv = scope.conv(channels, channels, 3, "conv")?;
+    Ok(Stage::Conv(Conv {
+        upsample: true,
+        ..conv
+    }))
 }

@@ -37,23 +37,30 @@ pub(super) enum Pace {
 /// Applies `stages` one after the other.
 pub(super) fn apply(machine: &Machine, stages: &[Stage<'_>], x: Map, pace: Pace) -> Result<Map> {
     match pace {
-        Pace::Whole => stages.iter().try_fold(x, |x, stage| whole(machine, stage, x)),
-        Pace::Strips { rows, kept } => {
-            segments(stages, kept).into_iter().try_fold(x, |x, segment| in_strips(machine, segment, x, rows))
-        }
+        Pace::Whole => stages
+            .iter()
+            .try_fold(x, |x, stage| whole(machine, stage, x)),
+        Pace::Strips { rows, kept } => segments(stages, kept)
+            .into_iter()
+            .try_fold(x, |x, segment| in_strips(machine, segment, x, rows)),
     }
 }
 
 /// Cuts `stages` behind every stage whose map is kept.
 fn segments<'m, 'w>(stages: &'m [Stage<'w>], kept: Kept) -> Vec<&'m [Stage<'w>]> {
-    let last_stage = stages.iter().rposition(|stage| matches!(stage, Stage::Conv(conv) if conv.upsample)).unwrap_or(0);
+    let last_stage = stages
+        .iter()
+        .rposition(|stage| matches!(stage, Stage::Conv(conv) if conv.upsample))
+        .unwrap_or(0);
     let cut_before = match kept {
         Kept::Resnets => stages.len(),
         Kept::BeforeLastStage => last_stage,
         Kept::Nothing => 0,
     };
     let (cut, uncut) = stages.split_at(cut_before);
-    let mut segments: Vec<_> = cut.split_inclusive(|stage| matches!(stage, Stage::Resnet(_))).collect();
+    let mut segments: Vec<_> = cut
+        .split_inclusive(|stage| matches!(stage, Stage::Resnet(_)))
+        .collect();
     if !uncut.is_empty() {
         segments.push(uncut);
     }
@@ -159,7 +166,11 @@ struct Chain<'m, 'w> {
 
 impl<'m, 'w> Chain<'m, 'w> {
     fn new(machine: &'m Machine, stages: &'m [Stage<'w>]) -> Chain<'m, 'w> {
-        Chain { machine, stages, norms: stages.iter().map(|_| Vec::new()).collect() }
+        Chain {
+            machine,
+            stages,
+            norms: stages.iter().map(|_| Vec::new()).collect(),
+        }
     }
 
     /// Finds the norms of all stages, in their order.
@@ -174,10 +185,20 @@ impl<'m, 'w> Chain<'m, 'w> {
                     let mut sums = self.machine.sums(&resnet.norm2);
                     for strip in strips(height, rows) {
                         let x = self.source(Source::Kept(base), index, widen(&strip, 1, height))?;
-                        let hidden = self.machine.conv(&resnet.conv1, &x, self.norms[index].first(), strip, None)?;
+                        let hidden = self.machine.conv(
+                            &resnet.conv1,
+                            &x,
+                            self.norms[index].first(),
+                            strip,
+                            None,
+                        )?;
                         self.machine.add_rows(&resnet.norm2, &hidden, &mut sums)?;
                     }
-                    self.norms[index].push(self.machine.finish(&resnet.norm2, &sums, height * width));
+                    self.norms[index].push(self.machine.finish(
+                        &resnet.norm2,
+                        &sums,
+                        height * width,
+                    ));
                 }
                 Stage::Out { norm, .. } => {
                     let norm = self.input_norm(base, index, norm, rows)?;
@@ -205,7 +226,9 @@ impl<'m, 'w> Chain<'m, 'w> {
     /// The whole result, strip by strip.
     fn emit(&self, base: &Map, rows: usize) -> Result<Map> {
         let (height, width) = self.size_after(base, self.stages.len());
-        let mut out = self.machine.empty(self.channels_out(base), height, width, 0..height)?;
+        let mut out = self
+            .machine
+            .empty(self.channels_out(base), height, width, 0..height)?;
         for strip in strips(height, rows) {
             let done = self.rows(Source::Kept(base), self.stages.len(), strip)?;
             self.machine.copy_rows(&mut out, &done);
@@ -214,8 +237,17 @@ impl<'m, 'w> Chain<'m, 'w> {
     }
 
     /// At least the rows `wanted` of what the first `count` stages make of `base`.
-    fn source<'b>(&self, base: Source<'b>, count: usize, wanted: Range<usize>) -> Result<Source<'b>> {
-        if count == 0 { Ok(base) } else { Ok(Source::Owned(self.rows(base, count, wanted)?)) }
+    fn source<'b>(
+        &self,
+        base: Source<'b>,
+        count: usize,
+        wanted: Range<usize>,
+    ) -> Result<Source<'b>> {
+        if count == 0 {
+            Ok(base)
+        } else {
+            Ok(Source::Owned(self.rows(base, count, wanted)?))
+        }
     }
 
     /// The rows `wanted` of what the first `count` stages make of `base`.
@@ -236,20 +268,38 @@ impl<'m, 'w> Chain<'m, 'w> {
             }
             Stage::Resnet(resnet) => {
                 let x = self.source(base, index, widen(&wanted, RESNET_HALO, height))?;
-                let hidden = self.machine.conv(&resnet.conv1, &x, norms.first(), widen(&wanted, 1, height), None)?;
+                let hidden = self.machine.conv(
+                    &resnet.conv1,
+                    &x,
+                    norms.first(),
+                    widen(&wanted, 1, height),
+                    None,
+                )?;
                 let residual = match &resnet.conv_shortcut {
-                    Some(shortcut) => self.machine.conv(shortcut, &x, None, wanted.clone(), None)?,
+                    Some(shortcut) => {
+                        self.machine
+                            .conv(shortcut, &x, None, wanted.clone(), None)?
+                    }
                     None => self.machine.crop(&x, wanted.clone())?,
                 };
                 drop(x);
-                self.machine.conv(&resnet.conv2, &hidden, norms.get(1), wanted, Some(&residual))
+                self.machine.conv(
+                    &resnet.conv2,
+                    &hidden,
+                    norms.get(1),
+                    wanted,
+                    Some(&residual),
+                )
             }
         }
     }
 
     /// Height and width after the first `count` stages.
     fn size_after(&self, base: &Map, count: usize) -> (usize, usize) {
-        let enlarged = self.stages[..count].iter().filter(|stage| matches!(stage, Stage::Conv(conv) if conv.upsample)).count();
+        let enlarged = self.stages[..count]
+            .iter()
+            .filter(|stage| matches!(stage, Stage::Conv(conv) if conv.upsample))
+            .count();
         (base.height << enlarged, base.width << enlarged)
     }
 
@@ -265,7 +315,9 @@ impl<'m, 'w> Chain<'m, 'w> {
 /// All rows from the top, `rows` at a time.
 fn strips(height: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
     let rows = rows.max(1);
-    (0..height).step_by(rows).map(move |start| start..(start + rows).min(height))
+    (0..height)
+        .step_by(rows)
+        .map(move |start| start..(start + rows).min(height))
 }
 
 /// `by` more rows above and below, as far as the map goes.
@@ -276,7 +328,11 @@ fn widen(rows: &Range<usize>, by: usize, height: usize) -> Range<usize> {
 /// The rows of its input, of `height` rows, that a convolution needs for some rows of its result.
 fn rows_in(conv: &Conv<'_>, rows: &Range<usize>, height: usize) -> Range<usize> {
     let needed = widen(rows, conv.kernel / 2, height_out(conv, height));
-    if conv.upsample { needed.start / 2..needed.end.div_ceil(2) } else { needed }
+    if conv.upsample {
+        needed.start / 2..needed.end.div_ceil(2)
+    } else {
+        needed
+    }
 }
 
 fn height_out(conv: &Conv<'_>, height: usize) -> usize {

@@ -4,7 +4,7 @@
 //! diffusers `AutoencoderKL.tiled_decode`: a tile is blended linearly with the blended tile above it, then with the one
 //! on its left, and contributes what the next tile does not.
 
-use super::map::{Machine, Map};
+use super::map::Map;
 use super::strips::Pace;
 use super::{Blocks, Decoder, Latents};
 use crate::Result;
@@ -23,7 +23,11 @@ pub(super) struct Tiling {
 impl Tiling {
     pub(super) fn new(size: usize, overlap: usize, scale: usize) -> Tiling {
         let size = size.max(1);
-        Tiling { size, step: size - overlap.min(size - 1), scale }
+        Tiling {
+            size,
+            step: size - overlap.min(size - 1),
+            scale,
+        }
     }
 
     /// Pixels over which two tiles are blended.
@@ -59,13 +63,18 @@ pub(super) fn decode(
             let part = latents.part(machine, config, rows, columns)?;
             let mut tile = decoder.visit(blocks, part, Pace::Whole)?;
             if let Some(above) = above.get(row.len()) {
-                machine.blend(&mut tile, above, tiling.blend(), Side::Above);
+                blend(&mut tile, above, tiling.blend(), Side::Above);
             }
             if let Some(left) = row.last() {
-                machine.blend(&mut tile, left, tiling.blend(), Side::Left);
+                blend(&mut tile, left, tiling.blend(), Side::Left);
             }
             let limit = tiling.step * tiling.scale;
-            machine.place(&mut picture, &tile, (top * tiling.scale, left * tiling.scale), limit);
+            place(
+                &mut picture,
+                &tile,
+                (top * tiling.scale, left * tiling.scale),
+                limit,
+            );
             row.push(tile);
         }
         above = row;
@@ -80,45 +89,47 @@ enum Side {
     Left,
 }
 
-impl Machine {
-    /// Fades from the end of `neighbour` into the start of `tile`, over `extent` pixels.
-    fn blend(&self, tile: &mut Map, neighbour: &Map, extent: usize, side: Side) {
-        let Some((to, from)) = self.values(tile, neighbour) else { return };
-        let (channels, height, width) = (to.channels, to.height, to.width);
-        let extent = match side {
-            Side::Above => extent.min(from.height).min(height),
-            Side::Left => extent.min(from.width).min(width),
-        };
-        let (rows, columns) = match side {
-            Side::Above => (extent, width.min(from.width)),
-            Side::Left => (height.min(from.height), extent),
-        };
-        for channel in 0..channels {
-            for y in 0..rows {
-                for x in 0..columns {
-                    let (place, from_y, from_x) = match side {
-                        Side::Above => (y, from.height - extent + y, x),
-                        Side::Left => (x, y, from.width - extent + x),
-                    };
-                    let share = place as f32 / extent as f32;
-                    let old = from.data[(channel * from.height + from_y) * from.width + from_x];
-                    let new = &mut to.data[(channel * height + y) * width + x];
-                    *new = old * (1.0 - share) + *new * share;
-                }
+/// Fades from the end of `neighbour` into the start of `tile`, over `extent` pixels.
+fn blend(tile: &mut Map, neighbour: &Map, extent: usize, side: Side) {
+    let (Some(to), Some(from)) = (tile.values_mut(), neighbour.values()) else {
+        return;
+    };
+    let (channels, height, width) = (to.channels, to.height, to.width);
+    let extent = match side {
+        Side::Above => extent.min(from.height).min(height),
+        Side::Left => extent.min(from.width).min(width),
+    };
+    let (rows, columns) = match side {
+        Side::Above => (extent, width.min(from.width)),
+        Side::Left => (height.min(from.height), extent),
+    };
+    for channel in 0..channels {
+        for y in 0..rows {
+            for x in 0..columns {
+                let (place, from_y, from_x) = match side {
+                    Side::Above => (y, from.height - extent + y, x),
+                    Side::Left => (x, y, from.width - extent + x),
+                };
+                let share = place as f32 / extent as f32;
+                let old = from.data[(channel * from.height + from_y) * from.width + from_x];
+                let new = &mut to.data[(channel * height + y) * width + x];
+                *new = old * (1.0 - share) + *new * share;
             }
         }
     }
+}
 
-    /// Puts the first `limit` rows and columns of `tile` into `picture` at row and column `at`.
-    fn place(&self, picture: &mut Map, tile: &Map, at: (usize, usize), limit: usize) {
-        let Some((to, from)) = self.values(picture, tile) else { return };
-        let (rows, columns) = (limit.min(from.height), limit.min(from.width));
-        for channel in 0..to.channels {
-            for y in 0..rows {
-                let source = (channel * from.height + y) * from.width;
-                let target = (channel * to.height + at.0 + y) * to.width + at.1;
-                to.data[target..target + columns].copy_from_slice(&from.data[source..source + columns]);
-            }
+/// Puts the first `limit` rows and columns of `tile` into `picture` at row and column `at`.
+fn place(picture: &mut Map, tile: &Map, at: (usize, usize), limit: usize) {
+    let (Some(to), Some(from)) = (picture.values_mut(), tile.values()) else {
+        return;
+    };
+    let (rows, columns) = (limit.min(from.height), limit.min(from.width));
+    for channel in 0..to.channels {
+        for y in 0..rows {
+            let source = (channel * from.height + y) * from.width;
+            let target = (channel * to.height + at.0 + y) * to.width + at.1;
+            to.data[target..target + columns].copy_from_slice(&from.data[source..source + columns]);
         }
     }
 }
