@@ -238,19 +238,15 @@ fn natural(a: &str, b: &str) -> Ordering {
 impl fmt::Display for ModelSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parameters = Count(self.parameters());
+        let (name, class) = (safe(&self.name), safe(&self.class_name));
         writeln!(
             f,
-            "{} ({})  {parameters} parameters  {}",
-            self.name,
-            self.class_name,
+            "{name} ({class})  {parameters} parameters  {}",
             self.bytes()
         )?;
         for component in &self.components {
-            write!(
-                f,
-                "\n{}  {} ({})",
-                component.name, component.class, component.library
-            )?;
+            let (name, class) = (safe(&component.name), safe(&component.class));
+            write!(f, "\n{name}  {class} ({})", safe(&component.library))?;
             match &component.weights {
                 Some(weights) => write!(f, "\n{weights}")?,
                 None => writeln!(f, "  no weights")?,
@@ -319,11 +315,6 @@ fn continues(a: &BlockSummary, b: &BlockSummary) -> bool {
 
 /// `layers.0..29` for a run, the block's own name for one.
 fn run_name(run: &[BlockSummary]) -> String {
-    let safe = |name: &str| {
-        name.chars()
-            .map(|c| if c.is_control() { '?' } else { c })
-            .collect::<String>()
-    };
     match run {
         [first, .., last] => {
             let number = last.name.rsplit('.').next().unwrap_or_default();
@@ -334,6 +325,13 @@ fn run_name(run: &[BlockSummary]) -> String {
             .map(|block| safe(&block.name))
             .unwrap_or_default(),
     }
+}
+
+/// A name out of a file, without what would command a terminal.
+fn safe(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }
 
 /// A number of parameters as people write it: `6.15 B`, `21.5 M`, `288`.
@@ -432,6 +430,32 @@ mod tests {
             // Odd names are grouped somehow, and nothing breaks.
             &["", ".", "..0..", "0", "0.1", "a.0"],
             &[("", 1), (".", 1), ("..0", 1), ("0", 2), ("a", 1)],
+        );
+    }
+
+    #[test]
+    fn no_name_commands_the_terminal() {
+        let weights = Some(WeightsSummary::of(1, &entries(&["a\u{1b}[2Jb.weight"])));
+        let [name, class, library] = ["\u{1b}[1mvae", "C\n", "l\r"].map(str::to_owned);
+        let component = ComponentSummary {
+            name: name.clone(),
+            library,
+            class: class.clone(),
+            weights,
+        };
+        let text = ModelSummary {
+            name,
+            class_name: class,
+            components: vec![component],
+        }
+        .to_string();
+        assert!(
+            text.lines().count() == 5 && !text.replace('\n', "").contains(char::is_control),
+            "{text:?}"
+        );
+        assert!(
+            text.contains("?[1mvae  C? (l?)") && text.contains("a?[2Jb"),
+            "{text:?}"
         );
     }
 
