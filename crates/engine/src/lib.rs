@@ -17,5 +17,7 @@ pub mod stream;
 
 pub use engine::{Engine, Options, PrecisionChoice};
 pub use error::{Blame, Error, Result};
-pub use request::{Image, Outcome, Progress, Report, Step, TextToImage};
+pub use request::{
+    COUNT_MAX, Image, Outcome, PROMPT_BYTES_MAX, Progress, Report, SIDE_MAX, STEPS_MAX, Step, TextToImage,
+};
 pub use session::Session;
