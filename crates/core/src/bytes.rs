@@ -49,6 +49,20 @@ impl Bytes {
         )
     }
 
+    /// As `Display` has it but never less than the size: for advice such as the smallest budget that would do, which
+    /// someone will type in again.
+    pub fn to_string_up(self) -> String {
+        let mut shown = self;
+        loop {
+            let text = shown.to_string();
+            if text.parse::<Bytes>().map_or(true, |typed| typed >= self) {
+                return text;
+            }
+            // Far less than the last digit shown, so that none is skipped.
+            shown = Bytes(shown.0 + (shown.0 >> 14).max(1));
+        }
+    }
+
     /// As a float, for rates and ratios only.
     pub fn as_f64(self) -> f64 {
         self.0 as f64
@@ -196,6 +210,32 @@ mod tests {
         assert_eq!(Bytes::kib(3).to_string(), "3.0 KiB");
         assert_eq!(Bytes::mib(600).to_string(), "600.0 MiB");
         assert_eq!(Bytes::gib(20).to_string(), "20.00 GiB");
+    }
+
+    #[test]
+    fn advice_typed_in_again_is_enough() {
+        for bytes in [
+            0,
+            1,
+            1023,
+            1024,
+            1025,
+            900_000_000,
+            1 << 30,
+            (1 << 30) + 1,
+            10_737_000_001,
+            998 << 30,
+        ] {
+            let text = Bytes(bytes).to_string_up();
+            let typed: Bytes = text.parse().expect("a size as we print it");
+            assert!(typed >= Bytes(bytes), "{text} for {bytes}");
+            assert!(
+                typed.as_f64() <= bytes as f64 * 1.1 + 1.0,
+                "{text} for {bytes}"
+            );
+        }
+        assert_eq!(Bytes(900_000_000).to_string_up(), "858.4 MiB");
+        assert_eq!(Bytes::mib(600).to_string_up(), "600.0 MiB");
     }
 
     #[test]

@@ -155,14 +155,14 @@ impl fmt::Display for Reason {
         if !self.exact {
             write!(f, "; mode '{}' is approximate", self.mode)?;
             if let Some(needs) = self.exact_needs {
-                write!(f, ", an exact one needs {needs}")?;
+                write!(f, ", an exact one needs {}", needs.to_string_up())?;
             }
         }
         if let Some(more) = self.more {
             write!(
                 f,
                 "; {} more would save {}",
-                more.bytes,
+                more.bytes.to_string_up(),
                 seconds(more.seconds)
             )?;
         }
@@ -171,12 +171,14 @@ impl fmt::Display for Reason {
 }
 
 impl fmt::Display for DoesNotFit {
-    /// One sentence with what is needed, what there is, and what to do.
+    /// One sentence with what is needed, what there is, and what to do. A budget typed as it is printed here is enough.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "does not fit: {} needs at least {} but the budget is {}",
-            self.phase, self.needed, self.budget
+            self.phase,
+            self.needed.to_string_up(),
+            self.budget
         )?;
         if self.in_use > Bytes::ZERO {
             write!(f, " ({} of it in use)", self.in_use)?;
@@ -184,10 +186,14 @@ impl fmt::Display for DoesNotFit {
         write!(
             f,
             "; the smallest budget that would do is {}",
-            self.smallest
+            self.smallest.to_string_up()
         )?;
         match self.smallest_approximate {
-            Some(bytes) => write!(f, ", or {bytes} with approximate modes allowed"),
+            Some(bytes) => write!(
+                f,
+                ", or {} with approximate modes allowed",
+                bytes.to_string_up()
+            ),
             None => Ok(()),
         }
     }

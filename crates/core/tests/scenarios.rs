@@ -165,8 +165,8 @@ fn the_smallest_budget_is_two_slots_and_the_activations() {
     assert_eq!(planned(&denoise(), smallest).peak, Bytes(smallest));
     assert_eq!(
         refusal.to_string(),
-        "does not fit: denoise needs at least 858.3 MiB but the budget is 858.3 MiB; the smallest budget that would \
-         do is 858.3 MiB"
+        "does not fit: denoise needs at least 858.4 MiB but the budget is 858.3 MiB; the smallest budget that would \
+         do is 858.4 MiB"
     );
 }
 
@@ -319,7 +319,7 @@ fn the_sentence_has_the_numbers() {
         plan.to_string(),
         "denoise: 5 of 30 blocks stay (953.7 MiB of 5.59 GiB), 25 stream through 2 slots of 190.7 MiB at each of 9 \
          passes because the budget of 2.33 GiB (476.8 MiB in use) leaves 1.40 GiB for weights beside 476.8 MiB of \
-         activations; 286.1 MiB more would save 1.6 s\npeak 2.24 GiB of 2.33 GiB, about 26.1 s"
+         activations; 286.2 MiB more would save 1.6 s\npeak 2.24 GiB of 2.33 GiB, about 26.1 s"
     );
     let more = plan.phases[0].reason.more.unwrap();
     let wider = Budget {

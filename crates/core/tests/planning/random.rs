@@ -120,7 +120,7 @@ fn blocks(count: RangeInclusive<usize>) -> impl Strategy<Value = Vec<BlockLayout
 fn mode(index: usize, ladders_max: usize) -> impl Strategy<Value = Mode> {
     let rows = (1..300u64, 1..40u64, 1..20u64);
     let batch = 1..6u64;
-    let coefficients = (0.0..2000.0f64, 0.0..20.0f64, 0.0..8.0f64);
+    let coefficients = (0.0..5.7f64, 0.0..20.0f64, 0.0..8.0f64);
     (
         rows,
         batch,
@@ -143,6 +143,9 @@ fn mode(index: usize, ladders_max: usize) -> impl Strategy<Value = Mode> {
                     Ladder::new("batch", batch, 1, 1),
                 ];
                 all.truncate(ladders);
+                // The first is always exact, so that every job can be planned; approximate ones need less memory.
+                let exact = exact || index == 0;
+                let per_row = 10f64.powf(per_row) * if exact { 1.0 } else { 0.05 };
                 let mut activation = Formula::constant(per_row);
                 if ladders >= 1 {
                     activation = activation.plus(per_row / 10.0, &["rows"]);
@@ -152,8 +155,7 @@ fn mode(index: usize, ladders_max: usize) -> impl Strategy<Value = Mode> {
                 }
                 Mode {
                     name: format!("mode {index}"),
-                    // The first is exact more often than not, so that most jobs can be planned.
-                    exact: exact || index == 0,
+                    exact,
                     activation: activation.or(Formula::sum(&[(per_width, &["width"])])),
                     flops: Formula::constant(10f64.powf(work)).plus(1000.0, &["width"]),
                     ladders: all,
@@ -164,7 +166,10 @@ fn mode(index: usize, ladders_max: usize) -> impl Strategy<Value = Mode> {
 }
 
 fn phase(count: RangeInclusive<usize>, ladders_max: usize) -> impl Strategy<Value = PhaseLayout> {
-    let modes = (mode(0, ladders_max), prop::option::of(mode(1, ladders_max)));
+    let modes = (
+        mode(0, ladders_max),
+        prop::option::weighted(0.8, mode(1, ladders_max)),
+    );
     let passes = prop_oneof![Just(1u64), 1..5u64, 5..40u64];
     (
         blocks(count),
