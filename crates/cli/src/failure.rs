@@ -1,6 +1,7 @@
 //! How a run ends when it does not end well: an exit code and one line.
 
 use lowtide_core::{Bytes, DoesNotFit};
+use lowtide_engine::Blame;
 use std::fmt;
 
 /// Why the program ends without having done what was asked.
@@ -8,8 +9,8 @@ use std::fmt;
 pub(crate) enum Failure {
     /// What was asked cannot be done as asked; the sentence says what was wrong, where, and what to do. Exit code 2.
     Mistake(String),
-    /// No plan keeps the job within its budget. Exit code 3.
-    DoesNotFit(DoesNotFit),
+    /// No plan keeps the job within its budget; the sentence has the numbers. Exit code 3.
+    DoesNotFit(String),
     /// Ctrl-C, or a polite request to end. Exit code 130.
     Interrupted,
     /// Everything else. Exit code 1.
@@ -38,7 +39,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sentence = match self {
             Failure::Mistake(sentence) => sentence.clone(),
-            Failure::DoesNotFit(numbers) => refusal(numbers),
+            Failure::DoesNotFit(sentence) => sentence.clone(),
             Failure::Interrupted => "interrupted; nothing was written".to_owned(),
             Failure::Other(cause) => format!("{cause:#}"),
         };
@@ -64,6 +65,20 @@ impl From<lowtide_weights::Error> for Failure {
         match cause {
             lowtide_weights::Error::Io { .. } => Failure::Other(cause.into()),
             _ => Failure::Mistake(cause.to_string()),
+        }
+    }
+}
+
+impl From<lowtide_engine::Error> for Failure {
+    fn from(cause: lowtide_engine::Error) -> Failure {
+        match (cause.blame(), cause) {
+            (_, lowtide_engine::Error::Weights(cause)) => cause.into(),
+            (_, lowtide_engine::Error::DoesNotFit(numbers)) => {
+                Failure::DoesNotFit(refusal(&numbers))
+            }
+            (Blame::User, cause) => Failure::Mistake(cause.to_string()),
+            (Blame::Fit, cause) => Failure::DoesNotFit(cause.to_string()),
+            (Blame::Program, cause) => Failure::Other(cause.into()),
         }
     }
 }
@@ -112,7 +127,7 @@ mod tests {
             exact_only: true,
             smallest_approximate: None,
         };
-        let refusal = Failure::DoesNotFit(numbers);
+        let refusal = Failure::DoesNotFit(refusal(&numbers));
         assert_eq!(refusal.exit_code(), 3);
         assert!(
             refusal.to_string().ends_with(": --budget 31MiB"),

@@ -10,7 +10,9 @@ mod args;
 mod config;
 mod console;
 mod demo;
+mod doctor;
 mod failure;
+mod interrupt;
 mod memory;
 mod models;
 mod output;
@@ -19,6 +21,7 @@ mod picture;
 mod plan_view;
 mod png_info;
 mod progress;
+mod run;
 mod tensor_files;
 
 use args::{Cli, Command, CompletionsArgs};
@@ -28,7 +31,7 @@ use failure::Failure;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match parse().and_then(|cli| cli.map_or(Ok(()), run)) {
+    match parse().and_then(|cli| cli.map_or(Ok(()), dispatch)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             console::note(&format!("error: {failure}"));
@@ -37,12 +40,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
+fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
+        Command::Generate(args) => run::generate(&args),
+        Command::Plan(args) => run::plan(&args),
         Command::PngInfo(args) => png_info::run(&args),
         Command::Models(command) => models::run(&command),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(&args),
-        _ => Err(Failure::mistake("not wired yet")),
     }
 }
 

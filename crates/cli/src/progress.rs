@@ -87,6 +87,11 @@ impl Progress {
         }
     }
 
+    /// Seconds of the present phase's steps so far.
+    pub(crate) fn phase_seconds(&self) -> f64 {
+        self.phase_seconds
+    }
+
     /// The job stops before it is done: what follows begins on a line of its own.
     pub(crate) fn abandon(&self) {
         if self.kind == Kind::Bar && self.phase_seconds > 0.0 {

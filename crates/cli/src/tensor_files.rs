@@ -37,17 +37,17 @@ pub(crate) fn read_noise(path: &Path, width: usize, height: usize) -> Result<Vec
 
 /// A tensor to be written.
 #[derive(Clone, Debug)]
-pub(crate) struct Tensor {
+pub(crate) struct Tensor<'a> {
     /// Its name in the file.
     pub(crate) name: &'static str,
     /// Its dimensions, slowest first.
     pub(crate) shape: Vec<usize>,
     /// Its elements, the last dimension fastest.
-    pub(crate) data: Vec<f32>,
+    pub(crate) data: &'a [f32],
 }
 
 /// Writes the tensors as f32; the file appears whole or not at all.
-pub(crate) fn write(path: &Path, tensors: &[Tensor]) -> Result<(), Failure> {
+pub(crate) fn write(path: &Path, tensors: &[Tensor<'_>]) -> Result<(), Failure> {
     let layouts: Vec<TensorLayout> = tensors
         .iter()
         .map(|tensor| TensorLayout {
@@ -81,7 +81,7 @@ mod tests {
         let tensor = Tensor {
             name: NOISE,
             shape: vec![1, 2, 2, 4],
-            data: data.clone(),
+            data: &data,
         };
         write(&path, &[tensor]).unwrap();
         assert_eq!(read_noise(&path, 32, 16).unwrap(), data);
@@ -102,7 +102,7 @@ mod tests {
             &[Tensor {
                 name: "other",
                 shape: vec![1],
-                data: vec![0.0],
+                data: &[0.0],
             }],
         )
         .unwrap();

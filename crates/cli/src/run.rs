@@ -1,0 +1,341 @@
+//! `lowtide generate` and `lowtide plan`: from arguments to a session, from its outcome to files.
+
+use crate::args::{GenerateArgs, PrecisionArg, QualityArg};
+use crate::config::{Config, Destination, check_early};
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::memory::Memory;
+use crate::output::Staged;
+use crate::parameters::Parameters;
+use crate::picture::{self, Pixels};
+use crate::progress::{Look, Progress};
+use crate::tensor_files::{self, Tensor};
+use crate::{console, models, plan_view};
+use anyhow::Context;
+use lowtide_core::{Bytes, Quality};
+use lowtide_engine::{
+    Engine, Image, Options, Outcome, PrecisionChoice, Session, Step, TextToImage,
+};
+use lowtide_kernels as kernels;
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use std::time::Instant;
+
+/// Plans and prints.
+pub(crate) fn plan(args: &GenerateArgs) -> Result<(), Failure> {
+    let job = Job::open(args)?;
+    let plan = job.engine.plan(&job.request)?;
+    let text = if args.json {
+        format!(
+            "{}\n",
+            json!({ "plan": plan_view::json(&plan), "reasons": plan_view::reasons(&plan) })
+        )
+    } else if args.quiet {
+        String::new()
+    } else {
+        plan_view::text(&plan)
+    };
+    Ok(console::print(&text)?)
+}
+
+/// Makes the pictures.
+pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
+    let started = Instant::now();
+    let interrupt = Interrupt::install()?;
+    check_early(args)?;
+    let job = Job::open(args)?;
+    let destination = Destination::new(args, &job.config)?;
+    let session = job
+        .engine
+        .start(job.request.clone(), destination.dump.is_some())?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let progress = if args.json || args.quiet {
+        Progress::silent()
+    } else {
+        Progress::on_stderr()
+    };
+    let outcome = drive(session, progress, &interrupt)?;
+    let writing = Instant::now();
+    write(&outcome, &job, &destination, &interrupt)?;
+    if args.json {
+        let mut seconds = Map::from_iter([("load".to_owned(), Value::from(load_seconds))]);
+        seconds.extend(
+            outcome
+                .report
+                .seconds
+                .iter()
+                .map(|(phase, spent)| ((*phase).to_owned(), Value::from(*spent))),
+        );
+        seconds.insert(
+            "write".to_owned(),
+            Value::from(writing.elapsed().as_secs_f64()),
+        );
+        seconds.insert(
+            "total".to_owned(),
+            Value::from(started.elapsed().as_secs_f64()),
+        );
+        let line = result_json(&outcome, &job, &destination, seconds);
+        console::print(&format!("{line}\n"))?;
+    } else if !args.quiet {
+        for path in &destination.pictures {
+            console::print(&format!("{}\n", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// An opened model, and what is asked of it.
+struct Job {
+    config: Config,
+    request: TextToImage,
+    engine: Engine,
+    /// The model's name, for the picture.
+    model: String,
+}
+
+impl Job {
+    fn open(args: &GenerateArgs) -> Result<Job, Failure> {
+        // A wrong word in the environment is the user's to mend, and is said before the kernels trip over it.
+        kernels::isa_from_env().map_err(Failure::Mistake)?;
+        let folder = models::open(&args.model)?;
+        let config = Config::new(args, models::defaults(&folder)?)?;
+        let noise = match &args.noise {
+            Some(path) => Some(tensor_files::read_noise(
+                path,
+                config.size.width,
+                config.size.height,
+            )?),
+            None => None,
+        };
+        let model = folder.name.clone();
+        let engine = Engine::open(folder, options(&config))?;
+        let request = TextToImage {
+            prompt: config.prompt.clone(),
+            negative: config.negative.clone(),
+            width: config.size.width,
+            height: config.size.height,
+            steps: config.steps,
+            guidance: config.guidance,
+            cfg_normalization: config.cfg_normalization,
+            cfg_truncation: config.cfg_truncation,
+            seed: config.seed,
+            count: config.count,
+            noise,
+            quality: match config.quality {
+                QualityArg::Exact => Quality::Exact,
+                QualityArg::Auto => Quality::Auto,
+            },
+        };
+        Ok(Job {
+            config,
+            request,
+            engine,
+            model,
+        })
+    }
+}
+
+fn options(config: &Config) -> Options {
+    Options {
+        budget: config.budget.or_else(|| free_budget(config.reserve)),
+        reserve: Some(config.reserve),
+        threads: config.threads,
+        precision: match config.precision {
+            PrecisionArg::F32 => PrecisionChoice::F32,
+            PrecisionArg::Bf16 => PrecisionChoice::Bf16,
+            PrecisionArg::Auto => PrecisionChoice::Auto,
+        },
+    }
+}
+
+/// What is free, less the reserve; what this process holds already counts towards its budget.
+fn free_budget(reserve: Bytes) -> Option<Bytes> {
+    let free = Memory::read()?.free();
+    Some(free.saturating_sub(reserve) + Bytes(kernels::memory::live()))
+}
+
+/// Steps until the session is finished or somebody asks to stop.
+fn drive(
+    mut session: Session,
+    mut progress: Progress,
+    interrupt: &Interrupt,
+) -> Result<Outcome, Failure> {
+    let budget = session.plan().budget.total;
+    loop {
+        if let Err(stop) = interrupt.check() {
+            progress.abandon();
+            return Err(stop);
+        }
+        match session.step() {
+            Ok(Step::Progress(step)) => progress.show(Look {
+                phase: step.phase,
+                done: step.done,
+                total: step.total,
+                seconds: step.elapsed.as_secs_f64(),
+                memory: step.memory,
+                budget,
+            }),
+            Ok(Step::Finished(outcome)) => {
+                progress.show(last_look(&outcome, progress.phase_seconds()));
+                return Ok(*outcome);
+            }
+            Err(failure) => {
+                progress.abandon();
+                return Err(failure.into());
+            }
+        }
+    }
+}
+
+/// The step that finished the job, which reports its outcome instead of itself.
+fn last_look(outcome: &Outcome, shown_seconds: f64) -> Look<'static> {
+    const PHASE: &str = "decode";
+    let report = &outcome.report;
+    let spent = report.seconds.get(PHASE).copied().unwrap_or_default();
+    Look {
+        phase: PHASE,
+        done: outcome.images.len(),
+        total: outcome.images.len(),
+        seconds: spent - shown_seconds,
+        memory: report.peak.get(PHASE).copied().unwrap_or_default(),
+        budget: report.plan.budget.total,
+    }
+}
+
+/// Writes everything under temporary names first, so that a failure leaves none of it.
+fn write(
+    outcome: &Outcome,
+    job: &Job,
+    destination: &Destination,
+    interrupt: &Interrupt,
+) -> Result<(), Failure> {
+    let mut staged = Vec::new();
+    for (image, path) in outcome.images.iter().zip(&destination.pictures) {
+        interrupt.check()?;
+        let text = parameters_of(image, outcome, job);
+        let side = |side: usize| u32::try_from(side).context("a side beyond 2^32 pixels");
+        let pixels = Pixels {
+            width: side(image.width)?,
+            height: side(image.height)?,
+            rgb: &image.rgb,
+        };
+        let file = picture::encode(pixels, destination.format, &text)?;
+        staged.push(Staged::write(path, &file).map_err(|cause| not_written(path, cause))?);
+    }
+    interrupt.check()?;
+    if let Some(path) = &destination.dump {
+        dump(path, outcome)?;
+    }
+    for (file, path) in staged.into_iter().zip(&destination.pictures) {
+        file.publish().map_err(|cause| not_written(path, cause))?;
+    }
+    Ok(())
+}
+
+fn not_written(path: &Path, cause: std::io::Error) -> Failure {
+    Failure::Other(
+        anyhow::Error::new(cause).context(format!("'{}' could not be written", path.display())),
+    )
+}
+
+fn parameters_of(image: &Image, outcome: &Outcome, job: &Job) -> String {
+    let config = &job.config;
+    let mut extra = vec![(
+        "Precision",
+        precision_name(job.engine.precision()).to_owned(),
+    )];
+    if let Some(factor) = config.cfg_normalization {
+        extra.push(("CFG normalization", factor.to_string()));
+    }
+    if config.cfg_truncation < 1.0 {
+        extra.push(("CFG truncation", config.cfg_truncation.to_string()));
+    }
+    if !outcome.report.plan.approximate.is_empty() {
+        extra.push(("Approximate", outcome.report.plan.approximate.join(", ")));
+    }
+    let parameters = Parameters {
+        prompt: &config.prompt,
+        negative: config.negative.as_deref(),
+        steps: config.steps,
+        guidance: config.guidance,
+        seed: image.seed,
+        width: image.width,
+        height: image.height,
+        model: &job.model,
+        extra: &extra,
+    };
+    parameters.text()
+}
+
+fn precision_name(precision: kernels::Precision) -> &'static str {
+    match precision {
+        kernels::Precision::F32 => "f32",
+        kernels::Precision::Bf16 => "bf16",
+    }
+}
+
+fn dump(path: &Path, outcome: &Outcome) -> Result<(), Failure> {
+    let (width, height) = outcome
+        .images
+        .first()
+        .map_or((0, 0), |image| (image.width, image.height));
+    tensor_files::write(
+        path,
+        &[
+            Tensor {
+                name: "latents",
+                shape: outcome.latents_shape.to_vec(),
+                data: &outcome.latents,
+            },
+            Tensor {
+                name: "image",
+                shape: vec![outcome.images.len(), 3, height, width],
+                data: &outcome.values,
+            },
+        ],
+    )
+}
+
+fn result_json(
+    outcome: &Outcome,
+    job: &Job,
+    destination: &Destination,
+    seconds: Map<String, Value>,
+) -> Value {
+    let report = &outcome.report;
+    let plan = &report.plan;
+    let predicted: Map<String, Value> = plan
+        .phases
+        .iter()
+        .map(|phase| (phase.name.clone(), Value::from(phase.peak.0)))
+        .collect();
+    let measured: Map<String, Value> = report
+        .peak
+        .iter()
+        .map(|(phase, peak)| ((*phase).to_owned(), Value::from(peak.0)))
+        .collect();
+    let outputs: Vec<String> = destination
+        .pictures
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    json!({
+        "seed": job.config.seed,
+        "outputs": outputs,
+        "seconds": seconds,
+        "waited_seconds": report.waited,
+        "memory": {
+            "budget": plan.budget.total.0,
+            "in_use_before": plan.budget.in_use.0,
+            "predicted_peak": predicted,
+            "measured_peak": measured,
+        },
+        "bytes_read": report.bytes_read,
+        "rungs_taken": report.rungs_taken,
+        "precision": precision_name(job.engine.precision()),
+        "quality": if plan.approximate.is_empty() { "exact" } else { "approximate" },
+        "approximate": plan.approximate,
+        "reasons": plan_view::reasons(plan),
+        "plan": plan_view::json(plan),
+    })
+}
