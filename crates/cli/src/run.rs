@@ -59,13 +59,10 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     write(&outcome, &job, &destination, &interrupt)?;
     if args.json {
         let mut seconds = Map::from_iter([("load".to_owned(), Value::from(load_seconds))]);
-        seconds.extend(
-            outcome
-                .report
-                .seconds
-                .iter()
-                .map(|(phase, spent)| ((*phase).to_owned(), Value::from(*spent))),
-        );
+        for phase in &outcome.report.plan.phases {
+            let spent = outcome.report.seconds.get(phase.name.as_str()).copied();
+            seconds.insert(phase.name.clone(), Value::from(spent.unwrap_or_default()));
+        }
         seconds.insert(
             "write".to_owned(),
             Value::from(writing.elapsed().as_secs_f64()),
