@@ -110,7 +110,8 @@ impl Engine {
 
     /// The budget in force now.
     pub fn budget(&self) -> Budget {
-        let in_use = Bytes(memory::live());
+        // The kernels' scratch is part of every phase's own bytes, whether it exists already or not.
+        let in_use = Bytes(memory::live().saturating_sub(kernels::scratch_allocated() as u64));
         let total = self.options.budget.unwrap_or_else(|| free_budget(in_use, self.options.reserve));
         Budget { total, in_use }
     }

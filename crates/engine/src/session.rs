@@ -159,7 +159,11 @@ impl Session {
                 if counted.0 == counted.1 {
                     let latents = denoise.take_latents();
                     context.leave(stream, DECODE);
-                    *stage = Stage::Decode { latents, images: Vec::new(), values: Vec::new() };
+                    // Exactly as large as planned: a vector that grows would hold twice that for a moment.
+                    let shape = &context.job.shape;
+                    let kept = if shape.keep_values { 3 * shape.width * shape.height * shape.count } else { 0 };
+                    let (images, values) = (Vec::with_capacity(shape.count), Vec::with_capacity(kept));
+                    *stage = Stage::Decode { latents, images, values };
                 }
                 Ok(counted)
             }

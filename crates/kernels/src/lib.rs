@@ -29,6 +29,6 @@ pub use map::{
 pub use math::Activation;
 pub use norm::{Rotary, head_norm_rotary, layer_norm, rms_norm, rms_norm_add, softmax_rows};
 pub use rows::{Rows, RowsMut};
-pub use scratch::scratch_bytes;
+pub use scratch::{scratch_allocated, scratch_bytes};
 pub use stored::{Matrix, Precision, Stored, to_f32};
 pub use threads::{ThreadsError, set_threads, threads};

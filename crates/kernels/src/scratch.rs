@@ -1,6 +1,10 @@
 //! Per-thread scratch: buffers that kernels reuse and that do not grow with the inputs.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Bytes of all threads' scratch.
+static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
 
 /// The buffers of one thread. Each kernel says which it uses for what.
 #[derive(Default)]
@@ -31,6 +35,7 @@ impl Buffer {
     pub(crate) fn take(&mut self, count: usize) -> &mut [f32] {
         let lines = count.div_ceil(16);
         if self.0.len() < lines {
+            ALLOCATED.fetch_add((lines - self.0.len()) * size_of::<Line>(), Relaxed);
             self.0.reserve_exact(lines - self.0.len());
             self.0.resize(lines, Line([0.0; 16]));
         }
@@ -57,4 +62,9 @@ pub(crate) fn with<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
 /// An upper bound, in bytes, of the scratch that `threads` threads keep.
 pub fn scratch_bytes(threads: usize) -> usize {
     threads * (2 << 20)
+}
+
+/// Bytes of scratch that all threads keep now.
+pub fn scratch_allocated() -> usize {
+    ALLOCATED.load(Relaxed)
 }
