@@ -404,26 +404,26 @@ unsafe fn softmax_tile_generic<V: Vector>(
                 }
             }
             let old = V::load(maximum.as_ptr().add(lane));
-            let mut new = if spec.first { hidden } else { old };
+            // Four maxima, so that they need not wait for each other.
+            let mut most = [if spec.first { hidden } else { old }; 4];
             for key in 0..keys {
-                new = V::load(at(key)).max(new);
+                most[key % 4] = V::load(at(key)).max(most[key % 4]);
             }
-            let weigh = |key: usize| math::exp2(V::load(at(key)).sub(new).mul(scale));
+            let new = most[0].max(most[1]).max(most[2].max(most[3]));
             let mut sum = V::splat(0.0);
             if spec.format == Format::Pairs {
                 for key in (0..keys).step_by(2) {
-                    let low = weigh(key);
-                    let high = if key + 1 < keys {
-                        weigh(key + 1)
-                    } else {
-                        V::splat(0.0)
-                    };
-                    sum = sum.add(low).add(high);
+                    let low = weigh(V::load(at(key)), new, scale);
+                    let mut high = V::splat(0.0);
+                    if key + 1 < keys {
+                        high = weigh(V::load(at(key + 1)), new, scale);
+                    }
+                    sum = sum.add(low.add(high));
                     low.store_bf16_pairs(high, scores.add(key / 2 * PANEL + lane).cast());
                 }
             } else {
                 for key in 0..keys {
-                    let mut weight = weigh(key);
+                    let mut weight = weigh(V::load(at(key)), new, scale);
                     sum = sum.add(weight);
                     if spec.format == Format::Rounded {
                         weight = weight.to_bf16();
@@ -434,7 +434,7 @@ unsafe fn softmax_tile_generic<V: Vector>(
             if !spec.first {
                 // Exactly one where the maximum stays: a tile that a lane sees nothing of must not
                 // change it.
-                let factor = math::exp2(old.sub(new).mul(scale));
+                let factor = weigh(old, new, scale);
                 sum = V::load(total.as_ptr().add(lane)).fma(factor, sum);
                 for line in sums.chunks_exact_mut(PANEL) {
                     let to = line.as_mut_ptr().add(lane);
@@ -445,6 +445,12 @@ unsafe fn softmax_tile_generic<V: Vector>(
             new.store(maximum.as_mut_ptr().add(lane));
         }
     }
+}
+
+/// The exponential of a score relative to the maximum.
+#[inline(always)]
+fn weigh<V: Vector>(score: V, maximum: V, scale: V) -> V {
+    math::exp2_below_one(score.sub(maximum).mul(scale))
 }
 
 #[inline(always)]

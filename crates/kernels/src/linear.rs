@@ -132,49 +132,65 @@ unsafe fn pack_rows_generic<V: Vector>(
     panel: *mut f32,
     width: usize,
 ) {
-    let mut square = [0f32; LANES * LANES];
+    let mut edge = [0f32; 2 * LANES * LANES];
+    // Numbers of k that one transposition takes.
+    let block = if format == Format::Pairs {
+        2 * LANES
+    } else {
+        LANES
+    };
+    let steps = format.steps(k);
     for row in (0..width).step_by(LANES) {
         let here = rows.saturating_sub(row).min(LANES);
-        for step in (0..k).step_by(LANES) {
-            let length = (k - step).min(LANES);
-            // SAFETY: the caller promises rows, k and panel; blocks that are not whole go through
-            // the square.
+        for start in (0..k).step_by(block) {
+            let length = (k - start).min(block);
+            // SAFETY: the caller promises rows, k and panel; blocks that are not whole are read
+            // from and written by way of arrays that hold a whole one.
             unsafe {
-                let from = from.wrapping_add(row * stride + step);
-                let whole = here == LANES && length == LANES;
-                if whole && format == Format::F32 {
-                    V::transpose(from, stride, panel.add(step * width + row), width);
-                    continue;
-                }
-                if whole {
-                    V::transpose(from, stride, square.as_mut_ptr(), LANES);
-                } else {
-                    let mut edge = [0f32; LANES * LANES];
+                let (mut from, mut stride) = (from.wrapping_add(row * stride + start), stride);
+                if here < LANES || length < block {
+                    edge.fill(0.0);
                     for r in 0..here {
-                        let to = edge.as_mut_ptr().add(r * LANES);
+                        let to = edge.as_mut_ptr().add(r * block);
                         std::ptr::copy_nonoverlapping(from.add(r * stride), to, length);
                     }
-                    V::transpose(edge.as_ptr(), LANES, square.as_mut_ptr(), LANES);
+                    (from, stride) = (edge.as_ptr(), block);
                 }
-                let line = |i: usize| V::load(square.as_ptr().add(i * LANES));
-                match format {
-                    Format::F32 => {
-                        for i in 0..length {
-                            line(i).store(panel.add((step + i) * width + row));
-                        }
-                    }
-                    Format::Rounded => {
-                        for i in 0..length {
-                            line(i).to_bf16().store(panel.add((step + i) * width + row));
-                        }
-                    }
-                    Format::Pairs => {
-                        for i in (0..length).step_by(2) {
-                            let to = panel.add((step + i) / 2 * width + row);
-                            line(i).store_bf16_pairs(line(i + 1), to.cast());
-                        }
+                let step = format.steps(start);
+                let to = panel.add(step * width + row);
+                if step + LANES <= steps {
+                    transpose_block::<V>(format, from, stride, to, width);
+                } else {
+                    let mut square = [0f32; LANES * LANES];
+                    transpose_block::<V>(format, from, stride, square.as_mut_ptr(), LANES);
+                    for i in 0..steps - step {
+                        V::load(square.as_ptr().add(i * LANES)).store(to.add(i * width));
                     }
                 }
+            }
+        }
+    }
+}
+
+/// One transposition of sixteen rows to sixteen steps.
+#[inline(always)]
+unsafe fn transpose_block<V: Vector>(
+    format: Format,
+    from: *const f32,
+    stride: usize,
+    to: *mut f32,
+    to_stride: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if format == Format::Pairs {
+            return V::transpose_bf16(from, stride, to.cast(), to_stride);
+        }
+        V::transpose(from, stride, to, to_stride);
+        if format == Format::Rounded {
+            for i in 0..LANES {
+                let to = to.add(i * to_stride);
+                V::load(to).to_bf16().store(to);
             }
         }
     }

@@ -53,12 +53,24 @@ pub(crate) fn exp<V: Vector>(x: V) -> V {
     exp_reduced(r).scale2(n)
 }
 
-/// `2^x`.
+/// `2^x` for `x <= 0`: the polynomial of Cephes' `exp2f`.
 #[inline(always)]
-pub(crate) fn exp2<V: Vector>(x: V) -> V {
-    let x = constant::<V>(129.0).min(constant::<V>(-152.0).max(x));
+pub(crate) fn exp2_below_one<V: Vector>(x: V) -> V {
+    let x = constant::<V>(-152.0).max(x);
     let n = x.round();
-    exp_reduced(x.sub(n).mul(constant(std::f32::consts::LN_2))).scale2(n)
+    let r = x.sub(n);
+    let mut p = constant::<V>(1.535_336_2e-4);
+    for c in [
+        1.339_887_4e-3,
+        9.618_437e-3,
+        5.550_332_5e-2,
+        2.402_264_8e-1,
+        6.931_472e-1,
+        1.0,
+    ] {
+        p = p.fma(r, constant(c));
+    }
+    p.scale2(n)
 }
 
 /// `x / (1 + e^-(a x))` given `a x`.

@@ -55,6 +55,37 @@ pub(crate) trait Vector: Copy {
     /// bf16 of `self` in the low and of `high` in the high half of each 32-bit lane.
     unsafe fn store_bf16_pairs(self, high: Self, to: *mut u32);
 
+    /// bf16 of `self`, then of `next`, as sixteen 32-bit pairs of neighbours.
+    #[inline(always)]
+    unsafe fn store_bf16(self, next: Self, to: *mut u32) {
+        let mut wide = [0f32; 2 * LANES];
+        // SAFETY: the array has 32 elements, and the caller promises sixteen at `to`.
+        unsafe {
+            self.store(wide.as_mut_ptr());
+            next.store(wide.as_mut_ptr().add(LANES));
+            for pair in 0..LANES {
+                let low = portable::bf16_bits(wide[2 * pair]);
+                let high = portable::bf16_bits(wide[2 * pair + 1]);
+                to.add(pair).write(u32::from(low) | u32::from(high) << 16);
+            }
+        }
+    }
+
+    /// Transposes sixteen rows of 32 numbers to sixteen rows of sixteen bf16 pairs.
+    #[inline(always)]
+    unsafe fn transpose_bf16(from: *const f32, stride: usize, to: *mut u32, to_stride: usize) {
+        let mut pairs = [0f32; LANES * LANES];
+        // SAFETY: the caller promises both sides; the array holds sixteen rows of pairs.
+        unsafe {
+            for row in 0..LANES {
+                let from = from.add(row * stride);
+                let to = pairs.as_mut_ptr().add(row * LANES);
+                Self::load(from).store_bf16(Self::load(from.add(LANES)), to.cast());
+            }
+            Self::transpose(pairs.as_ptr(), LANES, to.cast(), to_stride);
+        }
+    }
+
     /// Transposes a 16 x 16 block from rows at `stride` to rows at `to_stride`.
     unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize);
 
@@ -96,13 +127,23 @@ macro_rules! per_isa {
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: the caller's promise; AVX-512 was found before this was entered.
-                unsafe { $generic::<$crate::simd::avx512::F32x16>($($arg),*) }
+                unsafe { $generic::<$crate::simd::avx512::F32x16<false>>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx512bf16($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller's promise; AVX-512 with bf16 was found before this was entered.
+                unsafe { $generic::<$crate::simd::avx512::F32x16<true>>($($arg),*) }
             }
             match isa {
                 // SAFETY: an `Isa` other than portable is only ever one that this processor has;
                 // the rest is the caller's promise.
                 #[cfg(target_arch = "x86_64")]
-                $crate::isa::Isa::Avx512 | $crate::isa::Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                $crate::isa::Isa::Avx512Bf16 => unsafe { avx512bf16($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },

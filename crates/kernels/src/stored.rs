@@ -172,22 +172,24 @@ unsafe fn to_pairs_generic<V: Vector>(
     count: usize,
 ) {
     let size = stored.size();
-    let mut wide = [0f32; LANES];
-    for i in (0..count).step_by(LANES) {
-        let here = (count - i).min(LANES);
-        // SAFETY: the caller promises `count` numbers and room for their pairs.
-        unsafe {
-            if here == LANES {
-                widen::<V>(stored, from.add(i * size)).store(wide.as_mut_ptr());
-            } else {
-                widen_part::<V>(stored, from.add(i * size), here).store(wide.as_mut_ptr());
-            }
-            for pair in 0..here.div_ceil(2) {
-                let low = crate::simd::portable::bf16_bits(wide[2 * pair]);
-                let high = crate::simd::portable::bf16_bits(wide[2 * pair + 1]);
-                out.add(i / 2 + pair)
-                    .write(u32::from(low) | u32::from(high) << 16);
-            }
+    let whole = count / (2 * LANES) * (2 * LANES);
+    // SAFETY: the caller promises `count` numbers and room for their pairs.
+    unsafe {
+        for i in (0..whole).step_by(2 * LANES) {
+            let low = widen::<V>(stored, from.add(i * size));
+            let high = widen::<V>(stored, from.add((i + LANES) * size));
+            low.store_bf16(high, out.add(i / 2));
+        }
+        if whole < count {
+            let rest = count - whole;
+            let from = from.add(whole * size);
+            let low = widen_part::<V>(stored, from, rest.min(LANES));
+            let beyond = rest.saturating_sub(LANES);
+            let high = widen_part::<V>(stored, from.add((rest - beyond) * size), beyond);
+            let mut pairs = [0u32; LANES];
+            low.store_bf16(high, pairs.as_mut_ptr());
+            let out = out.add(whole / 2);
+            std::ptr::copy_nonoverlapping(pairs.as_ptr(), out, rest.div_ceil(2));
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Products of bf16 pairs by AVX-512.
 
 use super::tile::{self, Multiply, Product};
-use crate::simd::avx512::F32x16;
+use crate::simd::avx512;
 use std::arch::x86_64::*;
+
+type F32x16 = avx512::F32x16<true>;
 
 /// Products of bf16 pairs: two steps of k at once.
 struct Pairs;
@@ -33,7 +35,7 @@ impl Multiply for Pairs {
         unsafe {
             let x = std::mem::transmute::<__m512i, __m512bh>(x.0);
             let w = std::mem::transmute::<__m512i, __m512bh>(w.0);
-            F32x16(_mm512_dpbf16_ps(sum.0, x, w))
+            avx512::F32x16(_mm512_dpbf16_ps(sum.0, x, w))
         }
     }
 }

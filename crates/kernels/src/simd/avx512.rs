@@ -3,9 +3,11 @@
 use super::{LANES, Vector};
 use std::arch::x86_64::*;
 
-/// Sixteen lanes in one register.
+/// Sixteen lanes in one register; `BF16` says whether the conversions to bf16 are there.
+///
+/// Those count subnormal numbers as zero, as the products of bf16 do.
 #[derive(Clone, Copy)]
-pub(crate) struct F32x16(pub(crate) __m512);
+pub(crate) struct F32x16<const BF16: bool>(pub(crate) __m512);
 
 /// An instruction on values that prove AVX-512 is there.
 macro_rules! op {
@@ -21,7 +23,7 @@ fn first(count: usize) -> __mmask16 {
     (1u32 << count).wrapping_sub(1) as __mmask16
 }
 
-impl Vector for F32x16 {
+impl<const BF16: bool> Vector for F32x16<BF16> {
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -130,9 +132,48 @@ impl Vector for F32x16 {
     #[inline(always)]
     unsafe fn store_bf16_pairs(self, high: Self, to: *mut u32) {
         op!({
-            let low = _mm512_srli_epi32::<16>(rounded(self.0));
-            let pairs = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, rounded(high.0));
+            let pairs = if BF16 {
+                let both = pack_bf16(self.0, high.0);
+                _mm512_permutexvar_epi16(_mm512_loadu_si512(ZIP.as_ptr().cast()), both)
+            } else {
+                let low = _mm512_srli_epi32::<16>(rounded(self.0));
+                _mm512_mask_blend_epi16(0xaaaa_aaaa, low, rounded(high.0))
+            };
             _mm512_storeu_si512(to.cast(), pairs);
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, next: Self, to: *mut u32) {
+        op!({
+            let packed = if BF16 {
+                pack_bf16(self.0, next.0)
+            } else {
+                let both = _mm512_loadu_si512(UPPER_HALVES.as_ptr().cast());
+                _mm512_permutex2var_epi16(rounded(self.0), both, rounded(next.0))
+            };
+            _mm512_storeu_si512(to.cast(), packed);
+        });
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_bf16(from: *const f32, stride: usize, to: *mut u32, to_stride: usize) {
+        op!({
+            let mut r = [_mm512_setzero_ps(); LANES];
+            for (row, r) in r.iter_mut().enumerate() {
+                let from = from.add(row * stride);
+                let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(LANES)));
+                *r = _mm512_castsi512_ps(if BF16 {
+                    pack_bf16(low, high)
+                } else {
+                    let both = _mm512_loadu_si512(UPPER_HALVES.as_ptr().cast());
+                    _mm512_permutex2var_epi16(rounded(low), both, rounded(high))
+                });
+            }
+            transpose_registers(&mut r);
+            for (row, r) in r.iter().enumerate() {
+                _mm512_storeu_ps(to.add(row * to_stride).cast(), *r);
+            }
         });
     }
 
@@ -149,6 +190,36 @@ impl Vector for F32x16 {
             }
         });
     }
+}
+
+/// Places that interleave the halves of 32 numbers.
+static ZIP: [u16; 2 * LANES] = {
+    let mut places = [0; 2 * LANES];
+    let mut i = 0;
+    while i < 2 * LANES {
+        places[i] = (i / 2 + i % 2 * LANES) as u16;
+        i += 1;
+    }
+    places
+};
+
+/// Places of the upper halves of 32 numbers of 32 bits.
+static UPPER_HALVES: [u16; 2 * LANES] = {
+    let mut places = [0; 2 * LANES];
+    let mut i = 0;
+    while i < 2 * LANES {
+        places[i] = (2 * i + 1) as u16;
+        i += 1;
+    }
+    places
+};
+
+/// bf16 of `low`, then of `high`, by the instruction for it.
+#[inline(always)]
+unsafe fn pack_bf16(low: __m512, high: __m512) -> __m512i {
+    op!(std::mem::transmute::<__m512bh, __m512i>(
+        _mm512_cvtne2ps_pbh(high, low)
+    ))
 }
 
 /// Bits whose upper halves are the nearest bf16 of each lane (the lower halves are left over).
