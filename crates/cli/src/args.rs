@@ -120,9 +120,9 @@ pub(crate) struct GenerateArgs {
     /// The most memory weights and activations may use, such as 600MiB [default: free memory less the reserve]
     #[arg(long, value_name = "SIZE")]
     pub(crate) budget: Option<Bytes>,
-    /// Memory left for others when no budget is given
-    #[arg(long, value_name = "SIZE", default_value = crate::config::RESERVE_DEFAULT, conflicts_with = "budget")]
-    pub(crate) reserve: Bytes,
+    /// Memory left for others when no budget is given [default: a sixteenth of the memory, at most 1GiB]
+    #[arg(long, value_name = "SIZE", conflicts_with = "budget")]
+    pub(crate) reserve: Option<Bytes>,
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,

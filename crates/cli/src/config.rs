@@ -7,8 +7,6 @@ use lowtide_core::Bytes;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
-/// Memory left for others when no `--budget` is given: a desktop's browser tab or two.
-pub(crate) const RESERVE_DEFAULT: &str = "512MiB";
 /// Sides of a picture are multiples of this: 8 pixels a latent, 2 latents a token.
 const SIDE_STEP: usize = 16;
 /// Far above what any checkpoint was trained for; keeps sums of pixels within 32 bits.
@@ -101,7 +99,7 @@ pub(crate) struct Config {
     pub(crate) quality: QualityArg,
     pub(crate) precision: PrecisionArg,
     pub(crate) budget: Option<Bytes>,
-    pub(crate) reserve: Bytes,
+    pub(crate) reserve: Option<Bytes>,
     pub(crate) threads: Option<usize>,
 }
 

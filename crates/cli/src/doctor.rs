@@ -98,7 +98,11 @@ fn text(isa: kernels::Isa, memory: Option<&Memory>, capabilities: &[Capability])
             }
             table.row([
                 "usable".to_owned(),
-                format!("{}, less the reserve (--reserve)", memory.free()),
+                format!(
+                    "{}, of which {} are left to others (--reserve)",
+                    memory.free(),
+                    memory.reserve_default()
+                ),
             ]);
         }
         None => table.row(["memory", "unknown on this system; give --budget"]),

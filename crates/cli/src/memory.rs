@@ -3,6 +3,11 @@
 use lowtide_core::Bytes;
 use std::path::{Path, PathBuf};
 
+/// The share of the memory that is left to others, as a divisor.
+const RESERVE_DIVISOR: u64 = 16;
+/// The largest reserve that is chosen without being asked for: a desktop and its browser tabs already count as used.
+const RESERVE_MAX: Bytes = Bytes::gib(1);
+
 /// A limit some administrator or container set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Limit {
@@ -39,6 +44,19 @@ impl Memory {
             .chain([self.available])
             .min()
             .expect("chain adds one")
+    }
+
+    /// What is left to others unless the user says how much: a share of what there is, since a small container has
+    /// few others in it.
+    pub(crate) fn reserve_default(&self) -> Bytes {
+        let all = self
+            .limits
+            .iter()
+            .map(|limit| limit.limit)
+            .chain([self.total])
+            .min()
+            .expect("chain adds one");
+        Bytes(all.0 / RESERVE_DIVISOR).min(RESERVE_MAX)
     }
 
     /// As [`Memory::read`], with another folder for `/`.
@@ -197,6 +215,7 @@ mod tests {
         assert_eq!(memory.total, Bytes::gib(1));
         assert_eq!(memory.free(), Bytes::mib(512));
         assert_eq!(memory.limits, []);
+        assert_eq!(memory.reserve_default(), Bytes::mib(64));
     }
 
     #[test]
@@ -245,5 +264,6 @@ mod tests {
             ("proc/self/status", "Name: x\nVmData:\t   1024 kB\n"),
         ]);
         assert_eq!(memory.free(), Bytes::mib(99));
+        assert_eq!(memory.reserve_default(), Bytes::kib(6400));
     }
 }

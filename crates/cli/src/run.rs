@@ -135,7 +135,7 @@ impl Job {
 fn options(config: &Config) -> Options {
     Options {
         budget: config.budget.or_else(|| free_budget(config.reserve)),
-        reserve: Some(config.reserve),
+        reserve: config.reserve,
         threads: config.threads,
         precision: match config.precision {
             PrecisionArg::F32 => PrecisionChoice::F32,
@@ -146,9 +146,10 @@ fn options(config: &Config) -> Options {
 }
 
 /// What is free, less the reserve; what this process holds already counts towards its budget.
-fn free_budget(reserve: Bytes) -> Option<Bytes> {
-    let free = Memory::read()?.free();
-    Some(free.saturating_sub(reserve) + Bytes(kernels::memory::live()))
+fn free_budget(reserve: Option<Bytes>) -> Option<Bytes> {
+    let memory = Memory::read()?;
+    let reserve = reserve.unwrap_or_else(|| memory.reserve_default());
+    Some(memory.free().saturating_sub(reserve) + Bytes(kernels::memory::live()))
 }
 
 /// Steps until the session is finished or somebody asks to stop.
