@@ -13,8 +13,8 @@ use crate::math::Activation;
 use crate::rows::Shared;
 use crate::simd::{LANES, Vector, per_isa};
 use crate::stored::{Format, Matrix, Precision};
-use stage::MapSource;
 pub(crate) use stage::affine_in_place;
+use stage::{MapSource, Panels};
 use std::ops::Range;
 
 /// A horizontal slice of a feature map, laid out `[channels, count, width]`.
@@ -257,8 +257,10 @@ fn convolve(
     let isa = isa();
     let format = Format::of(precision, isa);
     let source = MapSource::new(conv, padding, (x, x_rows, width), (out_rows, width_out));
+    let panels = Panels::new(out_rows.count, width_out);
     let sink = PlaneSink {
         isa,
+        panels,
         bias: conv.bias,
         residual,
         out: Shared(out.as_mut_ptr()),
@@ -268,7 +270,8 @@ fn convolve(
         isa,
         format,
         weights: &[&conv.weight],
-        lanes: plane,
+        panels: panels.count(),
+        run: panels.run(),
     };
     gemm::run(&problem, &source.with_format(isa, format), &sink);
 }
@@ -276,6 +279,7 @@ fn convolve(
 /// Stores lanes along the pixels of channels.
 struct PlaneSink<'a> {
     isa: Isa,
+    panels: Panels,
     bias: Option<&'a [f32]>,
     residual: Residual,
     out: Shared<f32>,
@@ -284,14 +288,13 @@ struct PlaneSink<'a> {
 }
 
 impl Sink for PlaneSink<'_> {
-    fn finish(&self, sums: &mut [f32], lanes: Range<usize>, n: Range<usize>) {
+    fn finish(&self, sums: &mut [f32], panels: Range<usize>, n: Range<usize>) {
         for (i, channel) in n.clone().enumerate() {
             let bias = self.bias.map_or(0.0, |bias| bias[channel]);
-            for lane in lanes.clone().step_by(PANEL) {
-                let count = (lanes.end - lane).min(PANEL);
-                let panel = (lane - lanes.start) / PANEL;
-                let sums = &sums[(panel * n.len() + i) * PANEL..][..count];
-                let at = channel * self.plane + lane;
+            for (p, panel) in panels.clone().enumerate() {
+                let pixels = self.panels.pixels(panel);
+                let sums = &sums[(p * n.len() + i) * PANEL..][..pixels.len()];
+                let at = channel * self.plane + pixels.start;
                 let out = self.out.at(at);
                 let residual = match self.residual {
                     Residual::Nothing => None,

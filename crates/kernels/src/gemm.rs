@@ -16,7 +16,7 @@ pub(crate) mod tile;
 mod avx512bf16;
 
 use crate::isa::Isa;
-use crate::scratch::{self, Scratch};
+use crate::scratch::{self, Buffer, Scratch};
 use crate::stored::{Format, Matrix, Stored, round_to_bf16, to_bf16_pairs, widen_to_f32};
 use crate::threads::{parallel, threads};
 use std::ops::Range;
@@ -28,13 +28,18 @@ pub(crate) const PANEL: usize = 64;
 /// Sums of one block, over all its weights: half of a typical second-level cache of 1 MiB.
 const BLOCK_SUMS: usize = 128 * 1024;
 
-/// Panels of one block; more would not spread the cost of widening weights much further.
-const BLOCK_PANELS: usize = 8;
-
 /// Products below which a second thread costs more than it brings.
 const SERIAL_PRODUCTS: usize = 400_000;
 
 impl Format {
+    /// Panels of a block. More spread the cost of widening weights further, fewer that of packing.
+    fn block_panels(self) -> usize {
+        match self {
+            Format::F32 | Format::Rounded => 8,
+            Format::Pairs => 4,
+        }
+    }
+
     /// Numbers of k in one stretch. A panel of it fills most of a first-level cache, and it is a
     /// whole number of channels of a 3 x 3 convolution.
     pub(crate) fn stretch(self) -> usize {
@@ -45,21 +50,19 @@ impl Format {
     }
 }
 
-/// The activations of a product: lanes by k.
+/// The activations of a product: panels of lanes, by k.
 pub(crate) trait Source: Sync {
-    /// Reads what the panels of a block need of a stretch of k, before they are packed.
-    fn stage(&self, _lanes: &Range<usize>, _k: &Range<usize>, _stage: &mut scratch::Buffer) {}
+    /// What is known of a block's stretch once it is staged.
+    type Staged;
 
-    /// Packs lanes (at most [`PANEL`]) of a block and a stretch into `panel`, `[steps][width]`, zeros in the
-    /// lanes beyond `lanes`.
-    fn pack(
-        &self,
-        block: &Range<usize>,
-        lanes: Range<usize>,
-        k: &Range<usize>,
-        stage: &[f32],
-        panel: Panel<'_>,
-    );
+    /// Lanes of a panel, at most [`PANEL`].
+    fn lanes(&self, panel: usize) -> usize;
+
+    /// Reads what the panels of a block need of a stretch of k, before they are packed.
+    fn stage(&self, panels: &Range<usize>, k: &Range<usize>, stage: &mut Buffer) -> Self::Staged;
+
+    /// Packs a panel's stretch, `[steps][width]`, zeros in the lanes beyond its own.
+    fn pack(&self, panel: usize, k: &Range<usize>, from: (&Self::Staged, &[f32]), to: Panel<'_>);
 }
 
 /// Where a source packs to.
@@ -72,8 +75,8 @@ pub(crate) struct Panel<'a> {
 
 /// Takes finished sums.
 pub(crate) trait Sink: Sync {
-    /// Handles `sums`, `[weight][panel][n][PANEL]` with `n` relative to the block's.
-    fn finish(&self, sums: &mut [f32], lanes: Range<usize>, n: Range<usize>);
+    /// Handles `sums`, `[weight][panel][n][PANEL]` with panels and `n` relative to the block's.
+    fn finish(&self, sums: &mut [f32], panels: Range<usize>, n: Range<usize>);
 }
 
 /// A product to compute.
@@ -82,8 +85,10 @@ pub(crate) struct Problem<'a> {
     pub(crate) format: Format,
     /// One, or two of the same shape.
     pub(crate) weights: &'a [&'a Matrix<'a>],
-    /// Activations, M.
-    pub(crate) lanes: usize,
+    /// Panels of activations.
+    pub(crate) panels: usize,
+    /// Panels of which a block takes neighbours; a block lies in one run.
+    pub(crate) run: usize,
 }
 
 /// How a problem is cut into blocks.
@@ -91,8 +96,10 @@ pub(crate) struct Problem<'a> {
 struct Cut {
     /// Panels of a block.
     panels: usize,
-    /// Blocks along the lanes.
-    lane_blocks: usize,
+    /// Blocks of a run.
+    run_blocks: usize,
+    /// Blocks along the panels.
+    panel_blocks: usize,
     /// Outputs of a block.
     outputs: usize,
     /// Blocks along the outputs.
@@ -100,18 +107,25 @@ struct Cut {
 }
 
 impl Cut {
-    fn new(lanes: usize, outputs: usize, k: usize, weights: usize, threads: usize) -> Self {
-        let panels = lanes.div_ceil(PANEL);
-        let serial = lanes * outputs * k * weights < SERIAL_PRODUCTS;
+    fn new(problem: &Problem<'_>, threads: usize) -> Self {
+        let weights = problem.weights.len();
+        let (outputs, k) = (problem.weights[0].rows, problem.weights[0].cols);
+        let serial = problem.panels * PANEL * outputs * k * weights < SERIAL_PRODUCTS;
         let threads = if serial { 1 } else { threads };
-        let block_panels = panels.div_ceil(panels.div_ceil(BLOCK_PANELS));
-        let lane_blocks = panels.div_ceil(block_panels);
+        // With few outputs more panels fit, and share what is staged for them.
+        let fitting = BLOCK_SUMS / 2 / (weights * PANEL * outputs);
+        let base = problem.format.block_panels();
+        let wanted = fitting.clamp(base, 2 * base.max(8));
+        let run_blocks = problem.run.div_ceil(wanted);
+        let block_panels = problem.run.div_ceil(run_blocks);
+        let run_blocks = problem.run.div_ceil(block_panels);
+        let panel_blocks = problem.panels.div_ceil(problem.run) * run_blocks;
         let most = (BLOCK_SUMS / (weights * PANEL * block_panels)).max(1);
         let fewest_blocks = outputs.div_ceil(most);
         // Of a few numbers of blocks, the one whose slowest thread is done first. A block costs its
         // outputs and, for packing, about as much as sixteen more.
         let cost = |blocks: usize| {
-            let rounds = (lane_blocks * blocks).div_ceil(threads);
+            let rounds = (panel_blocks * blocks).div_ceil(threads);
             rounds * (outputs.div_ceil(blocks) + 16)
         };
         let output_blocks = (fewest_blocks..fewest_blocks + 2 * threads)
@@ -120,7 +134,8 @@ impl Cut {
         let block_outputs = outputs.div_ceil(output_blocks).next_multiple_of(6);
         Self {
             panels: block_panels,
-            lane_blocks,
+            run_blocks,
+            panel_blocks,
             outputs: block_outputs,
             output_blocks: outputs.div_ceil(block_outputs),
         }
@@ -138,31 +153,29 @@ pub(crate) fn run(problem: &Problem<'_>, source: &impl Source, sink: &impl Sink)
             "weights of one product differ in shape"
         );
     }
-    if problem.lanes == 0 || first.rows == 0 {
+    if problem.panels == 0 || first.rows == 0 {
         return;
     }
-    let cut = Cut::new(
-        problem.lanes,
-        first.rows,
-        first.cols,
-        problem.weights.len(),
-        threads(),
-    );
-    parallel(cut.lane_blocks * cut.output_blocks, |task| {
-        let (lane_block, output_block) = (task / cut.output_blocks, task % cut.output_blocks);
-        let lane = lane_block * cut.panels * PANEL;
+    let cut = Cut::new(problem, threads());
+    parallel(cut.panel_blocks * cut.output_blocks, |task| {
+        let (panel_block, output_block) = (task / cut.output_blocks, task % cut.output_blocks);
+        let run = panel_block / cut.run_blocks * problem.run;
+        let panel = run + panel_block % cut.run_blocks * cut.panels;
+        let end = (panel + cut.panels).min(run + problem.run);
         let output = output_block * cut.outputs;
         let block = Block {
-            lanes: lane..(lane + cut.panels * PANEL).min(problem.lanes),
+            panels: panel..end.min(problem.panels),
             outputs: output..(output + cut.outputs).min(first.rows),
         };
-        scratch::with(|scratch| block.run(problem, source, sink, scratch));
+        if !block.panels.is_empty() {
+            scratch::with(|scratch| block.run(problem, source, sink, scratch));
+        }
     });
 }
 
 /// A rectangle of the result.
 struct Block {
-    lanes: Range<usize>,
+    panels: Range<usize>,
     outputs: Range<usize>,
 }
 
@@ -183,7 +196,7 @@ impl Block {
         } = scratch;
         let cols = problem.weights[0].cols;
         let outputs = self.outputs.len();
-        let panels = self.lanes.len().div_ceil(PANEL);
+        let panels = self.panels.len();
         let stretch = problem.format.stretch();
         let sums = sums.take(problem.weights.len() * panels * outputs * PANEL);
         if cols == 0 {
@@ -192,19 +205,18 @@ impl Block {
         for k in (0..cols).step_by(stretch) {
             let k = k..(k + stretch).min(cols);
             let steps = problem.format.steps(k.len());
-            source.stage(&self.lanes, &k, stage);
+            let staged = source.stage(&self.panels, &k, stage);
             let room = weights.take(problem.weights.len() * outputs * steps);
             let mut operands = [Operand::EMPTY; 2];
             for (i, weight) in problem.weights.iter().enumerate() {
                 let room = &mut room[i * outputs * steps..][..outputs * steps];
                 operands[i] = operand(problem, weight, &self.outputs, &k, room);
             }
-            for p in 0..panels {
-                let start = self.lanes.start + p * PANEL;
-                let lanes = start..(start + PANEL).min(self.lanes.end);
-                let width = lanes.len().next_multiple_of(16);
+            for (p, panel_of_all) in self.panels.clone().enumerate() {
+                let width = source.lanes(panel_of_all).next_multiple_of(16);
                 let data = &mut panel.take(steps * PANEL)[..steps * width];
-                source.pack(&self.lanes, lanes, &k, stage.all(), Panel { data, width });
+                let from = (&staged, stage.all());
+                source.pack(panel_of_all, &k, from, Panel { data, width });
                 for (i, operand) in operands[..problem.weights.len()].iter().enumerate() {
                     let at = (i * panels + p) * outputs * PANEL;
                     let product = Product {
@@ -223,7 +235,7 @@ impl Block {
                 }
             }
         }
-        sink.finish(sums, self.lanes.clone(), self.outputs.clone());
+        sink.finish(sums, self.panels.clone(), self.outputs.clone());
     }
 }
 
@@ -286,14 +298,28 @@ mod tests {
 
     #[test]
     fn blocks_cover_every_shape_and_fit_the_scratch() {
-        for lanes in [1, 16, 63, 64, 65, 96, 1024, 1088, 4096, 100_000] {
+        for (panels, run) in [(1, 1), (2, 2), (17, 17), (64, 8), (1563, 1563), (512, 256)] {
             for outputs in [1, 3, 6, 7, 288, 1152, 10_240] {
                 for (weights, threads) in [(1, 1), (1, 2), (2, 2), (1, 7), (2, 64)] {
-                    let cut = Cut::new(lanes, outputs, 288, weights, threads);
-                    assert!(cut.lane_blocks * cut.panels * PANEL >= lanes);
+                    let weight = Matrix {
+                        stored: Stored::Bf16,
+                        bytes: &[],
+                        rows: outputs,
+                        cols: 288,
+                    };
+                    let problem = Problem {
+                        isa: Isa::Portable,
+                        format: Format::F32,
+                        weights: &[&weight, &weight][..weights],
+                        panels,
+                        run,
+                    };
+                    let cut = Cut::new(&problem, threads);
+                    assert!(cut.run_blocks * cut.panels >= run);
+                    assert!((cut.run_blocks - 1) * cut.panels < run);
+                    assert_eq!(cut.panel_blocks, panels / run * cut.run_blocks);
                     assert!(cut.output_blocks * cut.outputs >= outputs);
                     assert!((cut.output_blocks - 1) * cut.outputs < outputs);
-                    assert!((cut.lane_blocks - 1) * cut.panels * PANEL < lanes);
                     let sums = weights * cut.panels * PANEL * cut.outputs;
                     assert!(sums <= BLOCK_SUMS + weights * cut.panels * PANEL * 6);
                 }

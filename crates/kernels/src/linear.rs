@@ -4,6 +4,7 @@ use crate::gemm::{self, PANEL, Panel, Problem, Sink, Source};
 use crate::isa::{Isa, isa};
 use crate::math::{self, Activation};
 use crate::rows::{Rows, RowsMut, Shared};
+use crate::scratch::Buffer;
 use crate::simd::{LANES, Vector, per_isa};
 use crate::stored::{Format, Matrix, Precision};
 use std::ops::Range;
@@ -74,10 +75,12 @@ fn product(
         isa,
         format,
         weights,
-        lanes: x.rows,
+        panels: x.rows.div_ceil(PANEL),
+        run: x.rows.div_ceil(PANEL).max(1),
     };
     let sink = RowSink {
         isa,
+        rows: x.rows,
         finish,
         out: Shared(out.data.as_mut_ptr()),
         stride: out.stride,
@@ -93,18 +96,19 @@ pub(crate) struct RowSource<'a> {
 }
 
 impl Source for RowSource<'_> {
-    fn pack(
-        &self,
-        _block: &Range<usize>,
-        lanes: Range<usize>,
-        k: &Range<usize>,
-        _stage: &[f32],
-        panel: Panel<'_>,
-    ) {
-        let x = &self.x;
-        let from = &x.data[lanes.start * x.stride + k.start..];
-        assert!(from.len() >= (lanes.len() - 1) * x.stride + k.len());
-        assert!(panel.data.len() >= self.format.steps(k.len()) * panel.width);
+    type Staged = ();
+
+    fn lanes(&self, panel: usize) -> usize {
+        (self.x.rows - panel * PANEL).min(PANEL)
+    }
+
+    fn stage(&self, _panels: &Range<usize>, _k: &Range<usize>, _stage: &mut Buffer) {}
+
+    fn pack(&self, panel: usize, k: &Range<usize>, _from: (&(), &[f32]), to: Panel<'_>) {
+        let (x, rows) = (&self.x, self.lanes(panel));
+        let from = &x.data[panel * PANEL * x.stride + k.start..];
+        assert!(from.len() >= (rows - 1) * x.stride + k.len());
+        assert!(to.data.len() >= self.format.steps(k.len()) * to.width);
         // SAFETY: just checked.
         unsafe {
             pack_rows(
@@ -112,10 +116,10 @@ impl Source for RowSource<'_> {
                 self.format,
                 from.as_ptr(),
                 x.stride,
-                lanes.len(),
+                rows,
                 k.len(),
-                panel.data.as_mut_ptr(),
-                panel.width,
+                to.data.as_mut_ptr(),
+                to.width,
             );
         }
     }
@@ -148,6 +152,14 @@ unsafe fn pack_rows_generic<V: Vector>(
             // from and written by way of arrays that hold a whole one.
             unsafe {
                 let (mut from, mut stride) = (from.wrapping_add(row * stride + start), stride);
+                // Sixteen rows are more streams than a processor foresees.
+                for r in 0..here {
+                    let ahead = from.wrapping_add(r * stride + 2 * block);
+                    V::prefetch::<false>(ahead);
+                    if block > LANES {
+                        V::prefetch::<false>(ahead.wrapping_add(LANES));
+                    }
+                }
                 if here < LANES || length < block {
                     edge.fill(0.0);
                     for r in 0..here {
@@ -211,39 +223,31 @@ enum Finish<'a> {
 /// Stores lanes as rows.
 struct RowSink<'a> {
     isa: Isa,
+    rows: usize,
     finish: Finish<'a>,
     out: Shared<f32>,
     stride: usize,
 }
 
 impl Sink for RowSink<'_> {
-    fn finish(&self, sums: &mut [f32], lanes: Range<usize>, n: Range<usize>) {
+    fn finish(&self, sums: &mut [f32], panels: Range<usize>, n: Range<usize>) {
+        let start = panels.start * PANEL;
+        let rows = (self.rows - start).min(panels.len() * PANEL);
+        let out = self.out.at(start * self.stride + n.start);
         // SAFETY: blocks are disjoint, and `out` was checked to have all rows and columns.
         unsafe {
             match self.finish {
                 Finish::Linear { bias, act } => {
                     let bias = bias.map(|bias| &bias[n.clone()]);
-                    let out = self.out.at(lanes.start * self.stride + n.start);
-                    store_rows(
-                        self.isa,
-                        sums,
-                        lanes.len(),
-                        n.len(),
-                        bias,
-                        act,
-                        out,
-                        self.stride,
-                    );
+                    store_rows(self.isa, sums, rows, n.len(), bias, act, out, self.stride);
                 }
                 Finish::Gate => {
-                    let (gate, value) =
-                        sums.split_at_mut(lanes.len().div_ceil(PANEL) * n.len() * PANEL);
+                    let (gate, value) = sums.split_at_mut(panels.len() * n.len() * PANEL);
                     multiply_gate(self.isa, gate, value);
-                    let out = self.out.at(lanes.start * self.stride + n.start);
                     store_rows(
                         self.isa,
                         gate,
-                        lanes.len(),
+                        rows,
                         n.len(),
                         None,
                         Activation::None,
@@ -287,6 +291,9 @@ unsafe fn store_rows_generic<V: Vector>(
             let length = (outputs - n).min(LANES);
             // SAFETY: the square and the edge are large enough; the caller promises `out`.
             unsafe {
+                for i in 0..here {
+                    V::prefetch::<true>(out.wrapping_add((lane + i) * stride + n + 2 * LANES));
+                }
                 let mut from = panel.as_ptr().add(n * PANEL);
                 if length < LANES {
                     std::ptr::copy_nonoverlapping(from, edge.as_mut_ptr(), length * PANEL);

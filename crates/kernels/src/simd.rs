@@ -34,6 +34,10 @@ pub(crate) trait Vector: Copy {
     /// Widens sixteen f16 given as their bits.
     unsafe fn from_f16(bits: &[u16; LANES]) -> Self;
 
+    /// Asks for a cache line ahead of its use, to write if `WRITE`. Any address will do.
+    #[inline(always)]
+    fn prefetch<const WRITE: bool>(_line: *const f32) {}
+
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;

@@ -9,6 +9,60 @@ use crate::simd::{LANES, Vector, per_isa};
 use crate::stored::Format;
 use std::ops::Range;
 
+/// How the pixels of a result are cut into panels.
+///
+/// A wide map is cut into strips of columns, and the panels of a strip follow each other down the
+/// rows, so that neighbouring panels share most of the input they read. The rows of a narrow one
+/// follow each other in a panel.
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    rows: usize,
+    width: usize,
+    /// Columns of a strip, unless the map is narrow.
+    strip: Option<usize>,
+}
+
+impl Panels {
+    pub(super) fn new(rows: usize, width: usize) -> Self {
+        let strip = width.div_ceil(width.div_ceil(PANEL).max(1));
+        Self {
+            rows,
+            width,
+            strip: (width >= PANEL).then_some(strip.next_multiple_of(LANES)),
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        match self.strip {
+            Some(strip) => self.width.div_ceil(strip) * self.rows,
+            None => (self.rows * self.width).div_ceil(PANEL),
+        }
+    }
+
+    /// Panels of a strip.
+    pub(super) fn run(&self) -> usize {
+        match self.strip {
+            Some(_) => self.rows.max(1),
+            None => self.count().max(1),
+        }
+    }
+
+    /// A panel's pixels, counted along the rows of the slice.
+    pub(super) fn pixels(&self, panel: usize) -> Range<usize> {
+        match self.strip {
+            Some(strip) => {
+                let (column, row) = (panel / self.rows * strip, panel % self.rows);
+                let start = row * self.width + column;
+                start..start + strip.min(self.width - column)
+            }
+            None => {
+                let start = panel * PANEL;
+                start..(start + PANEL).min(self.rows * self.width)
+            }
+        }
+    }
+}
+
 /// Pixels of a result as the lanes of a product.
 pub(super) struct MapSource<'a> {
     isa: Isa,
@@ -17,7 +71,7 @@ pub(super) struct MapSource<'a> {
     x_rows: MapRows,
     width: usize,
     first_out: usize,
-    width_out: usize,
+    panels: Panels,
     kernel: usize,
     stride: usize,
     padding: Padding,
@@ -61,7 +115,7 @@ impl<'a> MapSource<'a> {
             x_rows,
             width,
             first_out: out_rows.first,
-            width_out,
+            panels: Panels::new(out_rows.count, width_out),
             kernel: conv.kernel,
             stride: conv.stride,
             padding,
@@ -105,17 +159,18 @@ impl<'a> MapSource<'a> {
         );
     }
 
-    fn window(&self, lanes: &Range<usize>, k: &Range<usize>) -> Window {
+    /// What the panels of a block, all of one run, read of a stretch of k.
+    fn window(&self, panels: &Range<usize>, k: &Range<usize>) -> Window {
         let taps = self.kernel * self.kernel;
-        let (row, last_row) = (
-            lanes.start / self.width_out,
-            (lanes.end - 1) / self.width_out,
+        let width = self.panels.width;
+        let (first, last) = (
+            self.panels.pixels(panels.start),
+            self.panels.pixels(panels.end - 1),
         );
-        let (column, end) = if row == last_row {
-            let column = lanes.start % self.width_out;
-            (column, column + lanes.len())
-        } else {
-            (0, self.width_out)
+        let (row, last_row) = (first.start / width, (last.end - 1) / width);
+        let (column, end) = match self.panels.strip {
+            Some(_) => (first.start % width, first.start % width + first.len()),
+            None => (0, width),
         };
         Window {
             channels: k.start / taps..k.end.div_ceil(taps),
@@ -165,12 +220,72 @@ impl<'a> MapSource<'a> {
     }
 }
 
+/// What a stage holds.
+pub(super) struct Staged {
+    window: Window,
+    /// Where each number of k is, for the window's first pixel.
+    taps: [usize; LONGEST],
+}
+
 impl Source for MapSource<'_> {
-    fn stage(&self, lanes: &Range<usize>, k: &Range<usize>, stage: &mut Buffer) {
+    type Staged = Staged;
+
+    fn lanes(&self, panel: usize) -> usize {
+        self.panels.pixels(panel).len()
+    }
+
+    fn stage(&self, panels: &Range<usize>, k: &Range<usize>, stage: &mut Buffer) -> Staged {
+        let window = self.window(panels, k);
+        let mut taps = [0; LONGEST];
         if self.direct {
-            return;
+            let plane = self.x_rows.count * self.width;
+            for (tap, channel) in taps.iter_mut().zip(k.clone()) {
+                *tap = channel * plane;
+            }
+        } else {
+            self.taps(&window, k, &mut taps);
+            self.fill(&window, stage);
         }
-        let window = self.window(lanes, k);
+        Staged { window, taps }
+    }
+
+    fn pack(&self, panel: usize, k: &Range<usize>, from: (&Staged, &[f32]), to: Panel<'_>) {
+        let (Staged { window, taps }, stage) = from;
+        let range = self.panels.pixels(panel);
+        let mut pixels = [0usize; PANEL];
+        let from = if self.direct {
+            for (pixel, place) in pixels.iter_mut().zip(range.clone()) {
+                *pixel = place;
+            }
+            self.x
+        } else {
+            let width = self.panels.width;
+            let (mut row, mut column) = (range.start / width - window.row, range.start % width);
+            for pixel in &mut pixels[..range.len()] {
+                *pixel = row * self.stride * self.stride * window.columns + column - window.column;
+                column += 1;
+                if column == width {
+                    (row, column) = (row + 1, 0);
+                }
+            }
+            stage
+        };
+        let (taps, pixels) = (&taps[..k.len()], &pixels[..range.len()]);
+        let last_tap = taps.iter().max().copied().unwrap_or(0);
+        let last_pixel = pixels.iter().max().copied().unwrap_or(0);
+        assert!(last_tap + last_pixel < from.len());
+        assert!(to.data.len() >= self.format.steps(k.len()) * to.width);
+        // SAFETY: just checked.
+        unsafe { pack_pixels(self.isa, self.format, from.as_ptr(), pixels, taps, to) };
+    }
+}
+
+/// The longest stretch of k.
+const LONGEST: usize = 288;
+
+impl MapSource<'_> {
+    /// Reads a window.
+    fn fill(&self, window: &Window, stage: &mut Buffer) {
         let row_length = self.stride * window.columns;
         let stage = stage.take(window.channels.len() * window.rows * row_length);
         let doubled = usize::from(self.upsample);
@@ -198,50 +313,6 @@ impl Source for MapSource<'_> {
         }
     }
 
-    fn pack(
-        &self,
-        block: &Range<usize>,
-        lanes: Range<usize>,
-        k: &Range<usize>,
-        stage: &[f32],
-        panel: Panel<'_>,
-    ) {
-        let mut pixels = [0usize; PANEL];
-        let mut taps = [0usize; LONGEST];
-        let from = if self.direct {
-            let plane = self.x_rows.count * self.width;
-            for (tap, channel) in taps.iter_mut().zip(k.clone()) {
-                *tap = channel * plane;
-            }
-            for (pixel, lane) in pixels.iter_mut().zip(lanes.clone()) {
-                *pixel = lane;
-            }
-            self.x
-        } else {
-            let window = self.window(block, k);
-            self.taps(&window, k, &mut taps);
-            for (pixel, lane) in pixels.iter_mut().zip(lanes.clone()) {
-                let (row, column) = (lane / self.width_out, lane % self.width_out);
-                let row = (row - window.row) * self.stride;
-                *pixel = row * self.stride * window.columns + column - window.column;
-            }
-            stage
-        };
-        let taps = &taps[..k.len()];
-        let last_tap = taps.iter().max().copied().unwrap_or(0);
-        let last_pixel = pixels[..lanes.len()].iter().max().copied().unwrap_or(0);
-        assert!(last_tap + last_pixel < from.len());
-        assert!(panel.data.len() >= self.format.steps(k.len()) * panel.width);
-        let pixels = &pixels[..lanes.len()];
-        // SAFETY: just checked.
-        unsafe { pack_pixels(self.isa, self.format, from.as_ptr(), pixels, taps, panel) };
-    }
-}
-
-/// The longest stretch of k.
-const LONGEST: usize = 288;
-
-impl MapSource<'_> {
     /// Where in the stage each number of k is, for the window's first pixel.
     fn taps(&self, window: &Window, k: &Range<usize>, taps: &mut [usize; LONGEST]) {
         let size = self.kernel * self.kernel;

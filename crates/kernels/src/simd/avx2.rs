@@ -147,6 +147,15 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    fn prefetch<const WRITE: bool>(line: *const f32) {
+        op!(if WRITE {
+            _mm_prefetch::<_MM_HINT_ET0>(line.cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T0>(line.cast());
+        });
+    }
+
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         op!(Self(
             _mm256_add_ps(self.0, other.0),
