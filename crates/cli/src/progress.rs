@@ -121,10 +121,7 @@ fn line(look: Look<'_>, seconds: f64) -> String {
     } else {
         format!("{} steps", look.total)
     };
-    format!(
-        "{:<8} {steps} in {seconds:.2} s, {} of {} in use",
-        look.phase, look.memory, look.budget
-    )
+    format!("{:<8} {steps} in {seconds:.2} s", look.phase)
 }
 
 #[cfg(test)]
@@ -154,9 +151,6 @@ mod tests {
     #[test]
     fn a_phase_is_summed_up() {
         let look = Look { done: 20, ..LOOK };
-        assert_eq!(
-            line(look, 0.9),
-            "denoise  20 steps in 0.90 s, 70.0 MiB of 600.0 MiB in use"
-        );
+        assert_eq!(line(look, 0.9), "denoise  20 steps in 0.90 s");
     }
 }

@@ -74,11 +74,29 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         let line = result_json(&outcome, &job, &destination, seconds);
         console::print(&format!("{line}\n"))?;
     } else if !args.quiet {
+        console::note(&summary(&outcome, &job, started.elapsed().as_secs_f64()));
         for path in &destination.pictures {
             console::print(&format!("{}\n", path.display()))?;
         }
     }
     Ok(())
+}
+
+/// The whole job in one line.
+fn summary(outcome: &Outcome, job: &Job, seconds: f64) -> String {
+    let report = &outcome.report;
+    let peak = report.peak.values().copied().max().unwrap_or_default();
+    let mut line = format!(
+        "seed {}, {seconds:.2} s in all, at most {peak} of {} in use (planned {})",
+        job.config.seed, report.plan.budget.total, report.plan.peak
+    );
+    if !report.plan.approximate.is_empty() {
+        line.push_str(&format!(
+            ", approximate: {}",
+            report.plan.approximate.join(", ")
+        ));
+    }
+    line
 }
 
 /// An opened model, and what is asked of it.
