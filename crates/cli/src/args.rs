@@ -1,6 +1,6 @@
 //! What the user typed. What it means is in [`crate::config`].
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use lowtide_core::Bytes;
 use std::path::PathBuf;
@@ -8,8 +8,9 @@ use std::path::PathBuf;
 const OVERVIEW: &str = "\
 Pictures from a prompt, inside a memory budget.
 
-A job is planned before it starts. What does not fit in the budget streams from the file while the rest computes, and \
-the picture is the same to the byte. What cannot fit is refused with the numbers.";
+A job is planned before it starts. What does not fit in the budget streams from the file while
+the rest computes, and the picture is the same to the byte. What cannot fit is refused with the
+numbers.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,8 +35,8 @@ Examples:
   For a script; the last line on standard output is JSON:
     lowtide generate \"a red heart\" -o heart.png --json
 
-The same seed gives the same picture as diffusers with a generator on the CPU. Without --seed one is drawn and named in \
-the picture (lowtide png-info).";
+The same seed gives the same picture as diffusers with a generator on the CPU. Without --seed one
+is drawn and named in the picture (lowtide png-info).";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -80,7 +81,7 @@ pub(crate) struct GenerateArgs {
     /// What the picture should show
     pub(crate) prompt: String,
     /// `demo` (comes with the program), a model folder, or the name of a folder in $LOWTIDE_MODELS
-    #[arg(short, long, default_value = crate::demo::NAME, value_name = "MODEL")]
+    #[arg(short, long, default_value = crate::demo::NAME, value_name = "MODEL", value_hint = ValueHint::DirPath)]
     pub(crate) model: String,
     /// What the picture should not show; works with guidance above 0
     #[arg(short, long, value_name = "PROMPT")]
@@ -109,7 +110,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) count: u32,
     /// Where the picture goes; .png, .jpg or .webp; several become name-1.png, name-2.png [default: the prompt and
     /// the seed]
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) output: Option<PathBuf>,
     /// `exact` refuses what would change the picture to save memory, such as decoding in tiles
     #[arg(long, value_enum, default_value_t = QualityArg::Auto)]
@@ -133,10 +134,10 @@ pub(crate) struct GenerateArgs {
     #[arg(short, long, conflicts_with = "json")]
     pub(crate) quiet: bool,
     /// Start from the tensor `noise` (1, C, H/8, W/8), f32, of this safetensors file instead of the seed
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) noise: Option<PathBuf>,
     /// Also write the tensors `latents` and `image` (0 to 1), f32, to this safetensors file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) dump: Option<PathBuf>,
 }
 
@@ -164,6 +165,7 @@ pub(crate) enum PrecisionArg {
 #[derive(Debug, Args)]
 pub(crate) struct PngInfoArgs {
     /// The picture
+    #[arg(value_hint = ValueHint::FilePath)]
     pub(crate) file: PathBuf,
 }
 
@@ -181,7 +183,7 @@ pub(crate) enum ModelsCommand {
     /// Show a model's components, blocks, bytes and number types, from the files' headers alone
     Show {
         /// `demo`, a model folder, or the name of a folder in $LOWTIDE_MODELS
-        #[arg(value_name = "DIR")]
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
         model: String,
         /// Print one line of JSON instead of the table
         #[arg(long)]

@@ -186,6 +186,12 @@ impl Destination {
         };
         let format = Format::of(&path)?;
         let pictures = numbered(&path, config.count);
+        if let Some(dump) = args.dump.as_ref().filter(|dump| pictures.contains(dump)) {
+            return Err(Failure::mistake(format!(
+                "--dump '{}' would replace the picture of that name; name another file",
+                dump.display()
+            )));
+        }
         for file in pictures.iter().chain(&args.dump) {
             check_writable(file)?;
         }

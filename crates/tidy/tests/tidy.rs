@@ -358,6 +358,29 @@ fn the_readme_names_two_commands_that_exist() {
 }
 
 #[test]
+fn the_map_and_the_changelog_keep_up() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let architecture = read("ARCHITECTURE.md");
+    let crates: Vec<String> = std::fs::read_dir(root().join("crates"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(crates.len() >= 7, "{crates:?}");
+    let missing = crates
+        .into_iter()
+        .filter(|name| !architecture.contains(&format!("**`crates/{name}`**")));
+    expect_none(
+        "every crate has its paragraph in ARCHITECTURE.md",
+        missing.collect(),
+    );
+    let version = format!("## {}", env!("CARGO_PKG_VERSION"));
+    assert!(
+        read("CHANGELOG.md").contains(&version),
+        "CHANGELOG.md has no '{version}'"
+    );
+}
+
+#[test]
 fn relative_links_lead_somewhere() {
     let mut found = Vec::new();
     let mut checked = 0;

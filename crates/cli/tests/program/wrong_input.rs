@@ -122,6 +122,11 @@ fn an_output_that_cannot_be_written() {
         "-o heart.png --dump missing/dump.safetensors",
         &["missing", "does not exist"],
     );
+    mistake(
+        &place,
+        "-o heart.png --dump heart.png",
+        &["--dump", "another file"],
+    );
     if cfg!(target_os = "linux") {
         mistake(
             &place,
