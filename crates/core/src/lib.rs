@@ -4,6 +4,8 @@
 //! can be run on, a [`DeviceProfile`] how fast things are, a [`Budget`] how much memory there is; [`plan`] answers with
 //! a [`Plan`] that explains itself, or with [`DoesNotFit`] and the numbers. The plan runs on a device or on a
 //! [`SimDevice`], which share the rules of time and, through the [`Ledger`], of memory.
+//!
+//! [`job`] has the words that whoever keeps, orders and shows jobs shares.
 
 #![forbid(unsafe_code)]
 
@@ -11,6 +13,7 @@ mod bytes;
 mod dtype;
 mod explain;
 mod formula;
+pub mod job;
 mod layout;
 mod ledger;
 mod pipeline;
