@@ -312,6 +312,7 @@ impl Job<'_> {
             panel: buffers.queries[index * steps * PANEL..][..steps * PANEL].as_ptr(),
             width: PANEL,
             lanes,
+            used: queries.count,
             steps,
             weights: Operand {
                 data: buffers.keys.as_ptr().cast(),
@@ -345,6 +346,7 @@ impl Job<'_> {
             panel: buffers.scores.as_ptr(),
             width: PANEL,
             lanes,
+            used: queries.count,
             steps: self.format.steps(keys),
             weights: Operand {
                 data: buffers.values.as_ptr().cast(),

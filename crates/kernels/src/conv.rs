@@ -270,6 +270,7 @@ fn convolve(
         isa,
         format,
         weights: &[&conv.weight],
+        lanes: plane,
         panels: panels.count(),
         run: panels.run(),
     };

@@ -85,7 +85,9 @@ pub(crate) struct Problem<'a> {
     pub(crate) format: Format,
     /// One, or two of the same shape.
     pub(crate) weights: &'a [&'a Matrix<'a>],
-    /// Panels of activations.
+    /// Activations, M.
+    pub(crate) lanes: usize,
+    /// Panels of them.
     pub(crate) panels: usize,
     /// Panels of which a block takes neighbours; a block lies in one run.
     pub(crate) run: usize,
@@ -110,7 +112,7 @@ impl Cut {
     fn new(problem: &Problem<'_>, threads: usize) -> Self {
         let weights = problem.weights.len();
         let (outputs, k) = (problem.weights[0].rows, problem.weights[0].cols);
-        let serial = problem.panels * PANEL * outputs * k * weights < SERIAL_PRODUCTS;
+        let serial = problem.lanes * outputs * k * weights < SERIAL_PRODUCTS;
         let threads = if serial { 1 } else { threads };
         // With few outputs more panels fit, and share what is staged for them.
         let fitting = BLOCK_SUMS / 2 / (weights * PANEL * outputs);
@@ -213,7 +215,8 @@ impl Block {
                 operands[i] = operand(problem, weight, &self.outputs, &k, room);
             }
             for (p, panel_of_all) in self.panels.clone().enumerate() {
-                let width = source.lanes(panel_of_all).next_multiple_of(16);
+                let used = source.lanes(panel_of_all);
+                let width = used.next_multiple_of(16);
                 let data = &mut panel.take(steps * PANEL)[..steps * width];
                 let from = (&staged, stage.all());
                 source.pack(panel_of_all, &k, from, Panel { data, width });
@@ -223,6 +226,7 @@ impl Block {
                         panel: data.as_ptr(),
                         width,
                         lanes: width,
+                        used,
                         steps,
                         weights: *operand,
                         outputs,
@@ -311,6 +315,7 @@ mod tests {
                         isa: Isa::Portable,
                         format: Format::F32,
                         weights: &[&weight, &weight][..weights],
+                        lanes: panels * PANEL,
                         panels,
                         run,
                     };

@@ -75,6 +75,7 @@ fn product(
         isa,
         format,
         weights,
+        lanes: x.rows,
         panels: x.rows.div_ceil(PANEL),
         run: x.rows.div_ceil(PANEL).max(1),
     };

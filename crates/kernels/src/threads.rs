@@ -42,7 +42,8 @@ impl std::error::Error for ThreadsError {}
 
 fn build(threads: usize) -> Result<usize, String> {
     rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
+        // The thread that calls a kernel takes part in it, so the pool has one less.
+        .num_threads(threads.saturating_sub(1).max(1))
         .stack_size(STACK_BYTES)
         .thread_name(|index| format!("kernel-{index}"))
         .build_global()
@@ -71,7 +72,7 @@ pub fn threads() -> usize {
     match THREADS.get_or_init(|| build(cores())) {
         Ok(threads) => *threads,
         // Someone else made rayon's global pool first; then that is the pool.
-        Err(_) => rayon::current_num_threads(),
+        Err(_) => rayon::current_num_threads() + 1,
     }
 }
 

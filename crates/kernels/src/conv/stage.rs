@@ -198,6 +198,21 @@ impl<'a> MapSource<'a> {
         let start = (first + low as isize * stride) as usize;
         if self.stride == 1 && !self.upsample {
             middle.copy_from_slice(&line[start..start + middle.len()]);
+        } else if self.stride == 2 && !self.upsample {
+            for (to, two) in middle
+                .iter_mut()
+                .zip(line[start.min(self.width)..].chunks(2))
+            {
+                *to = two[0];
+            }
+        } else if self.stride == 1 {
+            // Doubled: each number twice, but for halves at the ends.
+            let (odd, even) = middle.split_at_mut(middle.len().min(start % 2));
+            odd.fill(line[(start / 2).min(self.width - 1)]);
+            let from = &line[start.div_ceil(2).min(self.width)..];
+            for (two, v) in even.chunks_mut(2).zip(from) {
+                two.fill(*v);
+            }
         } else {
             for (i, to) in middle.iter_mut().enumerate() {
                 *to = line[(start + i * self.stride) >> doubled];

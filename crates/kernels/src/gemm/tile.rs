@@ -33,6 +33,8 @@ pub(crate) struct Product {
     pub(crate) width: usize,
     /// Lanes to compute, a multiple of sixteen, at most `width` and [`PANEL`].
     pub(crate) lanes: usize,
+    /// Lanes that anybody looks at, at most `lanes`.
+    pub(crate) used: usize,
     pub(crate) steps: usize,
     pub(crate) weights: Operand,
     pub(crate) outputs: usize,
@@ -201,11 +203,89 @@ unsafe fn columns<M: Multiply, const W: usize, const N: usize>(p: &Product) {
     }
 }
 
+/// Lanes up to which it pays to turn the weights round.
+const FEW: usize = 4;
+
+/// Sixteen times `G` outputs for the first `L` lanes of a panel, the lanes of a vector being
+/// outputs: few lanes would leave most of a vector of activations empty. The sums of an element
+/// run over the same products in the same order as in a [`tile`].
+#[inline(always)]
+unsafe fn turned<M: Multiply, const G: usize, const L: usize>(p: &Product) {
+    // SAFETY: the caller promises `16 G` outputs and `L` lanes of panel, weights and sums.
+    unsafe {
+        let mut sums = [[M::Sum::splat(0.0); L]; G];
+        let mut square = [0f32; LANES * LANES];
+        for step in (0..p.steps).step_by(LANES) {
+            let here = (p.steps - step).min(LANES);
+            for (g, sums) in sums.iter_mut().enumerate() {
+                let row = |n: usize| {
+                    let row = (g * LANES + n) * p.weights.row_bytes;
+                    p.weights.data.wrapping_add(row + step * 4)
+                };
+                for n in 0..LANES {
+                    M::Sum::prefetch::<false>(row(n).wrapping_add(256).cast());
+                }
+                if here == LANES && p.weights.row_bytes.is_multiple_of(4) {
+                    let stride = p.weights.row_bytes / 4;
+                    M::Sum::transpose(row(0).cast(), stride, square.as_mut_ptr(), LANES);
+                } else {
+                    for (n, s) in (0..LANES).flat_map(|n| (0..here).map(move |s| (n, s))) {
+                        square[s * LANES + n] = row(n).cast::<f32>().add(s).read_unaligned();
+                    }
+                }
+                for s in 0..here {
+                    let w = M::load(square.as_ptr().add(s * LANES));
+                    let x = p.panel.add((step + s) * p.width);
+                    for (lane, sum) in sums.iter_mut().enumerate() {
+                        *sum = M::step(*sum, M::broadcast(x.add(lane).cast()), w);
+                    }
+                }
+            }
+        }
+        for (g, sums) in sums.iter().enumerate() {
+            for (lane, sum) in sums.iter().enumerate() {
+                let mut numbers = [0f32; LANES];
+                sum.store(numbers.as_mut_ptr());
+                for (n, number) in numbers.iter().enumerate() {
+                    let to = p.sums.add((g * LANES + n) * PANEL + lane);
+                    to.write(if p.add { *to + number } else { *number });
+                }
+            }
+        }
+    }
+}
+
+/// All whole sixteens of outputs for a few lanes; says how many outputs that were.
+#[inline(always)]
+unsafe fn product_of_few<M: Multiply>(p: &Product) -> usize {
+    let mut output = 0;
+    // SAFETY: the caller's promise; no tile goes beyond `outputs`.
+    unsafe {
+        while output + 2 * LANES <= p.outputs {
+            let rest = p.at_output(output);
+            match p.used {
+                1 => turned::<M, 2, 1>(&rest),
+                2 => turned::<M, 2, 2>(&rest),
+                3 => turned::<M, 2, 3>(&rest),
+                _ => turned::<M, 2, FEW>(&rest),
+            }
+            output += 2 * LANES;
+        }
+    }
+    output
+}
+
 /// A whole product, by tiles that fit 32 wide registers or 16 narrower ones.
 #[inline(always)]
 pub(crate) unsafe fn product<M: Multiply>(p: &Product) {
     // SAFETY: the caller's promise.
     unsafe {
+        let done = if p.used <= FEW && p.weights.step_bytes == 4 {
+            product_of_few::<M>(p)
+        } else {
+            0
+        };
+        let p = &p.at_output(done);
         if M::Sum::WIDE {
             match p.lanes / LANES {
                 4 => columns::<M, 4, 6>(p),
