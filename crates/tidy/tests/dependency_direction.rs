@@ -31,6 +31,12 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ("lowtide-tidy", &[]),
 ];
 
+/// Arrows of crates that are on their way: they hold from the day the crate is a member.
+const ARROWS_TO_COME: [(&str, &[&str]); 2] = [
+    ("lowtide-jobs", &["lowtide-core"]),
+    ("lowtide-server", &["lowtide-core", "lowtide-jobs"]),
+];
+
 /// What the default build must not contain, as beginnings of names, and why.
 const NOT_BY_DEFAULT: [(&str, &str); 5] = [
     (
@@ -57,7 +63,11 @@ fn ours(names: BTreeSet<String>) -> BTreeSet<String> {
 #[test]
 fn arrows_point_one_way() {
     let graph = Graph::resolved();
-    for (from, to) in ARROWS {
+    let members = members(&graph);
+    let come = ARROWS_TO_COME
+        .into_iter()
+        .filter(|(name, _)| members.contains(*name));
+    for (from, to) in ARROWS.into_iter().chain(come) {
         assert_eq!(
             ours(graph.direct(from)),
             set(to),
@@ -68,17 +78,16 @@ fn arrows_point_one_way() {
 
 #[test]
 fn every_crate_has_its_rule() {
-    let graph = Graph::resolved();
-    let members: BTreeSet<String> = graph
-        .packages
-        .values()
-        .filter(|package| package.member)
-        .map(|package| package.name.clone())
-        .collect();
-    assert_eq!(
-        members,
-        ARROWS.iter().map(|(name, _)| (*name).to_owned()).collect()
-    );
+    let mut members = members(&Graph::resolved());
+    for (name, _) in ARROWS_TO_COME {
+        members.remove(name);
+    }
+    assert_eq!(members, ARROWS.map(|(name, _)| name.to_owned()).into());
+}
+
+fn members(graph: &Graph) -> BTreeSet<String> {
+    let members = graph.packages.values().filter(|package| package.member);
+    members.map(|package| package.name.clone()).collect()
 }
 
 #[test]
