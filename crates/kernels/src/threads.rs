@@ -1,8 +1,11 @@
 //! The thread pool, and how work is dealt out.
 
+use std::any::Any;
 use std::fmt;
-use std::sync::OnceLock;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::Thread;
 
 /// Numbers an elementwise kernel gives one task: enough to be worth a fork.
 pub(crate) const GRAIN: usize = 16 * 1024;
@@ -98,10 +101,121 @@ pub(crate) fn parallel(tasks: usize, f: impl Fn(usize) + Sync) {
             f(task);
         }
     };
-    rayon::in_place_scope(|scope| {
-        for _ in 0..helpers {
-            scope.spawn(|_| work());
+    fork(helpers, &work);
+}
+
+/// Set in [`Fork::state`] when no more helpers may enter; the rest counts those inside.
+const CLOSED: usize = 1 << (usize::BITS - 1);
+
+/// Looks at a helper's end before the caller goes to sleep: some microseconds.
+const SPINS: usize = 1000;
+
+/// Work that helpers may join until the caller is done. A helper that comes later finds it closed,
+/// so a caller never waits for threads that were busy elsewhere.
+struct Fork {
+    /// Valid while `state` is not closed or counts a helper.
+    work: *const (dyn Fn() + Sync),
+    state: AtomicUsize,
+    caller: Thread,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `work` is `Sync`, and is only called while its owner waits.
+unsafe impl Send for Fork {}
+// SAFETY: as above.
+unsafe impl Sync for Fork {}
+
+impl Fork {
+    /// What a helper does.
+    fn join(&self) {
+        let enter = |state| (state & CLOSED == 0).then_some(state + 1);
+        let entered = self
+            .state
+            .fetch_update(Ordering::Acquire, Ordering::Relaxed, enter);
+        if entered.is_err() {
+            return;
         }
-        work();
+        // SAFETY: having entered, the owner waits for this thread before `work` ends.
+        let work = unsafe { &*self.work };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            let mut slot = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+            *slot = Some(panic);
+        }
+        if self.state.fetch_sub(1, Ordering::Release) == CLOSED | 1 {
+            self.caller.unpark();
+        }
+    }
+
+    /// Lets nobody in any more and waits until nobody is inside.
+    fn close(&self) {
+        self.state.fetch_or(CLOSED, Ordering::Relaxed);
+        let mut looks = 0;
+        while self.state.load(Ordering::Acquire) != CLOSED {
+            looks += 1;
+            if looks < SPINS {
+                std::hint::spin_loop();
+            } else {
+                std::thread::park();
+            }
+        }
+    }
+}
+
+/// Runs `work` here and on up to `helpers` other threads at once.
+fn fork(helpers: usize, work: &(dyn Fn() + Sync)) {
+    // SAFETY: only the lifetime changes; `close` below outlasts every use, on unwinding as well.
+    let work_forever =
+        unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work) };
+    let fork = Arc::new(Fork {
+        work: work_forever,
+        state: AtomicUsize::new(0),
+        caller: std::thread::current(),
+        panic: Mutex::new(None),
     });
+    for _ in 0..helpers {
+        let fork = Arc::clone(&fork);
+        rayon::spawn(move || fork.join());
+    }
+    let here = catch_unwind(AssertUnwindSafe(work));
+    fork.close();
+    let there = fork
+        .panic
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if let Some(panic) = here.err().or(there) {
+        resume_unwind(panic);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_whoever_takes_it() {
+        set_threads(3).expect("this process has no pool yet");
+        for tasks in [1, 2, 3, 100, 1000] {
+            let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            parallel(tasks, |task| {
+                counts[task].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
+        }
+        assert_eq!(set_threads(2), Err(ThreadsError::Running { threads: 3 }));
+        assert_eq!(set_threads(3), Ok(()));
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller() {
+        let outcome = catch_unwind(|| {
+            parallel(64, |task| assert_ne!(task, 40, "task forty"));
+        });
+        assert!(outcome.is_err());
+        let done = AtomicUsize::new(0);
+        parallel(64, |_| {
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(done.into_inner(), 64);
+    }
 }

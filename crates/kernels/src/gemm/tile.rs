@@ -214,32 +214,23 @@ unsafe fn turned<M: Multiply, const G: usize, const L: usize>(p: &Product) {
     // SAFETY: the caller promises `16 G` outputs and `L` lanes of panel, weights and sums.
     unsafe {
         let mut sums = [[M::Sum::splat(0.0); L]; G];
-        let mut square = [0f32; LANES * LANES];
+        let mut squares = [[0f32; LANES * LANES]; G];
         for step in (0..p.steps).step_by(LANES) {
             let here = (p.steps - step).min(LANES);
-            for (g, sums) in sums.iter_mut().enumerate() {
-                let row = |n: usize| {
-                    let row = (g * LANES + n) * p.weights.row_bytes;
-                    p.weights.data.wrapping_add(row + step * 4)
-                };
-                for n in 0..LANES {
-                    M::Sum::prefetch::<false>(row(n).wrapping_add(256).cast());
-                }
-                if here == LANES && p.weights.row_bytes.is_multiple_of(4) {
-                    let stride = p.weights.row_bytes / 4;
-                    M::Sum::transpose(row(0).cast(), stride, square.as_mut_ptr(), LANES);
-                } else {
-                    for (n, s) in (0..LANES).flat_map(|n| (0..here).map(move |s| (n, s))) {
-                        square[s * LANES + n] = row(n).cast::<f32>().add(s).read_unaligned();
-                    }
-                }
-                for s in 0..here {
+            for (g, square) in squares.iter_mut().enumerate() {
+                let first = g * LANES * p.weights.row_bytes + step * 4;
+                turn::<M::Sum>(&p.weights, first, here, square);
+            }
+            let mut x = p.panel.add(step * p.width);
+            for s in 0..here {
+                let x_here: [M::Step; L] = std::array::from_fn(|l| M::broadcast(x.add(l).cast()));
+                for (sums, square) in sums.iter_mut().zip(&squares) {
                     let w = M::load(square.as_ptr().add(s * LANES));
-                    let x = p.panel.add((step + s) * p.width);
-                    for (lane, sum) in sums.iter_mut().enumerate() {
-                        *sum = M::step(*sum, M::broadcast(x.add(lane).cast()), w);
+                    for (sum, x) in sums.iter_mut().zip(x_here) {
+                        *sum = M::step(*sum, x, w);
                     }
                 }
+                x = x.wrapping_add(p.width);
             }
         }
         for (g, sums) in sums.iter().enumerate() {
@@ -254,6 +245,42 @@ unsafe fn turned<M: Multiply, const G: usize, const L: usize>(p: &Product) {
         }
     }
 }
+
+/// Transposes `here` (at most sixteen) steps of sixteen rows of weights.
+#[inline(always)]
+unsafe fn turn<V: Vector>(
+    weights: &Operand,
+    first: usize,
+    here: usize,
+    square: &mut [f32; LANES * LANES],
+) {
+    let mut row = weights.data.wrapping_add(first);
+    // SAFETY: the caller promises the weights; nothing is read through a prefetch.
+    unsafe {
+        if here == LANES && weights.row_bytes.is_multiple_of(4) {
+            V::transpose(
+                row.cast(),
+                weights.row_bytes / 4,
+                square.as_mut_ptr(),
+                LANES,
+            );
+            for _ in 0..LANES {
+                V::prefetch::<false>(row.wrapping_add(AHEAD_BYTES).cast());
+                row = row.wrapping_add(weights.row_bytes);
+            }
+            return;
+        }
+        for n in 0..LANES {
+            for s in 0..here {
+                square[s * LANES + n] = row.cast::<f32>().add(s).read_unaligned();
+            }
+            row = row.wrapping_add(weights.row_bytes);
+        }
+    }
+}
+
+/// How far ahead weights are asked for that are read once, in many rows at a time.
+const AHEAD_BYTES: usize = 256;
 
 /// All whole sixteens of outputs for a few lanes; says how many outputs that were.
 #[inline(always)]

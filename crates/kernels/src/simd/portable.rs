@@ -173,7 +173,7 @@ impl Vector for F32x16 {
                 // SAFETY: the caller promises sixteen rows of sixteen on both sides.
                 unsafe {
                     to.add(column * to_stride + row)
-                        .write(from.add(row * stride + column).read());
+                        .write(from.add(row * stride + column).read_unaligned());
                 }
             }
         }
