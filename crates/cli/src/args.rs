@@ -133,7 +133,7 @@ pub(crate) struct GenerateArgs {
     /// Print nothing but errors
     #[arg(short, long, conflicts_with = "json")]
     pub(crate) quiet: bool,
-    /// Start from the tensor `noise` (1, C, H/8, W/8), f32, of this safetensors file instead of the seed
+    /// Start from the tensor `noise` (N, C, H/8, W/8), f32, of this safetensors file instead of the seed; N is the count
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) noise: Option<PathBuf>,
     /// Also write the tensors `latents` and `image` (0 to 1), f32, to this safetensors file

@@ -144,11 +144,6 @@ impl Config {
                 "--seed {seed}: the last of {count} pictures would exceed 2^64 - 1"
             )));
         }
-        if args.noise.is_some() && count > 1 {
-            return Err(Failure::mistake(
-                "--noise holds the noise of one picture; leave --count at 1",
-            ));
-        }
         Ok(Config {
             prompt: args.prompt.clone(),
             negative: args.negative.clone(),

@@ -115,11 +115,7 @@ impl Job {
         let folder = models::open(&args.model)?;
         let config = Config::new(args, models::defaults(&folder)?)?;
         let noise = match &args.noise {
-            Some(path) => Some(tensor_files::read_noise(
-                path,
-                config.size.width,
-                config.size.height,
-            )?),
+            Some(path) => Some(tensor_files::read_noise(path, config.size, config.count)?),
             None => None,
         };
         let model = folder.name.clone();
@@ -160,6 +156,8 @@ fn options(config: &Config) -> Options {
             PrecisionArg::Bf16 => PrecisionChoice::Bf16,
             PrecisionArg::Auto => PrecisionChoice::Auto,
         },
+        // One job a process: there is no next one to keep weights for.
+        ..Options::default()
     }
 }
 

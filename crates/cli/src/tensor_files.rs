@@ -1,5 +1,6 @@
 //! `--noise` and `--dump`: tensors in safetensors files, for comparison with other implementations.
 
+use crate::config::Size;
 use crate::failure::Failure;
 use lowtide_core::{Dtype, TensorLayout};
 use lowtide_weights::{Checkpoint, SafetensorsWriter};
@@ -8,8 +9,8 @@ use std::path::Path;
 /// The tensor a `--noise` file must hold.
 const NOISE: &str = "noise";
 
-/// Reads the tensor `noise`, f32, of any shape that has the elements of (1, C, H/8, W/8); the engine checks C.
-pub(crate) fn read_noise(path: &Path, width: usize, height: usize) -> Result<Vec<f32>, Failure> {
+/// Reads the tensor `noise`, f32, (N, C, H/8, W/8) for N pictures; the engine checks C.
+pub(crate) fn read_noise(path: &Path, size: Size, count: usize) -> Result<Vec<f32>, Failure> {
     let place = path.display();
     let file = Checkpoint::open(path)?;
     let entry = file.get(NOISE).ok_or_else(|| {
@@ -17,11 +18,11 @@ pub(crate) fn read_noise(path: &Path, width: usize, height: usize) -> Result<Vec
             "--noise '{place}': no tensor '{NOISE}' in it; write it under that name"
         ))
     })?;
-    let (rows, columns) = (height / 8, width / 8);
-    let fits = matches!(entry.shape[..], [1, _, h, w] if (h, w) == (rows, columns));
+    let (rows, columns) = (size.height / 8, size.width / 8);
+    let fits = matches!(entry.shape[..], [n, _, h, w] if (n, h, w) == (count, rows, columns));
     if entry.dtype != Dtype::F32 || !fits {
         return Err(Failure::mistake(format!(
-            "--noise '{place}': '{NOISE}' is {} {:?}; a picture of {width}x{height} needs F32 [1, C, {rows}, {columns}]",
+            "--noise '{place}': '{NOISE}' is {} {:?}; this request needs F32 [{count}, C, {rows}, {columns}]",
             entry.dtype, entry.shape
         )));
     }
@@ -73,6 +74,10 @@ const PART_ELEMENTS: usize = 1 << 16;
 mod tests {
     use super::*;
 
+    fn size(width: usize, height: usize) -> Size {
+        Size { width, height }
+    }
+
     #[test]
     fn what_is_written_can_be_read_as_noise() {
         let folder = tempfile::tempdir().unwrap();
@@ -84,8 +89,8 @@ mod tests {
             data: &data,
         };
         write(&path, &[tensor]).unwrap();
-        assert_eq!(read_noise(&path, 32, 16).unwrap(), data);
-        let failure = read_noise(&path, 16, 32).unwrap_err();
+        assert_eq!(read_noise(&path, size(32, 16), 1).unwrap(), data);
+        let failure = read_noise(&path, size(16, 32), 1).unwrap_err();
         assert_eq!(failure.exit_code(), 2);
         assert!(
             failure.to_string().contains("needs F32 [1, C, 4, 2]"),
@@ -107,13 +112,13 @@ mod tests {
         )
         .unwrap();
         assert!(
-            read_noise(&path, 16, 16)
+            read_noise(&path, size(16, 16), 1)
                 .unwrap_err()
                 .to_string()
                 .contains("no tensor 'noise'")
         );
         assert_eq!(
-            read_noise(&folder.path().join("none"), 16, 16)
+            read_noise(&folder.path().join("none"), size(16, 16), 1)
                 .unwrap_err()
                 .exit_code(),
             2

@@ -272,11 +272,35 @@ fn noise_replaces_the_seed_and_the_dump_is_the_picture() {
     }
 }
 
+#[test]
+fn noise_may_be_that_of_several_pictures() {
+    let place = Place::new();
+    let one: Vec<f32> = (0..16 * 16 * 16)
+        .map(|k| ((k * 37 % 101) as f32 - 50.0) / 29.0)
+        .collect();
+    let other: Vec<f32> = one.iter().map(|value| -value).collect();
+    write_noise(&place.path("one.safetensors"), &one);
+    write_noise(&place.path("both.safetensors"), &[other, one].concat());
+    place
+        .line("generate heart --steps 2 --noise one.safetensors -o one.png")
+        .ok();
+    place
+        .line("generate heart --steps 2 --noise both.safetensors --count 2 -o both.png")
+        .ok();
+    assert_eq!(place.pixels("both-2.png"), place.pixels("one.png"));
+    assert_ne!(place.pixels("both-1.png"), place.pixels("one.png"));
+    let error = place
+        .line("generate heart --noise both.safetensors")
+        .error(2);
+    assert!(error.contains("needs F32 [1, C, 16, 16]"), "{error}");
+}
+
+/// Noise for as many pictures of 128 x 128 as there are values for.
 fn write_noise(path: &Path, values: &[f32]) {
     let layout = TensorLayout {
         name: "noise".to_owned(),
         dtype: Dtype::F32,
-        shape: vec![1, 16, 16, 16],
+        shape: vec![values.len() / (16 * 16 * 16), 16, 16, 16],
     };
     let mut writer = SafetensorsWriter::create(path, &[layout]).unwrap();
     let bytes: Vec<u8> = values

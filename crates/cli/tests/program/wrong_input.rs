@@ -205,11 +205,6 @@ fn noise_of_the_wrong_shape() {
         "--noise missing.safetensors",
         &["missing.safetensors"],
     );
-    mistake(
-        &place,
-        "--noise missing.safetensors --count 2",
-        &["--count"],
-    );
 }
 
 #[test]
