@@ -249,7 +249,7 @@ fn slots(slots: &[Bytes]) -> String {
 }
 
 /// Seconds as people read them: `850 ms`, `3.1 s`, `4 min 10 s`.
-fn seconds(value: f64) -> String {
+pub(crate) fn seconds(value: f64) -> String {
     match value {
         v if v < 0.9995 => format!("{:.0} ms", v * 1e3),
         v if v < 59.95 => format!("{v:.1} s"),

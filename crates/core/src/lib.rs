@@ -5,7 +5,8 @@
 //! a [`Plan`] that explains itself, or with [`DoesNotFit`] and the numbers. The plan runs on a device or on a
 //! [`SimDevice`], which share the rules of time and, through the [`Ledger`], of memory.
 //!
-//! [`job`] has the words that whoever keeps, orders and shows jobs shares.
+//! Serving begins with the words of [`job`]; [`schedule`] decides what a worker does next, and [`lifecycle`] when a
+//! model comes to the device and when it leaves.
 
 #![forbid(unsafe_code)]
 
@@ -16,10 +17,12 @@ mod formula;
 pub mod job;
 mod layout;
 mod ledger;
+pub mod lifecycle;
 mod pipeline;
 mod plan;
 mod planner;
 mod residency;
+pub mod schedule;
 mod search;
 mod sim;
 mod timeline;
