@@ -129,6 +129,9 @@ impl Conv2d<'_> {
     }
 }
 
+/// Numbers a block may stage, without the rows and columns around it: 384 KiB.
+const STAGE_NUMBERS: usize = 96 * 1024;
+
 /// What is added to the result.
 #[derive(Clone, Copy)]
 enum Residual {
@@ -266,6 +269,7 @@ fn convolve(
         out: Shared(out.as_mut_ptr()),
         plane,
     };
+    let channels_staged = format.stretch().div_ceil(conv.kernel.pow(2)) + 1;
     let problem = Problem {
         isa,
         format,
@@ -273,6 +277,7 @@ fn convolve(
         lanes: plane,
         panels: panels.count(),
         run: panels.run(),
+        most: (STAGE_NUMBERS / (channels_staged * conv.stride.pow(2) * PANEL)).max(1),
     };
     gemm::run(&problem, &source.with_format(isa, format), &sink);
 }

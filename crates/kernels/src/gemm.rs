@@ -28,6 +28,9 @@ pub(crate) const PANEL: usize = 64;
 /// Sums of one block, over all its weights: half of a typical second-level cache of 1 MiB.
 const BLOCK_SUMS: usize = 128 * 1024;
 
+/// Outputs of one block over all its weights, whose stretch may have to be converted: 576 KiB.
+const BLOCK_OUTPUTS: usize = 1024;
+
 /// Products below which a second thread costs more than it brings.
 const SERIAL_PRODUCTS: usize = 400_000;
 
@@ -91,6 +94,8 @@ pub(crate) struct Problem<'a> {
     pub(crate) panels: usize,
     /// Panels of which a block takes neighbours; a block lies in one run.
     pub(crate) run: usize,
+    /// Most panels of a block, for what its source stages.
+    pub(crate) most: usize,
 }
 
 /// How a problem is cut into blocks.
@@ -117,12 +122,13 @@ impl Cut {
         // With few outputs more panels fit, and share what is staged for them.
         let fitting = BLOCK_SUMS / 2 / (weights * PANEL * outputs);
         let base = problem.format.block_panels();
-        let wanted = fitting.clamp(base, 2 * base.max(8));
+        let wanted = fitting.clamp(base, 2 * base.max(8)).min(problem.most);
         let run_blocks = problem.run.div_ceil(wanted);
         let block_panels = problem.run.div_ceil(run_blocks);
         let run_blocks = problem.run.div_ceil(block_panels);
         let panel_blocks = problem.panels.div_ceil(problem.run) * run_blocks;
-        let most = (BLOCK_SUMS / (weights * PANEL * block_panels)).max(1);
+        let most =
+            (BLOCK_SUMS / (weights * PANEL * block_panels)).clamp(1, BLOCK_OUTPUTS / weights);
         let fewest_blocks = outputs.div_ceil(most);
         // Of a few numbers of blocks, the one whose slowest thread is done first. A block costs its
         // outputs and, for packing, about as much as sixteen more.
@@ -318,6 +324,7 @@ mod tests {
                         lanes: panels * PANEL,
                         panels,
                         run,
+                        most: usize::MAX,
                     };
                     let cut = Cut::new(&problem, threads);
                     assert!(cut.run_blocks * cut.panels >= run);

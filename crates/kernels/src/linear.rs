@@ -78,6 +78,7 @@ fn product(
         lanes: x.rows,
         panels: x.rows.div_ceil(PANEL),
         run: x.rows.div_ceil(PANEL).max(1),
+        most: usize::MAX,
     };
     let sink = RowSink {
         isa,

@@ -19,6 +19,9 @@ pub const BUFFER_ALIGNMENT: usize = 64;
 /// Buffers below this are not worth keeping: the system's allocator serves them from memory it already holds.
 const REUSE_BYTES_MIN: usize = 32 << 10;
 
+/// Allocations from this size on, in bytes, make kept buffers give way, though they are not refused themselves.
+const UNKEPT_BYTES_MIN: usize = 4 << 10;
+
 /// At most this many freed buffers are kept.
 const REUSE_COUNT_MAX: usize = 64;
 
@@ -28,12 +31,39 @@ static BUDGET: AtomicU64 = AtomicU64::new(u64::MAX);
 static CACHE_LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
 static REUSABLE: Mutex<Vec<Region>> = Mutex::new(Vec::new());
 
+/// Held from the look at the live bytes to the allocation, so that two threads never both take the last room.
+static TAKING: Mutex<()> = Mutex::new(());
+
 /// The system's allocator, counted. The engine installs it as the global one.
 pub struct CountingAllocator;
 
 fn count_up(bytes: usize) {
+    if bytes >= UNKEPT_BYTES_MIN {
+        give_way(bytes as u64);
+    }
     let live = LIVE.fetch_add(bytes as u64, Relaxed) + bytes as u64;
     PEAK.fetch_max(live, Relaxed);
+}
+
+/// Frees kept buffers before an allocation that cannot be refused crosses the limit. Called from within the allocator,
+/// so it must not allocate, and must not wait for a list that this very thread may hold.
+fn give_way(wanted: u64) {
+    let limit = CACHE_LIMIT.load(Relaxed).min(BUDGET.load(Relaxed));
+    while live().saturating_add(wanted) > limit {
+        let Ok(mut kept) = REUSABLE.try_lock() else {
+            return;
+        };
+        let Some(region) = take_largest(&mut kept) else {
+            return;
+        };
+        drop(kept);
+        drop(region);
+    }
+}
+
+fn take_largest(kept: &mut Vec<Region>) -> Option<Region> {
+    let largest = (0..kept.len()).max_by_key(|&i| kept[i].bytes)?;
+    Some(kept.swap_remove(largest))
 }
 
 fn count_down(bytes: usize) {
@@ -124,12 +154,9 @@ fn reusable() -> std::sync::MutexGuard<'static, Vec<Region>> {
 fn make_room(wanted: u64) {
     let limit = CACHE_LIMIT.load(Relaxed).min(BUDGET.load(Relaxed));
     while live().saturating_add(wanted) > limit {
-        let mut kept = reusable();
-        let Some(largest) = (0..kept.len()).max_by_key(|&i| kept[i].bytes) else {
+        let Some(region) = take_largest(&mut reusable()) else {
             return;
         };
-        let region = kept.swap_remove(largest);
-        drop(kept);
         drop(region);
     }
 }
@@ -222,6 +249,9 @@ impl Buffer {
                 len,
             });
         }
+        let _taking = TAKING
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         make_room(bytes as u64);
         let refused = |live| OutOfMemory {
             needed: bytes as u64,

@@ -68,3 +68,111 @@ pub fn scratch_bytes(threads: usize) -> usize {
 pub fn scratch_allocated() -> usize {
     ALLOCATED.load(Relaxed)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::*;
+
+    fn kept_bytes() -> usize {
+        super::with(|s| {
+            let buffers = [&s.panel, &s.weights, &s.sums, &s.stage, &s.small];
+            buffers.iter().map(|b| b.0.capacity() * 64).sum()
+        })
+    }
+
+    /// Runs a convolution of zeros.
+    fn convolve(cin: usize, cout: usize, rows: usize, width: usize, kernel: usize, stride: usize) {
+        let bytes = vec![0; cout * cin * kernel * kernel * 2];
+        let (scale, shift) = (vec![1.0; cin], vec![0.0; cin]);
+        let conv = Conv2d {
+            weight: Matrix {
+                stored: Stored::Bf16,
+                bytes: &bytes,
+                rows: cout,
+                cols: cin * kernel * kernel,
+            },
+            bias: None,
+            kernel,
+            stride,
+            padding: kernel / 2,
+            upsample: false,
+            input: Some(ChannelAffine {
+                scale: &scale,
+                shift: &shift,
+                act: Activation::None,
+            }),
+        };
+        let out = |size: usize| (size + kernel / 2 * 2 - kernel) / stride + 1;
+        let mut result = vec![0.0; cout * out(rows) * out(width)];
+        for precision in [Precision::F32, Precision::Bf16] {
+            conv2d(
+                &conv,
+                &vec![0.0; cin * rows * width],
+                MapRows::whole(rows),
+                width,
+                precision,
+                None,
+                &mut result,
+                MapRows::whole(out(rows)),
+            );
+        }
+    }
+
+    #[test]
+    fn a_thread_keeps_no_more_than_is_said() {
+        let bytes = vec![0; 5000 * 600 * 4];
+        for (m, n, stored) in [
+            (1, 5000, Stored::Bf16),
+            (64, 5000, Stored::F32),
+            (700, 90, Stored::Bf16),
+        ] {
+            let w = Matrix {
+                stored,
+                bytes: &bytes[..n * 600 * stored.size()],
+                rows: n,
+                cols: 600,
+            };
+            let x = vec![0.0; m * 600];
+            let mut out = vec![0.0; m * n];
+            for precision in [Precision::F32, Precision::Bf16] {
+                let view = Rows::new(&x, m, 600);
+                linear_swiglu(view, &w, &w, precision, RowsMut::new(&mut out, m, n));
+                let none = Activation::None;
+                linear(
+                    view,
+                    &w,
+                    None,
+                    none,
+                    precision,
+                    RowsMut::new(&mut out, m, n),
+                );
+            }
+        }
+        for (kernel, stride) in [(1, 1), (3, 1), (3, 2), (1, 2)] {
+            convolve(300, 8, 40, 128, kernel, stride);
+            convolve(300, 130, 20, 20, kernel, stride);
+        }
+        for d in [16, 64, 128, 512, 1024] {
+            let qkv = vec![0.0; 300 * d];
+            let mut out = qkv.clone();
+            for precision in [Precision::F32, Precision::Bf16] {
+                let spec = Attention {
+                    heads: 1,
+                    kv_heads: 1,
+                    head_dim: d,
+                    scale: 1.0,
+                    mask: Mask::None,
+                    precision,
+                };
+                let view = || Rows::new(&qkv, 300, d);
+                let into = RowsMut::new(&mut out, 300, d);
+                attention(&spec, view(), view(), view(), into);
+            }
+        }
+        let kept = kept_bytes();
+        assert!(
+            kept > 0 && kept <= scratch_bytes(1),
+            "a thread keeps {kept} bytes"
+        );
+    }
+}
