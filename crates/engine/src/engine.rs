@@ -1,5 +1,6 @@
 //! An opened model on a device: plans jobs and starts sessions.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use lowtide_core::{Budget, Bytes, DeviceProfile, PhasePlan, Plan, Vars, plan};
@@ -12,7 +13,8 @@ use crate::device::cpu;
 use crate::pipeline::z_image::{Shape, ZImage};
 use crate::prompt::PromptEncoder;
 use crate::request::TextToImage;
-use crate::session::Session;
+use crate::session::{Saved, Session};
+use crate::stream::Failure;
 use crate::{Error, Result};
 
 /// What products are multiplied in.
@@ -50,6 +52,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// What products are multiplied in.
     pub precision: PrecisionChoice,
+    /// Whether weights stay in memory after the phase that used them, as far as the budget allows, for the next job.
+    pub keep_weights: bool,
 }
 
 /// Largest reserve that is chosen by itself.
@@ -90,7 +94,13 @@ impl Engine {
         let model = Arc::new(ZImage::open(&folder)?);
         let precision = options.precision.resolve();
         let profile = cpu::profile(precision);
-        Ok(Engine { model, folder, options, compute: Compute { precision }, profile })
+        Ok(Engine {
+            model,
+            folder,
+            options,
+            compute: Compute { precision },
+            profile,
+        })
     }
 
     /// The model.
@@ -110,9 +120,14 @@ impl Engine {
 
     /// The budget in force now.
     pub fn budget(&self) -> Budget {
-        // The kernels' scratch is part of every phase's own bytes, whether it exists already or not.
-        let in_use = Bytes(memory::live().saturating_sub(kernels::scratch_allocated() as u64));
-        let total = self.options.budget.unwrap_or_else(|| free_budget(in_use, self.options.reserve));
+        // The kernels' scratch is part of every phase's own bytes, whether it exists already or not; kept weights are
+        // forgotten as soon as a phase needs their room.
+        let not_ours_to_count = kernels::scratch_allocated() as u64 + self.kept().0;
+        let in_use = Bytes(memory::live().saturating_sub(not_ours_to_count));
+        let total = self
+            .options
+            .budget
+            .unwrap_or_else(|| free_budget(in_use, self.options.reserve));
         Budget { total, in_use }
     }
 
@@ -130,25 +145,122 @@ impl Engine {
     /// As [`Engine::plan`].
     pub fn start(&self, request: TextToImage, keep_values: bool) -> Result<Session> {
         let job = self.prepare(request, keep_values)?;
-        Session::new(self.model.clone(), self.compute, self.profile.clone(), job)
+        let (model, profile) = (self.model.clone(), self.profile.clone());
+        Ok(Session::new(
+            model,
+            self.compute,
+            profile,
+            job,
+            self.options.keep_weights,
+        ))
+    }
+
+    /// Goes on with a session that [`Session::save`] wrote, on the plan that fits now; the result is the same to the
+    /// byte.
+    ///
+    /// # Errors
+    /// When the file is no session of this model and precision, or nothing fits.
+    pub fn resume(&self, file: &Path) -> Result<Session> {
+        let saved = Saved::open(file, &self.model, self.compute)?;
+        let job = self.planned(saved.request(), saved.prompts(), saved.keep_values())?;
+        let (model, profile) = (self.model.clone(), self.profile.clone());
+        saved.restore(Session::new(
+            model,
+            self.compute,
+            profile,
+            job,
+            self.options.keep_weights,
+        ))
+    }
+
+    /// Bytes of weights kept in memory between phases and jobs.
+    pub fn kept(&self) -> Bytes {
+        self.model
+            .parts()
+            .map(|part| part.blocks.kept())
+            .into_iter()
+            .sum()
+    }
+
+    /// Forgets all kept weights and says how many bytes that gave back. Weights that a running session uses go when it
+    /// is done with them.
+    pub fn forget_weights(&self) -> Bytes {
+        let kept = self.kept();
+        for part in self.model.parts() {
+            part.blocks.forget_unless(|_| false);
+        }
+        memory::trim();
+        kept
+    }
+
+    /// Loads weights ahead of any job, the transformer first, as long as the budget has room for a component.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn preload(&self) -> Result<Bytes> {
+        for part in self.model.parts() {
+            let budget = self.budget();
+            let room = budget.available().saturating_sub(self.kept());
+            if part.layout.bytes() > room {
+                continue;
+            }
+            match part.blocks.preload() {
+                Ok(()) | Err(Failure::Memory(_)) => {}
+                Err(Failure::File(error)) => return Err(error.into()),
+                Err(Failure::Stopped | Failure::OutOfOrder { .. }) => {
+                    return Err(Error::LoaderStopped);
+                }
+            }
+        }
+        Ok(self.kept())
     }
 
     fn prepare(&self, request: TextToImage, keep_values: bool) -> Result<Job> {
         request.check(self.model.multiple())?;
         let prompts = self.tokenize(&request)?;
+        self.planned(request, prompts, keep_values)
+    }
+
+    fn planned(
+        &self,
+        request: TextToImage,
+        prompts: Vec<Vec<u32>>,
+        keep_values: bool,
+    ) -> Result<Job> {
         let lengths = prompts.iter().map(Vec::len).collect();
         let shape = self.model.shape(&request, lengths, keep_values)?;
         if let Some(noise) = &request.noise {
-            let expected = self.model.transformer_config.channels * shape.latent.0 * shape.latent.1 * shape.count;
+            let expected = self.model.transformer_config.channels
+                * shape.latent.0
+                * shape.latent.1
+                * shape.count;
             if noise.len() != expected {
-                let problem = format!("holds {} values; this size and count need {expected}", noise.len());
+                let problem = format!(
+                    "holds {} values; this size and count need {expected}",
+                    noise.len()
+                );
                 return Err(Error::request("noise", problem));
             }
         }
         let vars = self.model.vars(&shape);
-        let pipeline = self.model.pipeline(&shape);
-        let plan = plan(&pipeline, &vars, &self.profile, &self.budget(), request.quality)?;
-        Ok(Job { request, shape, vars, plan, prompts })
+        let mut pipeline = self.model.pipeline(&shape);
+        for phase in &mut pipeline.phases {
+            phase.reuse = self.options.keep_weights;
+        }
+        let plan = plan(
+            &pipeline,
+            &vars,
+            &self.profile,
+            &self.budget(),
+            request.quality,
+        )?;
+        Ok(Job {
+            request,
+            shape,
+            vars,
+            plan,
+            prompts,
+        })
     }
 
     /// The tokenizer lives only here: it is large beside a small model.
@@ -164,8 +276,11 @@ impl Engine {
 
 /// What is free, less the reserve, and with what this process already holds.
 fn free_budget(in_use: Bytes, reserve: Option<Bytes>) -> Bytes {
-    let Some(memory) = cpu::memory() else { return Bytes(u64::MAX / 2) };
-    let reserve = reserve.unwrap_or_else(|| Bytes(memory.total.0 / RESERVE_DIVISOR).min(RESERVE_MAX));
+    let Some(memory) = cpu::memory() else {
+        return Bytes(u64::MAX / 2);
+    };
+    let reserve =
+        reserve.unwrap_or_else(|| Bytes(memory.total.0 / RESERVE_DIVISOR).min(RESERVE_MAX));
     memory.available.saturating_sub(reserve) + in_use
 }
 
@@ -180,7 +295,10 @@ pub(crate) fn replan(
     let mut pipeline = model.pipeline(&job.shape);
     let only = pipeline.phases.swap_remove(phase);
     pipeline.phases = vec![only];
-    let budget = Budget { total, in_use: job.plan.budget.in_use };
+    let budget = Budget {
+        total,
+        in_use: job.plan.budget.in_use,
+    };
     let mut plan = plan(&pipeline, &job.vars, profile, &budget, job.request.quality)?;
     Ok(plan.phases.remove(0))
 }

@@ -91,7 +91,10 @@ pub enum Error {
 impl Error {
     /// A request error.
     pub fn request(what: &'static str, problem: impl Into<String>) -> Error {
-        Error::Request { what, problem: problem.into() }
+        Error::Request {
+            what,
+            problem: problem.into(),
+        }
     }
 
     /// Whose fault it was.

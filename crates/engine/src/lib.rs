@@ -18,6 +18,7 @@ pub mod stream;
 pub use engine::{Engine, Options, PrecisionChoice};
 pub use error::{Blame, Error, Result};
 pub use request::{
-    COUNT_MAX, Image, Outcome, PROMPT_BYTES_MAX, Progress, Report, SIDE_MAX, STEPS_MAX, Step, TextToImage,
+    COUNT_MAX, Image, Outcome, PROMPT_BYTES_MAX, Progress, Report, SIDE_MAX, STEPS_MAX, Step,
+    TextToImage,
 };
 pub use session::Session;

@@ -28,20 +28,35 @@ impl PromptEncoder {
     /// [`Error::Incomplete`] or [`Error::Tokenizer`].
     pub fn open(folder: &ModelFolder) -> Result<PromptEncoder> {
         let model = folder.name.clone();
-        let wrong = |problem: String| Error::Tokenizer { model: folder.name.clone(), problem };
-        let missing = |what: &str| Error::Incomplete { model: folder.name.clone(), what: what.to_owned() };
+        let wrong = |problem: String| Error::Tokenizer {
+            model: folder.name.clone(),
+            problem,
+        };
+        let missing = |what: &str| Error::Incomplete {
+            model: folder.name.clone(),
+            what: what.to_owned(),
+        };
         let text = folder.read_text("tokenizer/tokenizer.json")?;
-        let text = text.ok_or_else(|| missing("tokenizer/tokenizer.json is missing; fetch the model again"))?;
-        let mut tokenizer = Tokenizer::from_bytes(text.as_bytes()).map_err(|e| wrong(format!("tokenizer.json: {e}")))?;
+        let text = text
+            .ok_or_else(|| missing("tokenizer/tokenizer.json is missing; fetch the model again"))?;
+        let mut tokenizer = Tokenizer::from_bytes(text.as_bytes())
+            .map_err(|e| wrong(format!("tokenizer.json: {e}")))?;
         // Padding and truncation are ours: files sometimes carry the settings of the last training run.
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
+        tokenizer
+            .with_truncation(None)
+            .map_err(|e| wrong(e.to_string()))?;
         let template = match folder.read_text(TEMPLATE_FILE)? {
             Some(template) => template,
-            None => template_in_config(folder)?
-                .ok_or_else(|| missing("the chat template is missing (tokenizer/chat_template.jinja)"))?,
+            None => template_in_config(folder)?.ok_or_else(|| {
+                missing("the chat template is missing (tokenizer/chat_template.jinja)")
+            })?,
         };
-        Ok(PromptEncoder { model, tokenizer, template })
+        Ok(PromptEncoder {
+            model,
+            tokenizer,
+            template,
+        })
     }
 
     /// The token ids of `prompt` as a user's message that awaits its answer.
@@ -49,9 +64,17 @@ impl PromptEncoder {
     /// # Errors
     /// [`Error::Tokenizer`].
     pub fn encode(&self, prompt: &str) -> Result<Vec<u32>> {
-        let wrong = |problem: String| Error::Tokenizer { model: self.model.clone(), problem };
-        let text = self.render(prompt).map_err(|e| wrong(format!("chat template: {e:#}")))?;
-        let encoding = self.tokenizer.encode(text, true).map_err(|e| wrong(e.to_string()))?;
+        let wrong = |problem: String| Error::Tokenizer {
+            model: self.model.clone(),
+            problem,
+        };
+        let text = self
+            .render(prompt)
+            .map_err(|e| wrong(format!("chat template: {e:#}")))?;
+        let encoding = self
+            .tokenizer
+            .encode(text, true)
+            .map_err(|e| wrong(e.to_string()))?;
         let mut ids = encoding.get_ids().to_vec();
         ids.truncate(PROMPT_TOKENS_MAX);
         if ids.is_empty() {
@@ -63,8 +86,14 @@ impl PromptEncoder {
     fn render(&self, prompt: &str) -> std::result::Result<String, minijinja::Error> {
         let mut environment = Environment::new();
         // The reference renders with these two, and templates rely on them for their line breaks.
-        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_syntax(
+            SyntaxConfig::builder()
+                .trim_blocks(true)
+                .lstrip_blocks(true)
+                .build()?,
+        );
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_template("chat", &self.template)?;
         environment.get_template("chat")?.render(context! {
             messages => [context! { role => "user", content => prompt }],
@@ -76,7 +105,9 @@ impl PromptEncoder {
 
 /// The template inside tokenizer_config.json: a text, or a list of named ones.
 fn template_in_config(folder: &ModelFolder) -> Result<Option<String>> {
-    let Some(text) = folder.read_text("tokenizer/tokenizer_config.json")? else { return Ok(None) };
+    let Some(text) = folder.read_text("tokenizer/tokenizer_config.json")? else {
+        return Ok(None);
+    };
     let config: Value = serde_json::from_str(&text).map_err(|e| Error::Tokenizer {
         model: folder.name.clone(),
         problem: format!("tokenizer_config.json: {e}"),
@@ -84,8 +115,13 @@ fn template_in_config(folder: &ModelFolder) -> Result<Option<String>> {
     Ok(match &config["chat_template"] {
         Value::String(template) => Some(template.clone()),
         Value::Array(named) => {
-            let default = named.iter().find(|entry| entry["name"] == "default").or(named.first());
-            default.and_then(|entry| entry["template"].as_str()).map(str::to_owned)
+            let default = named
+                .iter()
+                .find(|entry| entry["name"] == "default")
+                .or(named.first());
+            default
+                .and_then(|entry| entry["template"].as_str())
+                .map(str::to_owned)
         }
         _ => None,
     })

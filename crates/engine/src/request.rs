@@ -56,33 +56,64 @@ impl TextToImage {
     pub fn check(&self, multiple: usize) -> Result<()> {
         for (what, side) in [("width", self.width), ("height", self.height)] {
             if side == 0 || side > SIDE_MAX {
-                return Err(Error::request(what, format!("is {side}; it must be between {multiple} and {SIDE_MAX}")));
+                return Err(Error::request(
+                    what,
+                    format!("is {side}; it must be between {multiple} and {SIDE_MAX}"),
+                ));
             }
             if side % multiple != 0 {
                 let (below, above) = (side / multiple * multiple, side.next_multiple_of(multiple));
-                let near = if below == 0 { above.to_string() } else { format!("{below} or {above}") };
-                return Err(Error::request(what, format!("is {side}, not a multiple of {multiple}; try {near}")));
+                let near = if below == 0 {
+                    above.to_string()
+                } else {
+                    format!("{below} or {above}")
+                };
+                return Err(Error::request(
+                    what,
+                    format!("is {side}, not a multiple of {multiple}; try {near}"),
+                ));
             }
         }
         if !(1..=STEPS_MAX).contains(&self.steps) {
-            return Err(Error::request("steps", format!("is {}; it must be between 1 and {STEPS_MAX}", self.steps)));
+            return Err(Error::request(
+                "steps",
+                format!("is {}; it must be between 1 and {STEPS_MAX}", self.steps),
+            ));
         }
         if !(1..=COUNT_MAX).contains(&self.count) {
-            return Err(Error::request("count", format!("is {}; it must be between 1 and {COUNT_MAX}", self.count)));
+            return Err(Error::request(
+                "count",
+                format!("is {}; it must be between 1 and {COUNT_MAX}", self.count),
+            ));
         }
         if !self.guidance.is_finite() || self.guidance < 0.0 {
-            return Err(Error::request("guidance", format!("is {}; it must be 0 (off) or more", self.guidance)));
+            return Err(Error::request(
+                "guidance",
+                format!("is {}; it must be 0 (off) or more", self.guidance),
+            ));
         }
-        if self.cfg_normalization.is_some_and(|norm| !norm.is_finite() || norm < 0.0) {
-            return Err(Error::request("cfg-normalization", "must be 0 (off) or more"));
+        if self
+            .cfg_normalization
+            .is_some_and(|norm| !norm.is_finite() || norm < 0.0)
+        {
+            return Err(Error::request(
+                "cfg-normalization",
+                "must be 0 (off) or more",
+            ));
         }
         if !self.cfg_truncation.is_finite() {
             return Err(Error::request("cfg-truncation", "must be a number"));
         }
-        for (what, text) in [("prompt", Some(&self.prompt)), ("negative", self.negative.as_ref())] {
+        for (what, text) in [
+            ("prompt", Some(&self.prompt)),
+            ("negative", self.negative.as_ref()),
+        ] {
             let bytes = text.map_or(0, String::len);
             if bytes > PROMPT_BYTES_MAX {
-                return Err(Error::request(what, format!("has {bytes} bytes; at most {PROMPT_BYTES_MAX} are read")));
+                return Err(Error::request(
+                    what,
+                    format!("has {bytes} bytes; at most {PROMPT_BYTES_MAX} are read"),
+                ));
             }
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! the state as it was when it fails, so that it can be tried again on a lower rung.
 
 mod denoise;
+mod saved;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::engine::{Job, replan};
 use crate::pipeline::z_image::{Part, ZImage};
 use crate::request::{Image, Outcome, Progress, Report, Step};
 use crate::session::denoise::Denoise;
+pub(crate) use crate::session::saved::Saved;
 use crate::stream::{Failure, Stream, Traffic};
 use crate::{Error, Result};
 
@@ -33,9 +35,15 @@ const PHASES: [&str; 4] = ["encode", "refine", "denoise", "decode"];
 /// Where a job stands: what the next step needs.
 enum Stage {
     Encode,
-    Refine { states: Vec<Tensor> },
+    Refine {
+        states: Vec<Tensor>,
+    },
     Denoise(Box<Denoise>),
-    Decode { latents: Vec<Tensor>, images: Vec<Image>, values: Vec<f32> },
+    Decode {
+        latents: Vec<Tensor>,
+        images: Vec<Image>,
+        values: Vec<f32>,
+    },
     Over,
 }
 
@@ -57,11 +65,13 @@ struct Context {
     peak: BTreeMap<&'static str, Bytes>,
     bytes_read: u64,
     rungs_taken: usize,
+    /// Whether blocks that stayed outlive their phase.
+    keep: bool,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.stream = None;
+        self.park();
         self.stage = Stage::Over;
         memory::set_cache_limit(None);
         memory::trim();
@@ -70,7 +80,13 @@ impl Drop for Session {
 }
 
 impl Session {
-    pub(crate) fn new(model: Arc<ZImage>, compute: Compute, profile: DeviceProfile, job: Job) -> Result<Session> {
+    pub(crate) fn new(
+        model: Arc<ZImage>,
+        compute: Compute,
+        profile: DeviceProfile,
+        job: Job,
+        keep: bool,
+    ) -> Session {
         memory::set_budget(Some(job.plan.budget.total.0));
         let context = Context {
             model,
@@ -82,10 +98,25 @@ impl Session {
             peak: BTreeMap::new(),
             bytes_read: 0,
             rungs_taken: 0,
+            keep,
         };
-        let mut session = Session { context, stage: Stage::Encode, stream: None };
+        let session = Session {
+            context,
+            stage: Stage::Encode,
+            stream: None,
+        };
         session.context.enter(ENCODE);
-        Ok(session)
+        session
+    }
+
+    /// Gives the weights back and keeps what the job has reached: a few tensors. The next [`Session::step`] goes on from
+    /// there, to the same bytes.
+    pub fn park(&mut self) {
+        let phase = self.phase();
+        if phase < PHASES.len() {
+            self.context.close(&mut self.stream, phase);
+        }
+        memory::trim();
     }
 
     /// The plan in force. It changes only when memory was refused unexpectedly and a rung was taken.
@@ -115,13 +146,21 @@ impl Session {
         let elapsed = start.elapsed();
         *self.context.seconds.entry(PHASES[phase]).or_default() += elapsed.as_secs_f64();
         self.context.note_peak(phase);
-        if let Stage::Decode { latents, images, .. } = &self.stage
+        if let Stage::Decode {
+            latents, images, ..
+        } = &self.stage
             && images.len() == latents.len()
         {
             return Ok(Step::Finished(Box::new(self.finish())));
         }
         let memory = Bytes(memory::live());
-        Ok(Step::Progress(Progress { phase: PHASES[phase], done, total, elapsed, memory }))
+        Ok(Step::Progress(Progress {
+            phase: PHASES[phase],
+            done,
+            total,
+            elapsed,
+            memory,
+        }))
     }
 
     fn phase(&self) -> usize {
@@ -136,7 +175,11 @@ impl Session {
 
     /// One step of the present stage; moves to the next stage when it was the last. Returns (done, total).
     fn advance(&mut self) -> Result<(usize, usize)> {
-        let Session { context, stage, stream } = self;
+        let Session {
+            context,
+            stage,
+            stream,
+        } = self;
         match stage {
             Stage::Encode => {
                 let states = context.encode(stream)?;
@@ -147,28 +190,55 @@ impl Session {
             Stage::Refine { states } => {
                 let captions = context.refine(stream, states)?;
                 context.leave(stream, DENOISE);
-                *stage = Stage::Denoise(Box::new(Denoise::new(&context.model, &context.job, captions)?));
+                *stage = Stage::Denoise(Box::new(Denoise::new(
+                    &context.model,
+                    &context.job,
+                    captions,
+                )?));
                 Ok((1, 1))
             }
             Stage::Denoise(denoise) => {
-                context.open(stream, DENOISE)?;
+                context.open(
+                    stream,
+                    DENOISE,
+                    denoise.visits_left(context.rung(DENOISE, "batch")),
+                )?;
                 let source = stream.as_mut().expect("just opened");
                 let rung = &context.job.plan.phases[DENOISE];
-                denoise.step(&context.model, context.compute, &context.job, (rung, source))?;
+                denoise.step(
+                    &context.model,
+                    context.compute,
+                    &context.job,
+                    (rung, source),
+                )?;
                 let counted = denoise.counted();
                 if counted.0 == counted.1 {
                     let latents = denoise.take_latents();
                     context.leave(stream, DECODE);
                     // Exactly as large as planned: a vector that grows would hold twice that for a moment.
                     let shape = &context.job.shape;
-                    let kept = if shape.keep_values { 3 * shape.width * shape.height * shape.count } else { 0 };
-                    let (images, values) = (Vec::with_capacity(shape.count), Vec::with_capacity(kept));
-                    *stage = Stage::Decode { latents, images, values };
+                    let kept = if shape.keep_values {
+                        3 * shape.width * shape.height * shape.count
+                    } else {
+                        0
+                    };
+                    let (images, values) =
+                        (Vec::with_capacity(shape.count), Vec::with_capacity(kept));
+                    *stage = Stage::Decode {
+                        latents,
+                        images,
+                        values,
+                    };
                 }
                 Ok(counted)
             }
-            Stage::Decode { latents, images, values } => {
-                let picture = context.decode(stream, &latents[images.len()])?;
+            Stage::Decode {
+                latents,
+                images,
+                values,
+            } => {
+                let left = latents.len() - images.len();
+                let picture = context.decode(stream, &latents[images.len()], left as u64)?;
                 images.push(context.image(&picture, images.len()));
                 if context.job.shape.keep_values {
                     values.extend(picture.data().iter().map(|&x| unit(x)));
@@ -198,7 +268,10 @@ impl Session {
             }
             Err(Error::DoesNotFit(_)) => {
                 self.stage = Stage::Over;
-                Err(Error::OutOfMemory { phase: PHASES[phase], source: refused })
+                Err(Error::OutOfMemory {
+                    phase: PHASES[phase],
+                    source: refused,
+                })
             }
             Err(other) => Err(other),
         }
@@ -207,12 +280,26 @@ impl Session {
     fn finish(&mut self) -> Outcome {
         let context = &mut self.context;
         context.leave(&mut self.stream, PHASES.len());
-        let Stage::Decode { latents, images, values } = std::mem::replace(&mut self.stage, Stage::Over) else {
+        let Stage::Decode {
+            latents,
+            images,
+            values,
+        } = std::mem::replace(&mut self.stage, Stage::Over)
+        else {
             unreachable!("only a decoded job finishes")
         };
         let (h, w) = context.job.shape.latent;
-        let latents_shape = [latents.len(), context.model.transformer_config.channels, h, w];
-        let kept = if context.job.shape.keep_values { &latents[..] } else { &[] };
+        let latents_shape = [
+            latents.len(),
+            context.model.transformer_config.channels,
+            h,
+            w,
+        ];
+        let kept = if context.job.shape.keep_values {
+            &latents[..]
+        } else {
+            &[]
+        };
         let report = Report {
             plan: context.job.plan.clone(),
             seconds: context.seconds.clone(),
@@ -221,28 +308,76 @@ impl Session {
             bytes_read: context.bytes_read,
             rungs_taken: context.rungs_taken,
         };
-        let latents = kept.iter().flat_map(|latent| latent.data()).copied().collect();
-        Outcome { images, latents_shape, latents, values, report }
+        let latents = kept
+            .iter()
+            .flat_map(|latent| latent.data())
+            .copied()
+            .collect();
+        Outcome {
+            images,
+            latents_shape,
+            latents,
+            values,
+            report,
+        }
     }
 }
 
 impl Context {
     /// Begins a phase: freed buffers may be kept up to its predicted peak, and its own peak is measured.
-    fn enter(&mut self, phase: usize) {
+    fn enter(&self, phase: usize) {
         memory::trim();
-        memory::set_cache_limit(self.job.plan.phases.get(phase).map(|plan| plan.peak.0));
+        if let Some(plan) = self.job.plan.phases.get(phase) {
+            let others = self.make_room(phase, plan);
+            memory::set_cache_limit(Some(plan.peak.0.saturating_add(others.0)));
+        }
         memory::reset_peak();
+    }
+
+    /// Forgets blocks that earlier phases kept until this phase fits beside the rest; returns how many bytes of other
+    /// phases are still kept. The phase just over is needed again last, so it goes first.
+    fn make_room(&self, phase: usize, plan: &PhasePlan) -> Bytes {
+        let budget = self.job.plan.budget;
+        let own = plan.peak.saturating_sub(budget.in_use);
+        let allowed = budget
+            .total
+            .saturating_sub(budget.in_use)
+            .saturating_sub(own);
+        let others = || -> Bytes {
+            (0..PHASES.len())
+                .filter(|&p| p != phase)
+                .map(|p| self.part(p).0.blocks.kept())
+                .sum()
+        };
+        for before in 1..PHASES.len() {
+            if others() <= allowed {
+                break;
+            }
+            let oldest = (phase + PHASES.len() - before) % PHASES.len();
+            self.part(oldest).0.blocks.forget_unless(|_| false);
+        }
+        others()
     }
 
     /// Ends the present phase, whatever stream it had, and begins the next.
     fn leave(&mut self, stream: &mut Option<Stream>, next: usize) {
         self.note_peak(next - 1);
-        if let Some(stream) = stream.take() {
-            let Traffic { bytes_read, waited } = stream.traffic();
-            self.bytes_read += bytes_read;
-            *self.waited.entry(PHASES[next - 1]).or_default() += waited.as_secs_f64();
-        }
+        self.close(stream, next - 1);
         self.enter(next);
+    }
+
+    /// Ends a stream, and keeps or forgets what it held.
+    fn close(&mut self, stream: &mut Option<Stream>, phase: usize) {
+        let Some(stream) = stream.take() else { return };
+        let Traffic { bytes_read, waited } = stream.traffic();
+        self.bytes_read += bytes_read;
+        *self.waited.entry(PHASES[phase]).or_default() += waited.as_secs_f64();
+        if self.keep {
+            stream.shelve();
+        } else {
+            drop(stream);
+            self.part(phase).0.blocks.forget_unless(|_| false);
+        }
     }
 
     fn note_peak(&mut self, phase: usize) {
@@ -254,7 +389,11 @@ impl Context {
 
     fn wrap(&self, component: &'static str) -> impl Fn(lowtide_models::Error) -> Error {
         let model = self.model.name.clone();
-        move |source| Error::Model { model: model.clone(), component, source }
+        move |source| Error::Model {
+            model: model.clone(),
+            component,
+            source,
+        }
     }
 
     fn part(&self, phase: usize) -> (&Part, &'static str) {
@@ -267,42 +406,55 @@ impl Context {
     }
 
     /// Starts the phase's stream unless it runs already.
-    fn open(&self, stream: &mut Option<Stream>, phase: usize) -> Result<()> {
+    fn open(&self, stream: &mut Option<Stream>, phase: usize, visits: u64) -> Result<()> {
         if stream.is_some() {
             return Ok(());
         }
         let (part, component) = self.part(phase);
-        let started = Stream::start(part.blocks.clone(), &self.job.plan.phases[phase]).map_err(|failure| match failure {
-            Failure::Memory(refused) => lowtide_models::Error::OutOfMemory(refused),
-            other => lowtide_models::Error::Source(Box::new(other)),
-        });
+        let started = Stream::start(part.blocks.clone(), &self.job.plan.phases[phase], visits)
+            .map_err(|failure| match failure {
+                Failure::Memory(refused) => lowtide_models::Error::OutOfMemory(refused),
+                other => lowtide_models::Error::Source(Box::new(other)),
+            });
         *stream = Some(started.map_err(self.wrap(component))?);
         Ok(())
     }
 
     fn encode(&self, stream: &mut Option<Stream>) -> Result<Vec<Tensor>> {
-        self.open(stream, ENCODE)?;
+        self.open(stream, ENCODE, 1)?;
         let source = stream.as_mut().expect("just opened");
-        let mut states = self.job.prompts.iter().map(|ids| self.model.embed(ids)).collect::<Result<Vec<_>>>()?;
+        let mut states = self
+            .job
+            .prompts
+            .iter()
+            .map(|ids| self.model.embed(ids))
+            .collect::<Result<Vec<_>>>()?;
         let about = (&self.model.text_config, self.model.table());
-        qwen3::encode(source, self.compute, about, &mut states).map_err(self.wrap("text_encoder"))?;
+        qwen3::encode(source, self.compute, about, &mut states)
+            .map_err(self.wrap("text_encoder"))?;
         Ok(states)
     }
 
     fn refine(&self, stream: &mut Option<Stream>, states: &[Tensor]) -> Result<Vec<Tensor>> {
-        self.open(stream, REFINE)?;
+        self.open(stream, REFINE, 1)?;
         let source = stream.as_mut().expect("just opened");
         let chunk_rows = self.rung(REFINE, "chunk_rows");
-        let pass = Pass { compute: self.compute, config: &self.model.transformer_config, chunk_rows };
+        let pass = Pass {
+            compute: self.compute,
+            config: &self.model.transformer_config,
+            chunk_rows,
+        };
         z_image::refine_captions(source, pass, states).map_err(self.wrap("transformer"))
     }
 
-    fn decode(&self, stream: &mut Option<Stream>, latent: &Tensor) -> Result<Tensor> {
-        self.open(stream, DECODE)?;
+    fn decode(&self, stream: &mut Option<Stream>, latent: &Tensor, visits: u64) -> Result<Tensor> {
+        self.open(stream, DECODE, visits)?;
         let source = stream.as_mut().expect("just opened");
         let plan = &self.job.plan.phases[DECODE];
-        let mode = DecodeMode::planned(&plan.mode, &plan.vars).expect("the mode is one of those the VAE offered");
-        autoencoder_kl::decode(source, self.compute, &self.model.vae_config, latent, &mode).map_err(self.wrap("vae"))
+        let mode = DecodeMode::planned(&plan.mode, &plan.vars)
+            .expect("the mode is one of those the VAE offered");
+        autoencoder_kl::decode(source, self.compute, &self.model.vae_config, latent, &mode)
+            .map_err(self.wrap("vae"))
     }
 
     fn rung(&self, phase: usize, var: &str) -> usize {
@@ -319,7 +471,12 @@ impl Context {
                 rgb.push((unit(data[channel * plane + at]) * 255.0).round_ties_even() as u8);
             }
         }
-        Image { width, height, rgb, seed: self.job.request.seed.wrapping_add(index as u64) }
+        Image {
+            width,
+            height,
+            rgb,
+            seed: self.job.request.seed.wrapping_add(index as u64),
+        }
     }
 }
 
@@ -335,7 +492,10 @@ fn unit(x: f32) -> f32 {
 
 fn out_of_memory(error: &Error) -> Option<memory::OutOfMemory> {
     match error {
-        Error::Model { source: lowtide_models::Error::OutOfMemory(refused), .. } => Some(*refused),
+        Error::Model {
+            source: lowtide_models::Error::OutOfMemory(refused),
+            ..
+        } => Some(*refused),
         _ => None,
     }
 }

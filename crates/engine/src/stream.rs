@@ -3,13 +3,16 @@
 //! A loader thread reads the blocks of a phase in order of use: those that stay go into memory of their own, once; the
 //! others into the slots of a ring, again at every visit, one ahead of the computation. A slot is handed back when its
 //! block has been used.
+//!
+//! Blocks that stayed can outlive their phase: they go to a shelf, from which the next phase that uses them takes them
+//! without a load, and from which they are forgotten in no time, since there is nothing to write back.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lowtide_core::{ComponentLayout, PhasePlan, Placement};
+use lowtide_core::{Bytes, ComponentLayout, PhasePlan, Placement};
 use lowtide_kernels::memory::{Buffer, OutOfMemory};
 use lowtide_models::weights::BlockIndex;
 use lowtide_models::{BlockSource, Weights};
@@ -27,6 +30,8 @@ pub struct Blocks {
     /// By block: each tensor and its offset in the slot.
     reads: Vec<Vec<(TensorEntry, usize)>>,
     bytes: Vec<usize>,
+    /// By block: its weights, kept from an earlier phase.
+    shelf: Mutex<Vec<Option<Arc<Buffer>>>>,
 }
 
 impl Blocks {
@@ -34,22 +39,92 @@ impl Blocks {
     ///
     /// # Errors
     /// [`Error::Incomplete`] when a tensor of the layout is not there.
-    pub fn new(model: &str, checkpoint: Arc<Checkpoint>, layout: &ComponentLayout) -> Result<Arc<Blocks>> {
+    pub fn new(
+        model: &str,
+        checkpoint: Arc<Checkpoint>,
+        layout: &ComponentLayout,
+    ) -> Result<Arc<Blocks>> {
         let mut reads = Vec::with_capacity(layout.blocks.len());
         for block in &layout.blocks {
             let mut tensors = Vec::with_capacity(block.tensors.len());
             for (tensor, at) in block.offsets() {
-                let entry = checkpoint.get(&tensor.name).ok_or_else(|| Error::Incomplete {
-                    model: model.to_owned(),
-                    what: format!("tensor {} is not in the checkpoint", tensor.name),
-                })?;
+                let entry = checkpoint
+                    .get(&tensor.name)
+                    .ok_or_else(|| Error::Incomplete {
+                        model: model.to_owned(),
+                        what: format!("tensor {} is not in the checkpoint", tensor.name),
+                    })?;
                 tensors.push((entry.clone(), at));
             }
             reads.push(tensors);
         }
         let indexes = layout.blocks.iter().map(BlockIndex::new).collect();
-        let bytes = layout.blocks.iter().map(|block| block.bytes().as_usize()).collect();
-        Ok(Arc::new(Blocks { checkpoint, indexes, reads, bytes }))
+        let bytes = layout
+            .blocks
+            .iter()
+            .map(|block| block.bytes().as_usize())
+            .collect();
+        let shelf = Mutex::new(vec![None; layout.blocks.len()]);
+        Ok(Arc::new(Blocks {
+            checkpoint,
+            indexes,
+            reads,
+            bytes,
+            shelf,
+        }))
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Vec<Option<Arc<Buffer>>>> {
+        // Every change of the shelf is one assignment, so a panic elsewhere leaves it valid.
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of the blocks on the shelf.
+    pub fn kept(&self) -> Bytes {
+        let shelf = self.shelf();
+        shelf
+            .iter()
+            .flatten()
+            .map(|block| Bytes::from(block.len()))
+            .sum()
+    }
+
+    /// Bytes of the blocks on the shelf that stay in `plan`: those it need not load.
+    pub fn kept_for(&self, plan: &PhasePlan) -> Bytes {
+        let shelf = self.shelf();
+        let stays = shelf
+            .iter()
+            .enumerate()
+            .filter(|(block, _)| plan.placement.is_resident(*block));
+        stays
+            .filter_map(|(_, kept)| kept.as_ref())
+            .map(|kept| Bytes::from(kept.len()))
+            .sum()
+    }
+
+    /// Forgets every block on the shelf that `stays` does not name.
+    pub fn forget_unless(&self, stays: impl Fn(usize) -> bool) {
+        for (block, kept) in self.shelf().iter_mut().enumerate() {
+            if !stays(block) {
+                *kept = None;
+            }
+        }
+    }
+
+    /// Reads every block and puts it on the shelf.
+    ///
+    /// # Errors
+    /// When a file cannot be read or the budget refuses a block; those read before stay.
+    pub fn preload(&self) -> std::result::Result<(), Failure> {
+        for block in 0..self.bytes.len() {
+            if self.shelf()[block].is_some() {
+                continue;
+            }
+            let mut buffer = Buffer::new(self.bytes[block])?;
+            self.read(block, &mut buffer)?;
+            self.shelf()[block] = Some(Arc::new(buffer));
+        }
+        Ok(())
     }
 
     fn read(&self, block: usize, slot: &mut Buffer) -> std::result::Result<(), Failure> {
@@ -97,7 +172,7 @@ pub struct Traffic {
 /// The blocks of one phase, in the order and for the visits that the plan names.
 pub struct Stream {
     blocks: Arc<Blocks>,
-    kept: Vec<Option<Buffer>>,
+    kept: Vec<Option<Arc<Buffer>>>,
     stays: Vec<bool>,
     in_use: Option<Buffer>,
     loaded: Option<Receiver<Loaded>>,
@@ -107,27 +182,62 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Begins to load. Slots are allocated here, so that a refusal comes before any work.
+    /// Begins to load, for `visits` visits. Slots are allocated here, so that a refusal comes before any work. Blocks
+    /// that stay are taken from the shelf where they are; the others there are forgotten.
     ///
     /// # Errors
     /// [`OutOfMemory`] for the slots; failures of loads come from [`BlockSource::block`].
-    pub fn start(blocks: Arc<Blocks>, plan: &PhasePlan) -> std::result::Result<Stream, Failure> {
+    pub fn start(
+        blocks: Arc<Blocks>,
+        plan: &PhasePlan,
+        visits: u64,
+    ) -> std::result::Result<Stream, Failure> {
         let count = blocks.bytes.len();
-        let stays: Vec<bool> = (0..count).map(|block| plan.placement.is_resident(block)).collect();
+        let stays: Vec<bool> = (0..count)
+            .map(|block| plan.placement.is_resident(block))
+            .collect();
         debug_assert!(plan.placement != Placement::Host);
-        let slots: Vec<Buffer> =
-            plan.slots.iter().map(|bytes| Buffer::new(bytes.as_usize())).collect::<std::result::Result<_, _>>()?;
+        blocks.forget_unless(|block| stays[block]);
+        let kept: Vec<Option<Arc<Buffer>>> = blocks.shelf().clone();
+        let slots: Vec<Buffer> = plan
+            .slots
+            .iter()
+            .map(|bytes| Buffer::new(bytes.as_usize()))
+            .collect::<std::result::Result<_, _>>()?;
         let (returned, free) = sync_channel(slots.len().max(1));
         let (ready, loaded) = sync_channel(slots.len().max(1));
-        let work = Work { blocks: blocks.clone(), stays: stays.clone(), visits: plan.visits, slots };
+        let have = kept.iter().map(Option::is_some).collect();
+        let work = Work {
+            blocks: blocks.clone(),
+            stays: stays.clone(),
+            have,
+            visits,
+            slots,
+        };
         let loader = std::thread::Builder::new()
             .name("lowtide-loader".to_owned())
             .stack_size(LOADER_STACK_BYTES)
             .spawn(move || work.run(&ready, &free))
             .map_err(|_| Failure::Stopped)?;
-        let kept = std::iter::repeat_with(|| None).take(count).collect();
         let (loaded, returned, loader) = (Some(loaded), Some(returned), Some(loader));
-        Ok(Stream { blocks, kept, stays, in_use: None, loaded, returned, loader, traffic: Traffic::default() })
+        Ok(Stream {
+            blocks,
+            kept,
+            stays,
+            in_use: None,
+            loaded,
+            returned,
+            loader,
+            traffic: Traffic::default(),
+        })
+    }
+
+    /// Puts the blocks that stayed on the shelf, for the next phase that uses them.
+    pub fn shelve(mut self) {
+        let kept = std::mem::take(&mut self.kept);
+        for (place, kept) in self.blocks.shelf().iter_mut().zip(kept) {
+            *place = kept;
+        }
     }
 
     /// What it did so far.
@@ -147,15 +257,23 @@ impl Stream {
             return Ok(());
         }
         let start = Instant::now();
-        let next = self.loaded.as_ref().ok_or(Failure::Stopped)?.recv().map_err(|_| Failure::Stopped)?;
+        let next = self
+            .loaded
+            .as_ref()
+            .ok_or(Failure::Stopped)?
+            .recv()
+            .map_err(|_| Failure::Stopped)?;
         self.traffic.waited += start.elapsed();
         let (planned, buffer) = next?;
         if planned != block {
-            return Err(Failure::OutOfOrder { asked: block, planned });
+            return Err(Failure::OutOfOrder {
+                asked: block,
+                planned,
+            });
         }
         self.traffic.bytes_read += self.blocks.bytes[block] as u64;
         if self.stays[block] {
-            self.kept[block] = Some(buffer);
+            self.kept[block] = Some(Arc::new(buffer));
         } else {
             self.in_use = Some(buffer);
         }
@@ -169,7 +287,10 @@ impl BlockSource for Stream {
             Failure::Memory(refused) => lowtide_models::Error::OutOfMemory(refused),
             other => lowtide_models::Error::Source(Box::new(other)),
         })?;
-        let buffer = self.kept[index].as_ref().or(self.in_use.as_ref()).expect("`fetch` made it available");
+        let buffer = self.kept[index]
+            .as_deref()
+            .or(self.in_use.as_ref())
+            .expect("`fetch` made it available");
         Ok(Weights::live(&self.blocks.indexes[index], buffer.bytes()))
     }
 }
@@ -190,6 +311,8 @@ impl Drop for Stream {
 struct Work {
     blocks: Arc<Blocks>,
     stays: Vec<bool>,
+    /// Blocks that were on the shelf.
+    have: Vec<bool>,
     visits: u64,
     slots: Vec<Buffer>,
 }
@@ -199,7 +322,7 @@ impl Work {
         self.slots.reverse();
         for visit in 0..self.visits {
             for block in 0..self.stays.len() {
-                if self.stays[block] && visit > 0 {
+                if self.stays[block] && (visit > 0 || self.have[block]) {
                     continue;
                 }
                 let slot = if self.stays[block] {
@@ -212,7 +335,9 @@ impl Work {
                         Err(_) => return,
                     }
                 };
-                let loaded = slot.and_then(|mut slot| self.blocks.read(block, &mut slot).map(|()| (block, slot)));
+                let loaded = slot.and_then(|mut slot| {
+                    self.blocks.read(block, &mut slot).map(|()| (block, slot))
+                });
                 let failed = loaded.is_err();
                 if ready.send(loaded).is_err() || failed {
                     return;

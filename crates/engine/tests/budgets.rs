@@ -13,7 +13,12 @@ const PREDICTION_SLACK: Bytes = Bytes::mib(4);
 
 fn engine(budget: Option<Bytes>) -> Engine {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo");
-    let options = Options { budget, precision: PrecisionChoice::F32, threads: Some(2), ..Options::default() };
+    let options = Options {
+        budget,
+        precision: PrecisionChoice::F32,
+        threads: Some(2),
+        ..Options::default()
+    };
     Engine::open(ModelFolder::open(&folder).unwrap(), options).unwrap()
 }
 
@@ -46,7 +51,9 @@ fn run(budget: Option<Bytes>, count: usize) -> Outcome {
 /// The smallest budget that would do, as a refusal names it.
 fn smallest(count: usize) -> Bytes {
     let refused = engine(Some(Bytes::mib(1))).start(request(count), true);
-    let Err(error) = refused else { panic!("a MiB is enough?") };
+    let Err(error) = refused else {
+        panic!("a MiB is enough?")
+    };
     assert_eq!(error.blame(), Blame::Fit);
     match error {
         lowtide_engine::Error::DoesNotFit(numbers) => numbers.smallest,
@@ -73,15 +80,26 @@ fn ten_budgets_give_the_same_bytes_within_each_budget() {
         eprintln!("scratch {}", lowtide_kernels::scratch_allocated());
         for phase in &report.plan.phases {
             let measured = report.peak[phase.name.as_str()];
-            eprintln!("{} {} at {budget}: predicted {}, measured {measured}; weights {} activation {} held {}", phase.name, phase.mode, phase.peak, phase.weights, phase.activation, phase.held);
+            eprintln!(
+                "{} {} at {budget}: predicted {}, measured {measured}; weights {} activation {} held {}",
+                phase.name, phase.mode, phase.peak, phase.weights, phase.activation, phase.held
+            );
             assert!(measured <= budget, "{}: {measured} of {budget}", phase.name);
             let slack = Bytes(phase.peak.0 / 10).max(PREDICTION_SLACK);
             let off = Bytes(phase.peak.0.abs_diff(measured.0));
-            assert!(off <= slack, "{} at {budget}: predicted {}, measured {measured}", phase.name, phase.peak);
+            assert!(
+                off <= slack,
+                "{} at {budget}: predicted {}, measured {measured}",
+                phase.name,
+                phase.peak
+            );
         }
         let moved: u64 = report.bytes_read;
         if let Some(before) = before {
-            assert!(moved <= before, "more budget read more: {moved} after {before} at {budget}");
+            assert!(
+                moved <= before,
+                "more budget read more: {moved} after {before} at {budget}"
+            );
         }
         before = Some(moved);
     }
@@ -91,7 +109,11 @@ fn ten_budgets_give_the_same_bytes_within_each_budget() {
 fn a_refused_budget_names_the_smallest_that_would_do() {
     let smallest = smallest(1) + Bytes::kib(64);
     run(Some(smallest), 1);
-    assert!(engine(Some(Bytes(smallest.0 / 2))).plan(&request(1)).is_err());
+    assert!(
+        engine(Some(Bytes(smallest.0 / 2)))
+            .plan(&request(1))
+            .is_err()
+    );
 }
 
 #[test]
@@ -108,7 +130,10 @@ fn memory_comes_back_when_a_session_ends() {
     let after = memory::live();
     // Threads keep their scratch, and the pool its queues.
     let scratch = lowtide_kernels::scratch_bytes(2) as u64 + (64 << 10);
-    assert!(after <= before + scratch, "{after} bytes after, {before} before");
+    assert!(
+        after <= before + scratch,
+        "{after} bytes after, {before} before"
+    );
 }
 
 #[test]

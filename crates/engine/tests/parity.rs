@@ -10,14 +10,21 @@ use lowtide_weights::{Checkpoint, ModelFolder};
 use serde_json::Value;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/z-image").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/z-image")
+        .join(name)
 }
 
 fn values(expected: &Checkpoint, name: &str) -> Vec<f32> {
-    let entry = expected.get(name).unwrap_or_else(|| panic!("the fixture has {name}"));
+    let entry = expected
+        .get(name)
+        .unwrap_or_else(|| panic!("the fixture has {name}"));
     let mut bytes = vec![0; entry.bytes as usize];
     expected.read(entry, &mut bytes).unwrap();
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect()
 }
 
 fn request(case: &Value, noise: Option<Vec<f32>>) -> TextToImage {
@@ -51,33 +58,56 @@ fn run(engine: &Engine, request: TextToImage) -> Outcome {
 
 fn difference(ours: &[f32], theirs: &[f32]) -> f32 {
     assert_eq!(ours.len(), theirs.len());
-    ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    ours.iter()
+        .zip(theirs)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 fn deviation(values: &[f32]) -> f32 {
     let n = values.len() as f64;
     let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-    (values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n).sqrt() as f32
+    (values
+        .iter()
+        .map(|&x| (f64::from(x) - mean).powi(2))
+        .sum::<f64>()
+        / n)
+        .sqrt() as f32
 }
 
 /// Latents within 2e-3 of their standard deviation, the picture within 2/255; noise drawn from the seed.
 fn check(name: &str) {
     let folder = fixture(name);
-    let case: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
+    let case: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("case.json")).unwrap()).unwrap();
     let expected = Checkpoint::open(&folder.join("expected.safetensors")).unwrap();
-    let options = Options { precision: PrecisionChoice::F32, ..Options::default() };
-    let engine = Engine::open(ModelFolder::open(&folder.join("checkpoint")).unwrap(), options).unwrap();
+    let options = Options {
+        precision: PrecisionChoice::F32,
+        ..Options::default()
+    };
+    let engine = Engine::open(
+        ModelFolder::open(&folder.join("checkpoint")).unwrap(),
+        options,
+    )
+    .unwrap();
 
     for noise in [Some(values(&expected, "noise")), None] {
         let drawn = noise.is_none();
         let outcome = run(&engine, request(&case, noise));
         let latents = values(&expected, "latents");
-        let limit = case["tolerance"]["latents_of_std"].as_f64().unwrap() as f32 * deviation(&latents);
+        let limit =
+            case["tolerance"]["latents_of_std"].as_f64().unwrap() as f32 * deviation(&latents);
         let off = difference(&outcome.latents, &latents);
-        assert!(off <= limit, "{name}: latents differ by {off}, allowed {limit} (noise drawn: {drawn})");
+        assert!(
+            off <= limit,
+            "{name}: latents differ by {off}, allowed {limit} (noise drawn: {drawn})"
+        );
         let off = difference(&outcome.values, &values(&expected, "image"));
         let limit = case["tolerance"]["image"].as_f64().unwrap() as f32;
-        assert!(off <= limit, "{name}: the picture differs by {off}, allowed {limit} (noise drawn: {drawn})");
+        assert!(
+            off <= limit,
+            "{name}: the picture differs by {off}, allowed {limit} (noise drawn: {drawn})"
+        );
     }
 }
 

@@ -8,7 +8,9 @@ use lowtide_weights::Checkpoint;
 use serde_json::Value;
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
 }
 
 fn json(name: &str) -> Value {
@@ -25,10 +27,18 @@ fn check_schedule(row: &Value, scheduler: &FlowMatchEuler) {
     let side = |key: &str| row[key].as_u64().unwrap() as usize / 16;
     let steps = row["steps"].as_u64().unwrap() as usize;
     let ours = scheduler.sigmas(steps, side("width") * side("height"));
-    let theirs: Vec<f32> = row["sigmas"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+    let theirs: Vec<f32> = row["sigmas"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|x| x.as_f64().unwrap() as f32)
+        .collect();
     assert_eq!(ours.len(), theirs.len(), "{row}");
     for (ours, theirs) in ours.iter().zip(&theirs) {
-        assert!((ours - theirs).abs() <= 2e-7, "{ours} is not {theirs}: {row}");
+        assert!(
+            (ours - theirs).abs() <= 2e-7,
+            "{ours} is not {theirs}: {row}"
+        );
     }
 }
 
@@ -54,7 +64,11 @@ fn rare_schedules_are_right_or_refused_by_name() {
             }
             Err(error) => {
                 let text = error.to_string();
-                let named = row["settings"].as_object().unwrap().keys().any(|key| text.contains(key));
+                let named = row["settings"]
+                    .as_object()
+                    .unwrap()
+                    .keys()
+                    .any(|key| text.contains(key));
                 assert!(named, "{text}");
                 refused += 1;
             }
@@ -73,10 +87,16 @@ fn noise_is_what_pytorch_draws_at_every_length() {
         let entry = file.get(case["tensor"].as_str().unwrap()).unwrap();
         let mut bytes = vec![0; entry.bytes as usize];
         file.read(entry, &mut bytes).unwrap();
-        let theirs: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let theirs: Vec<f32> = bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect();
         let ours = noise::randn(case["seed"].as_u64().unwrap(), theirs.len());
         for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
-            assert!((ours - theirs).abs() <= tolerance, "{case}, value {i}: {ours} is not {theirs}");
+            assert!(
+                (ours - theirs).abs() <= tolerance,
+                "{case}, value {i}: {ours} is not {theirs}"
+            );
         }
         checked += 1;
     }

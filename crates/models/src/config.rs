@@ -32,14 +32,22 @@ impl<'a> ConfigReader<'a> {
     /// The object under `key`, or an empty one.
     pub fn object(&self, key: &str) -> ConfigReader<'a> {
         static NULL: Value = Value::Null;
-        ConfigReader { component: self.component, value: self.get(key).unwrap_or(&NULL) }
+        ConfigReader {
+            component: self.component,
+            value: self.get(key).unwrap_or(&NULL),
+        }
     }
 
     /// A whole number within `range`; without `default` it must be there.
     ///
     /// # Errors
     /// [`Error::Config`].
-    pub fn size(&self, key: &str, default: Option<usize>, range: RangeInclusive<usize>) -> Result<usize> {
+    pub fn size(
+        &self,
+        key: &str,
+        default: Option<usize>,
+        range: RangeInclusive<usize>,
+    ) -> Result<usize> {
         let Some(value) = self.get(key) else {
             return default.ok_or_else(|| self.error(key, "is missing"));
         };
@@ -47,10 +55,21 @@ impl<'a> ConfigReader<'a> {
     }
 
     fn bounded(&self, key: &str, value: &Value, range: RangeInclusive<usize>) -> Result<usize> {
-        let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
-        number.filter(|number| range.contains(number)).ok_or_else(|| {
-            self.error(key, format!("is {value}, not a whole number from {} to {}", range.start(), range.end()))
-        })
+        let number = value
+            .as_u64()
+            .and_then(|number| usize::try_from(number).ok());
+        number
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| {
+                self.error(
+                    key,
+                    format!(
+                        "is {value}, not a whole number from {} to {}",
+                        range.start(),
+                        range.end()
+                    ),
+                )
+            })
     }
 
     /// A list of 1 to `length_max` whole numbers, each within `range`.
@@ -65,11 +84,22 @@ impl<'a> ConfigReader<'a> {
         range: RangeInclusive<usize>,
     ) -> Result<Vec<usize>> {
         let Some(value) = self.get(key) else {
-            return default.map(<[usize]>::to_vec).ok_or_else(|| self.error(key, "is missing"));
+            return default
+                .map(<[usize]>::to_vec)
+                .ok_or_else(|| self.error(key, "is missing"));
         };
-        let list = value.as_array().filter(|list| (1..=length_max).contains(&list.len()));
-        let list = list.ok_or_else(|| self.error(key, format!("is {value}, not a list of 1 to {length_max} numbers")))?;
-        list.iter().map(|item| self.bounded(key, item, range.clone())).collect()
+        let list = value
+            .as_array()
+            .filter(|list| (1..=length_max).contains(&list.len()));
+        let list = list.ok_or_else(|| {
+            self.error(
+                key,
+                format!("is {value}, not a list of 1 to {length_max} numbers"),
+            )
+        })?;
+        list.iter()
+            .map(|item| self.bounded(key, item, range.clone()))
+            .collect()
     }
 
     /// A finite number.
@@ -91,7 +121,9 @@ impl<'a> ConfigReader<'a> {
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.error(key, format!("is {value}, not true or false"))),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.error(key, format!("is {value}, not true or false"))),
         }
     }
 
@@ -102,7 +134,9 @@ impl<'a> ConfigReader<'a> {
     pub fn word(&self, key: &str, default: &'static str) -> Result<&'a str> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => value.as_str().ok_or_else(|| self.error(key, format!("is {value}, not a word"))),
+            Some(value) => value
+                .as_str()
+                .ok_or_else(|| self.error(key, format!("is {value}, not a word"))),
         }
     }
 
@@ -112,6 +146,10 @@ impl<'a> ConfigReader<'a> {
     /// [`Error::Config`].
     pub fn only(&self, key: &str, only: &'static str) -> Result<()> {
         let word = self.word(key, only)?;
-        if word == only { Ok(()) } else { Err(self.error(key, format!("is '{word}'; only '{only}' is supported"))) }
+        if word == only {
+            Ok(())
+        } else {
+            Err(self.error(key, format!("is '{word}'; only '{only}' is supported")))
+        }
     }
 }

@@ -10,7 +10,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The checkpoint lacks a tensor that the configuration calls for.
-    #[error("tensor '{name}' is missing: the checkpoint does not match its config.json, or is incomplete")]
+    #[error(
+        "tensor '{name}' is missing: the checkpoint does not match its config.json, or is incomplete"
+    )]
     MissingTensor {
         /// Full name in the component's checkpoint.
         name: String,
@@ -26,7 +28,9 @@ pub enum Error {
         found: Vec<usize>,
     },
     /// A tensor is stored in a type no layer computes with.
-    #[error("tensor '{name}' is stored as {found}, which is no floating-point type that Lowtide computes with")]
+    #[error(
+        "tensor '{name}' is stored as {found}, which is no floating-point type that Lowtide computes with"
+    )]
     WrongDtype {
         /// Full name in the component's checkpoint.
         name: String,
@@ -74,6 +78,10 @@ pub enum Error {
 impl Error {
     /// A configuration error.
     pub fn config(component: &'static str, key: &str, problem: impl Into<String>) -> Error {
-        Error::Config { component, key: key.to_owned(), problem: problem.into() }
+        Error::Config {
+            component,
+            key: key.to_owned(),
+            problem: problem.into(),
+        }
     }
 }

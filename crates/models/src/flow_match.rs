@@ -52,7 +52,13 @@ impl FlowMatchEuler {
     pub fn from_json(value: &Value) -> Result<FlowMatchEuler> {
         let config = ConfigReader::new("scheduler", value);
         config.only("_class_name", "FlowMatchEulerDiscreteScheduler")?;
-        for key in ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas", "stochastic_sampling"] {
+        for key in [
+            "use_karras_sigmas",
+            "use_exponential_sigmas",
+            "use_beta_sigmas",
+            "invert_sigmas",
+            "stochastic_sampling",
+        ] {
             if config.flag(key, false)? {
                 return Err(config.error(key, "is true, which is not supported"));
             }
@@ -66,16 +72,29 @@ impl FlowMatchEuler {
         if mu.base_tokens == mu.max_tokens {
             return Err(config.error("max_image_seq_len", "equals base_image_seq_len"));
         }
-        let shift = match (config.flag("use_dynamic_shifting", false)?, config.word("time_shift_type", "exponential")?) {
+        let shift = match (
+            config.flag("use_dynamic_shifting", false)?,
+            config.word("time_shift_type", "exponential")?,
+        ) {
             (false, _) => Shift::Static(config.number("shift", Some(1.0))?),
             (true, "exponential") => Shift::Exponential(mu),
             (true, "linear") => Shift::Linear(mu),
-            (true, other) => return Err(config.error("time_shift_type", format!("is '{other}', not exponential or linear"))),
+            (true, other) => {
+                return Err(config.error(
+                    "time_shift_type",
+                    format!("is '{other}', not exponential or linear"),
+                ));
+            }
         };
         // The reference treats 0 as absent, too.
-        let shift_terminal = Some(config.number("shift_terminal", Some(0.0))?).filter(|&terminal| terminal != 0.0);
+        let shift_terminal =
+            Some(config.number("shift_terminal", Some(0.0))?).filter(|&terminal| terminal != 0.0);
         let train_steps = config.number("num_train_timesteps", Some(1000.0))?;
-        Ok(FlowMatchEuler { shift, shift_terminal, train_steps })
+        Ok(FlowMatchEuler {
+            shift,
+            shift_terminal,
+            train_steps,
+        })
     }
 
     /// The noise levels of a job, from 1 down to the terminal 0: `steps + 1` values.
@@ -124,7 +143,13 @@ fn linspace(start: f64, end: f64, steps: usize) -> Vec<f32> {
         return vec![start];
     }
     let step = (end - start) / (steps - 1) as f32;
-    let value = |i: usize| if i < steps / 2 { start + step * i as f32 } else { end - step * (steps - 1 - i) as f32 };
+    let value = |i: usize| {
+        if i < steps / 2 {
+            start + step * i as f32
+        } else {
+            end - step * (steps - 1 - i) as f32
+        }
+    };
     (0..steps).map(value).collect()
 }
 
@@ -171,8 +196,12 @@ mod tests {
 
     #[test]
     fn unsupported_options_are_refused_by_name() {
-        let config = json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_karras_sigmas": true});
+        let config =
+            json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_karras_sigmas": true});
         let text = FlowMatchEuler::from_json(&config).unwrap_err().to_string();
-        assert!(text.contains("scheduler") && text.contains("use_karras_sigmas"), "{text}");
+        assert!(
+            text.contains("scheduler") && text.contains("use_karras_sigmas"),
+            "{text}"
+        );
     }
 }

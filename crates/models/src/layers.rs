@@ -41,7 +41,14 @@ impl Linear<'_> {
         self.check(x)?;
         let mut out = Tensor::new(&[x.rows(), self.weight.rows])?;
         let bias = self.bias.as_deref();
-        kernels::linear(x.view(), &self.weight, bias, activation, compute.precision, out.all_mut().view());
+        kernels::linear(
+            x.view(),
+            &self.weight,
+            bias,
+            activation,
+            compute.precision,
+            out.all_mut().view(),
+        );
         Ok(out)
     }
 
@@ -50,7 +57,11 @@ impl Linear<'_> {
             return Ok(());
         }
         let expected = vec![x.rows(), self.weight.cols];
-        Err(Error::Shape { what: "linear", expected, found: vec![x.rows(), x.columns()] })
+        Err(Error::Shape {
+            what: "linear",
+            expected,
+            found: vec![x.rows(), x.columns()],
+        })
     }
 }
 
@@ -61,12 +72,23 @@ impl Linear<'_> {
 ///
 /// # Errors
 /// When the columns do not match, or memory is refused.
-pub fn gated<'a>(compute: Compute, x: impl Into<Part<'a>>, w1: &Linear<'_>, w3: &Linear<'_>) -> Result<Tensor> {
+pub fn gated<'a>(
+    compute: Compute,
+    x: impl Into<Part<'a>>,
+    w1: &Linear<'_>,
+    w3: &Linear<'_>,
+) -> Result<Tensor> {
     let x = x.into();
     w1.check(x)?;
     w3.check(x)?;
     let mut out = Tensor::new(&[x.rows(), w1.weight.rows])?;
-    kernels::linear_swiglu(x.view(), &w1.weight, &w3.weight, compute.precision, out.all_mut().view());
+    kernels::linear_swiglu(
+        x.view(),
+        &w1.weight,
+        &w3.weight,
+        compute.precision,
+        out.all_mut().view(),
+    );
     Ok(out)
 }
 
@@ -87,7 +109,13 @@ impl RmsNorm {
     pub fn forward<'a>(&self, x: impl Into<Part<'a>>, scale: Option<&[f32]>) -> Result<Tensor> {
         let x = x.into();
         let mut out = Tensor::new(&[x.rows(), x.columns()])?;
-        kernels::rms_norm(x.view(), Some(&self.weight), self.eps, scale, out.all_mut().view());
+        kernels::rms_norm(
+            x.view(),
+            Some(&self.weight),
+            self.eps,
+            scale,
+            out.all_mut().view(),
+        );
         Ok(out)
     }
 
@@ -123,7 +151,11 @@ impl RotaryTable {
     ///
     /// # Errors
     /// When memory is refused.
-    pub fn new(tokens: usize, pairs: usize, angle: impl Fn(usize, usize) -> f32) -> Result<RotaryTable> {
+    pub fn new(
+        tokens: usize,
+        pairs: usize,
+        angle: impl Fn(usize, usize) -> f32,
+    ) -> Result<RotaryTable> {
         let mut cos = Tensor::new(&[tokens, pairs])?;
         let mut sin = Tensor::new(&[tokens, pairs])?;
         for token in 0..tokens {
@@ -151,7 +183,10 @@ pub fn rotate_heads(
 ) {
     let norm = norm.map(|norm| (&norm.weight[..], norm.eps));
     let rows = 0..x.rows();
-    let (cos, sin) = (table.cos.part(rows.clone()).data(), table.sin.part(rows).data());
+    let (cos, sin) = (
+        table.cos.part(rows.clone()).data(),
+        table.sin.part(rows).data(),
+    );
     kernels::head_norm_rotary(x.view(), head_dim, norm, Some((kind, cos, sin)));
 }
 
@@ -173,13 +208,24 @@ impl Heads {
     ///
     /// # Shapes
     /// `q`, `out` (T, query * dim); `k`, `v` (T, key_value * dim).
-    pub fn attend(&self, compute: Compute, q: Part<'_>, k: Part<'_>, v: Part<'_>, mut out: PartMut<'_>) {
+    pub fn attend(
+        &self,
+        compute: Compute,
+        q: Part<'_>,
+        k: Part<'_>,
+        v: Part<'_>,
+        mut out: PartMut<'_>,
+    ) {
         let spec = kernels::Attention {
             heads: self.query,
             kv_heads: self.key_value,
             head_dim: self.dim,
             scale: 1.0 / (self.dim as f32).sqrt(),
-            mask: if self.causal { Mask::Causal } else { Mask::None },
+            mask: if self.causal {
+                Mask::Causal
+            } else {
+                Mask::None
+            },
             precision: compute.precision,
         };
         kernels::attention(&spec, q.view(), k.view(), v.view(), out.view());
@@ -217,14 +263,20 @@ pub struct Affine {
 impl Affine {
     /// With an activation after it, as the kernels take it.
     pub fn then(&self, act: Activation) -> ChannelAffine<'_> {
-        ChannelAffine { scale: &self.scale, shift: &self.shift, act }
+        ChannelAffine {
+            scale: &self.scale,
+            shift: &self.shift,
+            act,
+        }
     }
 }
 
 impl GroupNorm {
     /// No rows seen yet.
     pub fn sums(&self) -> GroupSums {
-        GroupSums { sums: vec![[0.0; 2]; self.groups] }
+        GroupSums {
+            sums: vec![[0.0; 2]; self.groups],
+        }
     }
 
     /// Adds the rows of a strip (channels, rows, width), which follow the rows already added.
@@ -235,16 +287,28 @@ impl GroupNorm {
         let (channels, rows, width) = strip.dims3()?;
         if channels != self.weight.len() {
             let expected = vec![self.weight.len(), rows, width];
-            return Err(Error::Shape { what: "group norm", expected, found: strip.shape().to_vec() });
+            return Err(Error::Shape {
+                what: "group norm",
+                expected,
+                found: strip.shape().to_vec(),
+            });
         }
-        kernels::group_sums(strip.data(), channels, rows, width, self.groups, &mut sums.sums);
+        kernels::group_sums(
+            strip.data(),
+            channels,
+            rows,
+            width,
+            self.groups,
+            &mut sums.sums,
+        );
         Ok(())
     }
 
     /// The norm of a map of `height * width` = `plane` values a channel, once all its rows were added.
     pub fn affine(&self, sums: &GroupSums, plane: usize) -> Affine {
         let count = (plane * self.weight.len() / self.groups) as u64;
-        let (scale, shift) = kernels::group_affine(&sums.sums, count, self.eps, &self.weight, &self.bias);
+        let (scale, shift) =
+            kernels::group_affine(&sums.sums, count, self.eps, &self.weight, &self.bias);
         Affine { scale, shift }
     }
 }
@@ -284,11 +348,19 @@ impl Strip {
     /// [`Error::Shape`] when it is not a map.
     pub fn whole(rows: Tensor) -> Result<Strip> {
         let (_, height, _) = rows.dims3()?;
-        Ok(Strip { rows, first: 0, height })
+        Ok(Strip {
+            rows,
+            first: 0,
+            height,
+        })
     }
 
     fn map_rows(&self) -> MapRows {
-        MapRows { total: self.height, first: self.first, count: self.rows.shape()[1] }
+        MapRows {
+            total: self.height,
+            first: self.first,
+            count: self.rows.shape()[1],
+        }
     }
 }
 
@@ -316,7 +388,11 @@ impl Conv2d<'_> {
         let (channels, _, width) = x.rows.dims3()?;
         if channels * self.kernel * self.kernel != self.weight.cols {
             let expected = vec![self.weight.cols / (self.kernel * self.kernel)];
-            return Err(Error::Shape { what: "convolution", expected, found: x.rows.shape().to_vec() });
+            return Err(Error::Shape {
+                what: "convolution",
+                expected,
+                found: x.rows.shape().to_vec(),
+            });
         }
         let scale = if around.upsample { 2 } else { 1 };
         let height = x.height * scale;
@@ -325,7 +401,11 @@ impl Conv2d<'_> {
             && add.shape() != out.shape()
         {
             let expected = out.shape().to_vec();
-            return Err(Error::Shape { what: "residual", expected, found: add.shape().to_vec() });
+            return Err(Error::Shape {
+                what: "residual",
+                expected,
+                found: add.shape().to_vec(),
+            });
         }
         let conv = kernels::Conv2d {
             weight: self.weight,
@@ -336,9 +416,26 @@ impl Conv2d<'_> {
             upsample: around.upsample,
             input: around.input,
         };
-        let rows = MapRows { total: height, first: out_rows.start, count: out_rows.len() };
+        let rows = MapRows {
+            total: height,
+            first: out_rows.start,
+            count: out_rows.len(),
+        };
         let add = add.map(Tensor::data);
-        kernels::conv2d(&conv, x.rows.data(), x.map_rows(), width, compute.precision, add, out.data_mut(), rows);
-        Ok(Strip { rows: out, first: out_rows.start, height })
+        kernels::conv2d(
+            &conv,
+            x.rows.data(),
+            x.map_rows(),
+            width,
+            compute.precision,
+            add,
+            out.data_mut(),
+            rows,
+        );
+        Ok(Strip {
+            rows: out,
+            first: out_rows.start,
+            height,
+        })
     }
 }

@@ -19,7 +19,9 @@ impl Mt19937 {
         state[0] = seed as u32;
         for i in 1..STATE {
             let previous: u32 = state[i - 1];
-            state[i] = 1_812_433_253u32.wrapping_mul(previous ^ (previous >> 30)).wrapping_add(i as u32);
+            state[i] = 1_812_433_253u32
+                .wrapping_mul(previous ^ (previous >> 30))
+                .wrapping_add(i as u32);
         }
         Mt19937 { state, next: STATE }
     }
@@ -66,7 +68,11 @@ impl Mt19937 {
 
     /// `torch.randn(len, generator)` in f32.
     pub fn randn(&mut self, len: usize) -> Vec<f32> {
-        if len < NORMAL_LANES { self.randn_short(len) } else { self.randn_long(len) }
+        if len < NORMAL_LANES {
+            self.randn_short(len)
+        } else {
+            self.randn_long(len)
+        }
     }
 
     /// Fewer than 16 values: pairs of one double-precision Box-Muller transform, the second kept for the next value.
@@ -127,24 +133,50 @@ mod tests {
     fn the_twister_gives_the_published_sequence() {
         // First outputs for the reference implementation's default seed.
         let mut generator = Mt19937::new(5489);
-        assert_eq!([generator.random(), generator.random(), generator.random()], [3_499_211_612, 581_869_302, 3_890_346_734]);
+        assert_eq!(
+            [generator.random(), generator.random(), generator.random()],
+            [3_499_211_612, 581_869_302, 3_890_346_734]
+        );
     }
 
     #[test]
     fn noise_is_what_pytorch_draws() {
         // torch 2.15: torch.randn(n, generator=torch.Generator().manual_seed(seed)): the first values and the last.
         let cases: [(u64, usize, &[f32], f32); 4] = [
-            (0, 5, &[1.540_996_1, -0.293_428_9, -2.178_789_4, 0.568_431_26], -1.084_522_4),
-            (1, 16, &[-1.525_595_9, -0.750_231_8, -0.653_980_9, -1.609_484_8], 0.467_635_5),
-            (42, 17, &[1.926_915_3, -0.159_597_47, -0.497_397_54, 0.439_589_26], -0.309_726_8),
-            (7, 100, &[-0.820_134_5, 0.395_631_16, 0.898_908_5, -1.388_403_4], 0.640_272_6),
+            (
+                0,
+                5,
+                &[1.540_996_1, -0.293_428_9, -2.178_789_4, 0.568_431_26],
+                -1.084_522_4,
+            ),
+            (
+                1,
+                16,
+                &[-1.525_595_9, -0.750_231_8, -0.653_980_9, -1.609_484_8],
+                0.467_635_5,
+            ),
+            (
+                42,
+                17,
+                &[1.926_915_3, -0.159_597_47, -0.497_397_54, 0.439_589_26],
+                -0.309_726_8,
+            ),
+            (
+                7,
+                100,
+                &[-0.820_134_5, 0.395_631_16, 0.898_908_5, -1.388_403_4],
+                0.640_272_6,
+            ),
         ];
         for (seed, len, first, last) in cases {
             let values = randn(seed, len);
             assert_eq!(values.len(), len);
             let ends = values.iter().zip(first).chain([(&values[len - 1], &last)]);
             for (value, expected) in ends {
-                assert!((value - expected).abs() < 3e-6, "seed {seed}: {value} is not {expected}");
+                assert!(
+                    (value - expected).abs() < 3e-6,
+                    "seed {seed}: {value} is not {expected}"
+                );
             }
         }
     }

@@ -46,7 +46,10 @@ impl Config {
         let query = config.size("num_attention_heads", None, 1..=1024)?;
         let key_value = config.size("num_key_value_heads", Some(query), 1..=1024)?;
         if query % key_value != 0 {
-            return Err(config.error("num_key_value_heads", format!("is {key_value}, no divisor of {query} heads")));
+            return Err(config.error(
+                "num_key_value_heads",
+                format!("is {key_value}, no divisor of {query} heads"),
+            ));
         }
         let dim = config.size("head_dim", Some(hidden / query), 2..=1024)?;
         if dim % 2 != 0 {
@@ -54,7 +57,10 @@ impl Config {
         }
         // Newer files nest the rotary settings; older ones have them at the top.
         let nested = config.object("rope_parameters");
-        let rope_theta = nested.number("rope_theta", Some(config.number("rope_theta", Some(1_000_000.0))?))?;
+        let rope_theta = nested.number(
+            "rope_theta",
+            Some(config.number("rope_theta", Some(1_000_000.0))?),
+        )?;
         nested.only("rope_type", "default")?;
         config.object("rope_scaling").only("rope_type", "default")?;
         Ok(Config {
@@ -62,7 +68,12 @@ impl Config {
             layers: config.size("num_hidden_layers", None, 1..=1024)?,
             intermediate: config.size("intermediate_size", None, 1..=262_144)?,
             vocabulary: config.size("vocab_size", None, 1..=4_194_304)?,
-            heads: Heads { query, key_value, dim, causal: true },
+            heads: Heads {
+                query,
+                key_value,
+                dim,
+                causal: true,
+            },
             eps: config.number("rms_norm_eps", Some(1e-6))? as f32,
             rope_theta,
             bias: config.flag("attention_bias", false)?,
@@ -80,7 +91,9 @@ impl Config {
         let keys = self.heads.key_value * self.heads.dim;
         // Attention holds the norm's output, then q, k, v; later q, k, v and the result. The feed-forward holds the
         // norm's output and the hidden values, then those and the result.
-        let attention = (self.hidden + queries + 2 * keys).max(2 * queries + 2 * keys).max(queries + self.hidden);
+        let attention = (self.hidden + queries + 2 * keys)
+            .max(2 * queries + 2 * keys)
+            .max(queries + self.hidden);
         let feed_forward = self.hidden + self.intermediate;
         4 * attention.max(feed_forward) as u64
     }
@@ -122,7 +135,10 @@ struct Layer<'w> {
 impl<'w> Layer<'w> {
     fn load(w: &Weights<'w>, config: &Config) -> Result<Layer<'w>> {
         let (d, f, bias) = (config.hidden, config.intermediate, config.bias);
-        let (queries, keys) = (config.heads.query * config.heads.dim, config.heads.key_value * config.heads.dim);
+        let (queries, keys) = (
+            config.heads.query * config.heads.dim,
+            config.heads.key_value * config.heads.dim,
+        );
         let attention = w.pp("self_attn");
         let mlp = w.pp("mlp");
         Ok(Layer {
@@ -141,7 +157,13 @@ impl<'w> Layer<'w> {
     }
 
     /// `x` (T, D), one sequence, in place.
-    fn forward(&self, compute: Compute, config: &Config, x: &mut Tensor, rotary: &RotaryTable) -> Result<()> {
+    fn forward(
+        &self,
+        compute: Compute,
+        config: &Config,
+        x: &mut Tensor,
+        rotary: &RotaryTable,
+    ) -> Result<()> {
         let (tokens, _) = x.dims2()?;
         let heads = &config.heads;
         let normed = self.input_layernorm.forward(&*x, None)?;
@@ -149,8 +171,20 @@ impl<'w> Layer<'w> {
         let mut k = self.k_proj.forward(compute, &normed)?;
         let v = self.v_proj.forward(compute, &normed)?;
         drop(normed);
-        rotate_heads(q.all_mut(), heads.dim, Some(&self.q_norm), Rotary::Halves, rotary);
-        rotate_heads(k.all_mut(), heads.dim, Some(&self.k_norm), Rotary::Halves, rotary);
+        rotate_heads(
+            q.all_mut(),
+            heads.dim,
+            Some(&self.q_norm),
+            Rotary::Halves,
+            rotary,
+        );
+        rotate_heads(
+            k.all_mut(),
+            heads.dim,
+            Some(&self.k_norm),
+            Rotary::Halves,
+            rotary,
+        );
         let mut attended = Tensor::new(&[tokens, heads.query * heads.dim])?;
         heads.attend(compute, q.all(), k.all(), v.all(), attended.all_mut());
         drop((q, k, v));
@@ -170,7 +204,11 @@ impl<'w> Layer<'w> {
 
 /// The prefix of every name: `Qwen3ForCausalLM` files say `model.layers...`, `Qwen3Model` files `layers...`.
 fn root(headers: &dyn Headers) -> &'static str {
-    if headers.tensor("model.embed_tokens.weight").is_some() { "model." } else { "" }
+    if headers.tensor("model.embed_tokens.weight").is_some() {
+        "model."
+    } else {
+        ""
+    }
 }
 
 /// The layers that are run, and the embedding table.
@@ -180,18 +218,30 @@ fn root(headers: &dyn Headers) -> &'static str {
 pub fn layout(headers: &dyn Headers, config: &Config) -> Result<ComponentLayout> {
     let root = root(headers);
     let name = format!("{root}embed_tokens.weight");
-    let (dtype, shape) = headers.tensor(&name).ok_or_else(|| Error::MissingTensor { name: name.clone() })?;
+    let (dtype, shape) = headers
+        .tensor(&name)
+        .ok_or_else(|| Error::MissingTensor { name: name.clone() })?;
     let expected = vec![config.vocabulary, config.hidden];
     if shape != expected {
-        return Err(Error::WrongShape { name, expected, found: shape });
+        return Err(Error::WrongShape {
+            name,
+            expected,
+            found: shape,
+        });
     }
     let table = TensorLayout { name, dtype, shape };
     let block = |i: usize| {
         let scope = format!("{root}layers.{i}");
-        record(headers, format!("layers.{i}"), |w| Layer::load(&w.pp(&scope), config).map(drop))
+        record(headers, format!("layers.{i}"), |w| {
+            Layer::load(&w.pp(&scope), config).map(drop)
+        })
     };
     let blocks = (0..config.blocks()).map(block).collect::<Result<_>>()?;
-    Ok(ComponentLayout { name: "text_encoder".to_owned(), blocks, tables: vec![table] })
+    Ok(ComponentLayout {
+        name: "text_encoder".to_owned(),
+        blocks,
+        tables: vec![table],
+    })
 }
 
 /// Encodes several prompts in one visit of the blocks.
@@ -208,10 +258,18 @@ pub fn encode(
     (config, table): (&Config, &TensorLayout),
     prompts: &mut [Tensor],
 ) -> Result<()> {
-    let tokens_max = prompts.iter().map(|prompt| prompt.shape()[0]).max().unwrap_or(0);
+    let tokens_max = prompts
+        .iter()
+        .map(|prompt| prompt.shape()[0])
+        .max()
+        .unwrap_or(0);
     let half = config.heads.dim / 2;
-    let frequency = |pair: usize| 1.0 / (config.rope_theta as f32).powf((2 * pair) as f32 / config.heads.dim as f32);
-    let rotary = RotaryTable::new(tokens_max, half, |token, pair| token as f32 * frequency(pair))?;
+    let frequency = |pair: usize| {
+        1.0 / (config.rope_theta as f32).powf((2 * pair) as f32 / config.heads.dim as f32)
+    };
+    let rotary = RotaryTable::new(tokens_max, half, |token, pair| {
+        token as f32 * frequency(pair)
+    })?;
     let root = table.name.strip_suffix("embed_tokens.weight").unwrap_or("");
     for i in 0..config.blocks() {
         let weights = source.block(i)?;

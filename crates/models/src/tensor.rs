@@ -32,7 +32,10 @@ impl Tensor {
     /// [`Error::OutOfMemory`] when the budget does not allow it.
     pub fn new(shape: &[usize]) -> Result<Tensor> {
         let elements: usize = shape.iter().product();
-        Ok(Tensor { buffer: Buffer::new(elements * size_of::<f32>())?, shape: shape.to_vec() })
+        Ok(Tensor {
+            buffer: Buffer::new(elements * size_of::<f32>())?,
+            shape: shape.to_vec(),
+        })
     }
 
     /// A tensor of zeros.
@@ -41,7 +44,10 @@ impl Tensor {
     /// As [`Tensor::new`].
     pub fn zeros(shape: &[usize]) -> Result<Tensor> {
         let elements: usize = shape.iter().product();
-        Ok(Tensor { buffer: Buffer::zeroed(elements * size_of::<f32>())?, shape: shape.to_vec() })
+        Ok(Tensor {
+            buffer: Buffer::zeroed(elements * size_of::<f32>())?,
+            shape: shape.to_vec(),
+        })
     }
 
     /// A tensor with the given values.
@@ -51,7 +57,11 @@ impl Tensor {
     pub fn from_slice(shape: &[usize], values: &[f32]) -> Result<Tensor> {
         let mut tensor = Tensor::new(shape)?;
         if tensor.data().len() != values.len() {
-            return Err(Error::Shape { what: "values", expected: shape.to_vec(), found: vec![values.len()] });
+            return Err(Error::Shape {
+                what: "values",
+                expected: shape.to_vec(),
+                found: vec![values.len()],
+            });
         }
         tensor.data_mut().copy_from_slice(values);
         Ok(tensor)
@@ -76,7 +86,11 @@ impl Tensor {
     /// [`Error::Shape`] when the number of elements differs.
     pub fn reshape(mut self, shape: &[usize]) -> Result<Tensor> {
         if shape.iter().product::<usize>() != self.data().len() {
-            return Err(Error::Shape { what: "reshape", expected: shape.to_vec(), found: self.shape });
+            return Err(Error::Shape {
+                what: "reshape",
+                expected: shape.to_vec(),
+                found: self.shape,
+            });
         }
         self.shape = shape.to_vec();
         Ok(self)
@@ -89,7 +103,11 @@ impl Tensor {
     pub fn dims2(&self) -> Result<(usize, usize)> {
         match self.shape[..] {
             [a, b] => Ok((a, b)),
-            _ => Err(Error::Shape { what: "a matrix", expected: vec![0, 0], found: self.shape.clone() }),
+            _ => Err(Error::Shape {
+                what: "a matrix",
+                expected: vec![0, 0],
+                found: self.shape.clone(),
+            }),
         }
     }
 
@@ -100,7 +118,11 @@ impl Tensor {
     pub fn dims3(&self) -> Result<(usize, usize, usize)> {
         match self.shape[..] {
             [a, b, c] => Ok((a, b, c)),
-            _ => Err(Error::Shape { what: "a map", expected: vec![0, 0, 0], found: self.shape.clone() }),
+            _ => Err(Error::Shape {
+                what: "a map",
+                expected: vec![0, 0, 0],
+                found: self.shape.clone(),
+            }),
         }
     }
 
@@ -127,24 +149,36 @@ impl Tensor {
     /// Some rows of a matrix.
     pub fn part(&self, rows: Range<usize>) -> Part<'_> {
         let columns = self.columns();
-        Part { data: &self.data()[rows.start * columns..rows.end * columns], columns }
+        Part {
+            data: &self.data()[rows.start * columns..rows.end * columns],
+            columns,
+        }
     }
 
     /// Some rows of a matrix, to be written.
     pub fn part_mut(&mut self, rows: Range<usize>) -> PartMut<'_> {
         let columns = self.columns();
-        PartMut { data: &mut self.data_mut()[rows.start * columns..rows.end * columns], columns }
+        PartMut {
+            data: &mut self.data_mut()[rows.start * columns..rows.end * columns],
+            columns,
+        }
     }
 
     /// All rows of a matrix.
     pub fn all(&self) -> Part<'_> {
-        Part { data: self.data(), columns: self.columns() }
+        Part {
+            data: self.data(),
+            columns: self.columns(),
+        }
     }
 
     /// All rows of a matrix, to be written.
     pub fn all_mut(&mut self) -> PartMut<'_> {
         let columns = self.columns();
-        PartMut { data: self.data_mut(), columns }
+        PartMut {
+            data: self.data_mut(),
+            columns,
+        }
     }
 }
 
@@ -172,7 +206,12 @@ impl<'a> Part<'a> {
     }
 
     pub(crate) fn view(&self) -> Rows<'a> {
-        Rows { data: self.data, rows: self.rows(), cols: self.columns, stride: self.columns }
+        Rows {
+            data: self.data,
+            rows: self.rows(),
+            cols: self.columns,
+            stride: self.columns,
+        }
     }
 }
 
@@ -202,7 +241,11 @@ impl PartMut<'_> {
     pub fn copy_from(&mut self, from: Part<'_>) -> Result<()> {
         if from.data.len() != self.data.len() {
             let found = vec![from.rows(), from.columns];
-            return Err(Error::Shape { what: "copy", expected: vec![self.rows(), self.columns], found });
+            return Err(Error::Shape {
+                what: "copy",
+                expected: vec![self.rows(), self.columns],
+                found,
+            });
         }
         self.data.copy_from_slice(from.data);
         Ok(())
@@ -222,6 +265,11 @@ impl PartMut<'_> {
 
     pub(crate) fn view(&mut self) -> RowsMut<'_> {
         let rows = self.rows();
-        RowsMut { data: self.data, rows, cols: self.columns, stride: self.columns }
+        RowsMut {
+            data: self.data,
+            rows,
+            cols: self.columns,
+            stride: self.columns,
+        }
     }
 }

@@ -42,7 +42,9 @@ impl BlockIndex {
             let range = at..at + tensor.bytes().as_usize();
             (tensor.name.clone(), (tensor.clone(), range))
         };
-        BlockIndex { tensors: layout.offsets().map(place).collect() }
+        BlockIndex {
+            tensors: layout.offsets().map(place).collect(),
+        }
     }
 }
 
@@ -54,7 +56,10 @@ struct Recorder<'h> {
 
 #[derive(Clone, Copy)]
 enum Origin<'w> {
-    Live { index: &'w BlockIndex, bytes: &'w [u8] },
+    Live {
+        index: &'w BlockIndex,
+        bytes: &'w [u8],
+    },
     Recorded(&'w Recorder<'w>),
 }
 
@@ -74,20 +79,35 @@ pub fn record(
     block: impl Into<String>,
     load: impl FnOnce(&Weights<'_>) -> Result<()>,
 ) -> Result<BlockLayout> {
-    let recorder = Recorder { headers, seen: RefCell::default() };
-    load(&Weights { origin: Origin::Recorded(&recorder), prefix: String::new() })?;
-    Ok(BlockLayout { name: block.into(), tensors: recorder.seen.into_inner() })
+    let recorder = Recorder {
+        headers,
+        seen: RefCell::default(),
+    };
+    load(&Weights {
+        origin: Origin::Recorded(&recorder),
+        prefix: String::new(),
+    })?;
+    Ok(BlockLayout {
+        name: block.into(),
+        tensors: recorder.seen.into_inner(),
+    })
 }
 
 impl<'w> Weights<'w> {
     /// The block whose tensors lie in `bytes` as `index` says.
     pub fn live(index: &'w BlockIndex, bytes: &'w [u8]) -> Weights<'w> {
-        Weights { origin: Origin::Live { index, bytes }, prefix: String::new() }
+        Weights {
+            origin: Origin::Live { index, bytes },
+            prefix: String::new(),
+        }
     }
 
     /// The scope `name` within this one.
     pub fn pp(&self, name: impl std::fmt::Display) -> Weights<'w> {
-        Weights { origin: self.origin, prefix: format!("{}{name}.", self.prefix) }
+        Weights {
+            origin: self.origin,
+            prefix: format!("{}{name}.", self.prefix),
+        }
     }
 
     /// Whether the checkpoint has `name` here.
@@ -115,10 +135,18 @@ impl<'w> Weights<'w> {
         };
         if !shapes.contains(&&shape[..]) {
             let expected = shapes[0].to_vec();
-            return Err(Error::WrongShape { name: full, expected, found: shape });
+            return Err(Error::WrongShape {
+                name: full,
+                expected,
+                found: shape,
+            });
         }
         if let Origin::Recorded(recorder) = self.origin {
-            recorder.seen.borrow_mut().push(TensorLayout { name: full, dtype, shape });
+            recorder.seen.borrow_mut().push(TensorLayout {
+                name: full,
+                dtype,
+                shape,
+            });
         }
         Ok((dtype, bytes))
     }
@@ -130,7 +158,10 @@ impl<'w> Weights<'w> {
             Dtype::Bf16 => Ok(Stored::Bf16),
             Dtype::F8E4M3 => Ok(Stored::F8E4M3),
             Dtype::F8E5M2 => Ok(Stored::F8E5M2),
-            found => Err(Error::WrongDtype { name: format!("{}{name}", self.prefix), found }),
+            found => Err(Error::WrongDtype {
+                name: format!("{}{name}", self.prefix),
+                found,
+            }),
         }
     }
 
@@ -138,7 +169,12 @@ impl<'w> Weights<'w> {
         let (dtype, bytes) = self.raw(name, shapes)?;
         let stored = self.stored(name, dtype)?;
         let (rows, cols) = (shapes[0][0], shapes[0][1..].iter().product());
-        Ok(Matrix { stored, bytes, rows, cols })
+        Ok(Matrix {
+            stored,
+            bytes,
+            rows,
+            cols,
+        })
     }
 
     /// A small tensor, widened to f32. Empty when recorded.
@@ -158,7 +194,9 @@ impl<'w> Weights<'w> {
     /// # Errors
     /// When a tensor is missing or of another shape or type.
     pub fn linear_no_bias(&self, dim_in: usize, dim_out: usize, name: &str) -> Result<Linear<'w>> {
-        let weight = self.pp(name).matrix("weight", &[&[dim_out, dim_in], &[dim_out, dim_in, 1, 1]])?;
+        let weight = self
+            .pp(name)
+            .matrix("weight", &[&[dim_out, dim_in], &[dim_out, dim_in, 1, 1]])?;
         Ok(Linear { weight, bias: None })
     }
 
@@ -168,15 +206,28 @@ impl<'w> Weights<'w> {
     /// As [`Weights::linear_no_bias`].
     pub fn linear(&self, dim_in: usize, dim_out: usize, name: &str) -> Result<Linear<'w>> {
         let layer = self.linear_no_bias(dim_in, dim_out, name)?;
-        Ok(Linear { bias: Some(self.pp(name).values("bias", &[dim_out])?), ..layer })
+        Ok(Linear {
+            bias: Some(self.pp(name).values("bias", &[dim_out])?),
+            ..layer
+        })
     }
 
     /// A linear layer with a bias where `bias` says so.
     ///
     /// # Errors
     /// As [`Weights::linear_no_bias`].
-    pub fn linear_if_bias(&self, bias: bool, dim_in: usize, dim_out: usize, name: &str) -> Result<Linear<'w>> {
-        if bias { self.linear(dim_in, dim_out, name) } else { self.linear_no_bias(dim_in, dim_out, name) }
+    pub fn linear_if_bias(
+        &self,
+        bias: bool,
+        dim_in: usize,
+        dim_out: usize,
+        name: &str,
+    ) -> Result<Linear<'w>> {
+        if bias {
+            self.linear(dim_in, dim_out, name)
+        } else {
+            self.linear_no_bias(dim_in, dim_out, name)
+        }
     }
 
     /// A root-mean-square norm over `dim` values.
@@ -184,28 +235,52 @@ impl<'w> Weights<'w> {
     /// # Errors
     /// As [`Weights::linear_no_bias`].
     pub fn rms_norm(&self, dim: usize, eps: f32, name: &str) -> Result<RmsNorm> {
-        Ok(RmsNorm { weight: self.pp(name).values("weight", &[dim])?, eps })
+        Ok(RmsNorm {
+            weight: self.pp(name).values("weight", &[dim])?,
+            eps,
+        })
     }
 
     /// A group norm over `channels` in `groups`.
     ///
     /// # Errors
     /// As [`Weights::linear_no_bias`].
-    pub fn group_norm(&self, groups: usize, channels: usize, eps: f32, name: &str) -> Result<GroupNorm> {
+    pub fn group_norm(
+        &self,
+        groups: usize,
+        channels: usize,
+        eps: f32,
+        name: &str,
+    ) -> Result<GroupNorm> {
         let scope = self.pp(name);
         let weight = scope.values("weight", &[channels])?;
         let bias = scope.values("bias", &[channels])?;
-        Ok(GroupNorm { groups, eps, weight, bias })
+        Ok(GroupNorm {
+            groups,
+            eps,
+            weight,
+            bias,
+        })
     }
 
     /// A convolution with a square kernel and bias, stride 1, zero padding of `kernel / 2`.
     ///
     /// # Errors
     /// As [`Weights::linear_no_bias`].
-    pub fn conv2d(&self, dim_in: usize, dim_out: usize, kernel: usize, name: &str) -> Result<Conv2d<'w>> {
+    pub fn conv2d(
+        &self,
+        dim_in: usize,
+        dim_out: usize,
+        kernel: usize,
+        name: &str,
+    ) -> Result<Conv2d<'w>> {
         let scope = self.pp(name);
         let weight = scope.matrix("weight", &[&[dim_out, dim_in, kernel, kernel]])?;
         let bias = scope.values("bias", &[dim_out])?;
-        Ok(Conv2d { weight, bias, kernel })
+        Ok(Conv2d {
+            weight,
+            bias,
+            kernel,
+        })
     }
 }

@@ -75,12 +75,18 @@ impl Config {
         let config = ConfigReader::new("transformer", value);
         config.only("_class_name", "ZImageTransformer2DModel")?;
         if config.get("siglip_feat_dim").is_some() {
-            return Err(config.error("siglip_feat_dim", "is set: the Omni variant is not supported"));
+            return Err(config.error(
+                "siglip_feat_dim",
+                "is set: the Omni variant is not supported",
+            ));
         }
         let patches = config.sizes("all_patch_size", Some(&[PATCH]), 8, 1..=64)?;
         let frames = config.sizes("all_f_patch_size", Some(&[1]), 8, 1..=64)?;
         if !patches.iter().zip(&frames).any(|pair| pair == (&PATCH, &1)) {
-            return Err(config.error("all_patch_size", format!("is {patches:?}, without the patch of 2 that is supported")));
+            return Err(config.error(
+                "all_patch_size",
+                format!("is {patches:?}, without the patch of 2 that is supported"),
+            ));
         }
         let dim = config.size("dim", Some(3840), 1..=65_536)?;
         let heads = config.size("n_heads", Some(30), 1..=1024)?;
@@ -90,10 +96,19 @@ impl Config {
         let axes_dims = config.sizes("axes_dims", Some(&[32, 48, 48]), 3, 2..=1024)?;
         let axes_lens = config.sizes("axes_lens", Some(&[1024, 512, 512]), 3, 1..=65_536)?;
         if axes_dims.len() != 3 || axes_lens.len() != 3 || axes_dims.iter().any(|d| d % 2 != 0) {
-            return Err(config.error("axes_dims", "and axes_lens must be three numbers each, the dims even"));
+            return Err(config.error(
+                "axes_dims",
+                "and axes_lens must be three numbers each, the dims even",
+            ));
         }
         if axes_dims.iter().sum::<usize>() != dim / heads {
-            return Err(config.error("axes_dims", format!("is {axes_dims:?}, which does not add up to {} a head", dim / heads)));
+            return Err(config.error(
+                "axes_dims",
+                format!(
+                    "is {axes_dims:?}, which does not add up to {} a head",
+                    dim / heads
+                ),
+            ));
         }
         Ok(Config {
             channels: config.size("in_channels", Some(16), 1..=1024)?,
@@ -101,7 +116,12 @@ impl Config {
             layers: config.size("n_layers", Some(30), 1..=1024)?,
             refiners: config.size("n_refiner_layers", Some(2), 0..=256)?,
             caption_dim: config.size("cap_feat_dim", Some(2560), 1..=65_536)?,
-            heads: Heads { query: heads, key_value: heads, dim: dim / heads, causal: false },
+            heads: Heads {
+                query: heads,
+                key_value: heads,
+                dim: dim / heads,
+                causal: false,
+            },
             qk_norm: config.flag("qk_norm", true)?,
             norm_eps: config.number("norm_eps", Some(1e-5))? as f32,
             time_scale: config.number("t_scale", Some(1000.0))? as f32,
@@ -153,13 +173,25 @@ impl Config {
         let [texts, rows, columns] = [self.axes_lens[0], self.axes_lens[1], self.axes_lens[2]];
         // The picture takes the position after the padded caption, which starts at 1.
         if padded(caption_tokens) + 2 > texts {
-            return beyond("the prompt's length in tokens", caption_tokens, texts.saturating_sub(2));
+            return beyond(
+                "the prompt's length in tokens",
+                caption_tokens,
+                texts.saturating_sub(2),
+            );
         }
         if h / PATCH > rows {
-            return beyond("the picture's height in patches of 16 pixels", h / PATCH, rows);
+            return beyond(
+                "the picture's height in patches of 16 pixels",
+                h / PATCH,
+                rows,
+            );
         }
         if w / PATCH > columns {
-            return beyond("the picture's width in patches of 16 pixels", w / PATCH, columns);
+            return beyond(
+                "the picture's width in patches of 16 pixels",
+                w / PATCH,
+                columns,
+            );
         }
         Ok(())
     }
@@ -187,9 +219,24 @@ impl Modulation {
     fn new(compute: Compute, layer: &Linear<'_>, time: &Tensor) -> Result<Modulation> {
         let all = layer.forward(compute, time)?;
         let quarter = all.shape()[1] / 4;
-        let scale = |i: usize| all.data()[i * quarter..(i + 1) * quarter].iter().map(|x| 1.0 + x).collect();
-        let gate = |i: usize| all.data()[i * quarter..(i + 1) * quarter].iter().map(|x| x.tanh()).collect();
-        Ok(Modulation { scale_msa: scale(0), gate_msa: gate(1), scale_mlp: scale(2), gate_mlp: gate(3) })
+        let scale = |i: usize| {
+            all.data()[i * quarter..(i + 1) * quarter]
+                .iter()
+                .map(|x| 1.0 + x)
+                .collect()
+        };
+        let gate = |i: usize| {
+            all.data()[i * quarter..(i + 1) * quarter]
+                .iter()
+                .map(|x| x.tanh())
+                .collect()
+        };
+        Ok(Modulation {
+            scale_msa: scale(0),
+            gate_msa: gate(1),
+            scale_mlp: scale(2),
+            gate_mlp: gate(3),
+        })
     }
 }
 
@@ -222,12 +269,17 @@ impl<'w> Layer<'w> {
         let (attention, ffn) = (w.pp("attention"), w.pp("feed_forward"));
         let norm = |name| attention.rms_norm(config.heads.dim, QK_NORM_EPS, name);
         Ok(Layer {
-            modulation: modulated.then(|| w.linear(config.time_dim(), 4 * d, "adaLN_modulation.0")).transpose()?,
+            modulation: modulated
+                .then(|| w.linear(config.time_dim(), 4 * d, "adaLN_modulation.0"))
+                .transpose()?,
             attention_norm1: w.rms_norm(d, eps, "attention_norm1")?,
             to_q: attention.linear_no_bias(d, d, "to_q")?,
             to_k: attention.linear_no_bias(d, d, "to_k")?,
             to_v: attention.linear_no_bias(d, d, "to_v")?,
-            norms: config.qk_norm.then(|| Ok::<_, Error>((norm("norm_q")?, norm("norm_k")?))).transpose()?,
+            norms: config
+                .qk_norm
+                .then(|| Ok::<_, Error>((norm("norm_q")?, norm("norm_k")?)))
+                .transpose()?,
             to_out: attention.linear_no_bias(d, d, "to_out.0")?,
             attention_norm2: w.rms_norm(d, eps, "attention_norm2")?,
             ffn_norm1: w.rms_norm(d, eps, "ffn_norm1")?,
@@ -242,7 +294,13 @@ impl<'w> Layer<'w> {
     ///
     /// # Memory
     /// At most `max(4 * max(chunk_rows, longest segment) * D, chunk_rows * (D + F))` f32 beside `x`.
-    fn forward(&self, pass: Pass<'_>, x: &mut Tensor, segments: &[Segment<'_>], time: Option<&Tensor>) -> Result<()> {
+    fn forward(
+        &self,
+        pass: Pass<'_>,
+        x: &mut Tensor,
+        segments: &[Segment<'_>],
+        time: Option<&Tensor>,
+    ) -> Result<()> {
         let modulation = match (&self.modulation, time) {
             (Some(layer), Some(time)) => Some(Modulation::new(pass.compute, layer, time)?),
             _ => None,
@@ -253,7 +311,12 @@ impl<'w> Layer<'w> {
         }
         let rows = x.shape()[0];
         for start in (0..rows).step_by(pass.chunk_rows) {
-            self.feed_forward(pass.compute, x, start..rows.min(start + pass.chunk_rows), modulation)?;
+            self.feed_forward(
+                pass.compute,
+                x,
+                start..rows.min(start + pass.chunk_rows),
+                modulation,
+            )?;
         }
         Ok(())
     }
@@ -265,10 +328,16 @@ impl<'w> Layer<'w> {
         group: &[Segment<'_>],
         modulation: Option<&Modulation>,
     ) -> Result<()> {
-        let Pass { compute, config, .. } = pass;
-        let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(()) };
+        let Pass {
+            compute, config, ..
+        } = pass;
+        let (Some(first), Some(last)) = (group.first(), group.last()) else {
+            return Ok(());
+        };
         let rows = first.rows.start..last.rows.end;
-        let normed = self.attention_norm1.forward(x.part(rows.clone()), modulation.map(|m| &m.scale_msa[..]))?;
+        let normed = self
+            .attention_norm1
+            .forward(x.part(rows.clone()), modulation.map(|m| &m.scale_msa[..]))?;
         let mut q = self.to_q.forward(compute, &normed)?;
         let mut k = self.to_k.forward(compute, &normed)?;
         let v = self.to_v.forward(compute, &normed)?;
@@ -277,14 +346,33 @@ impl<'w> Layer<'w> {
         let (norm_q, norm_k) = self.norms.as_ref().map(|(q, k)| (q, k)).unzip();
         for segment in group {
             let here = segment.rows.start - rows.start..segment.rows.end - rows.start;
-            rotate_heads(q.part_mut(here.clone()), config.heads.dim, norm_q, Rotary::Interleaved, segment.rotary);
-            rotate_heads(k.part_mut(here.clone()), config.heads.dim, norm_k, Rotary::Interleaved, segment.rotary);
-            let (q, k, v) = (q.part(here.clone()), k.part(here.clone()), v.part(here.clone()));
-            config.heads.attend(compute, q, k, v, attended.part_mut(here));
+            rotate_heads(
+                q.part_mut(here.clone()),
+                config.heads.dim,
+                norm_q,
+                Rotary::Interleaved,
+                segment.rotary,
+            );
+            rotate_heads(
+                k.part_mut(here.clone()),
+                config.heads.dim,
+                norm_k,
+                Rotary::Interleaved,
+                segment.rotary,
+            );
+            let (q, k, v) = (
+                q.part(here.clone()),
+                k.part(here.clone()),
+                v.part(here.clone()),
+            );
+            config
+                .heads
+                .attend(compute, q, k, v, attended.part_mut(here));
         }
         drop((q, k, v));
         let out = self.to_out.forward(compute, &attended)?;
-        self.attention_norm2.add_to(&out, modulation.map(|m| &m.gate_msa[..]), x.part_mut(rows));
+        self.attention_norm2
+            .add_to(&out, modulation.map(|m| &m.gate_msa[..]), x.part_mut(rows));
         Ok(())
     }
 
@@ -295,12 +383,15 @@ impl<'w> Layer<'w> {
         rows: Range<usize>,
         modulation: Option<&Modulation>,
     ) -> Result<()> {
-        let normed = self.ffn_norm1.forward(x.part(rows.clone()), modulation.map(|m| &m.scale_mlp[..]))?;
+        let normed = self
+            .ffn_norm1
+            .forward(x.part(rows.clone()), modulation.map(|m| &m.scale_mlp[..]))?;
         let hidden = gated(compute, &normed, &self.w1, &self.w3)?;
         drop(normed);
         let out = self.w2.forward(compute, &hidden)?;
         drop(hidden);
-        self.ffn_norm2.add_to(&out, modulation.map(|m| &m.gate_mlp[..]), x.part_mut(rows));
+        self.ffn_norm2
+            .add_to(&out, modulation.map(|m| &m.gate_mlp[..]), x.part_mut(rows));
         Ok(())
     }
 }
@@ -310,7 +401,8 @@ fn groups<'s, 't>(segments: &'s [Segment<'t>], chunk_rows: usize) -> Vec<&'s [Se
     let mut groups = Vec::new();
     let mut start = 0;
     for end in 1..=segments.len() {
-        let full = |end: usize| segments[end - 1].rows.end - segments[start].rows.start > chunk_rows;
+        let full =
+            |end: usize| segments[end - 1].rows.end - segments[start].rows.start > chunk_rows;
         if end == segments.len() || full(end + 1) {
             groups.push(&segments[start..end]);
             start = end;
@@ -344,7 +436,11 @@ impl<'w> Embedders<'w> {
         Ok(Embedders {
             time_in: time.linear(TIME_DIM, TIME_HIDDEN, "0")?,
             time_out: time.linear(TIME_HIDDEN, config.time_dim(), "2")?,
-            image: w.linear(config.patch_values(), config.dim, &format!("all_x_embedder.{PATCH_KEY}"))?,
+            image: w.linear(
+                config.patch_values(),
+                config.dim,
+                &format!("all_x_embedder.{PATCH_KEY}"),
+            )?,
             pad: w.values("x_pad_token", &[1, config.dim])?,
         })
     }
@@ -360,7 +456,9 @@ impl<'w> Embedders<'w> {
             features[HALF + i] = sin as f32;
         }
         let features = Tensor::from_slice(&[1, TIME_DIM], &features)?;
-        let hidden = self.time_in.forward_activated(compute, &features, Activation::Silu)?;
+        let hidden = self
+            .time_in
+            .forward_activated(compute, &features, Activation::Silu)?;
         self.time_out.forward(compute, &hidden)
     }
 }
@@ -403,13 +501,23 @@ impl<'w> CaptionEmbedder<'w> {
 /// # Errors
 /// When headers and configuration do not agree.
 pub fn caption_layout(headers: &dyn Headers, config: &Config) -> Result<ComponentLayout> {
-    let embed = record(headers, "cap_embedder", |w| CaptionEmbedder::load(w, config).map(drop))?;
+    let embed = record(headers, "cap_embedder", |w| {
+        CaptionEmbedder::load(w, config).map(drop)
+    })?;
     let refiner = |i: usize| {
         let name = format!("context_refiner.{i}");
-        record(headers, name.clone(), |w| Layer::load(&w.pp(&name), config, false).map(drop))
+        record(headers, name.clone(), |w| {
+            Layer::load(&w.pp(&name), config, false).map(drop)
+        })
     };
-    let blocks = std::iter::once(Ok(embed)).chain((0..config.refiners).map(refiner)).collect::<Result<_>>()?;
-    Ok(ComponentLayout { name: "transformer".to_owned(), blocks, tables: Vec::new() })
+    let blocks = std::iter::once(Ok(embed))
+        .chain((0..config.refiners).map(refiner))
+        .collect::<Result<_>>()?;
+    Ok(ComponentLayout {
+        name: "transformer".to_owned(),
+        blocks,
+        tables: Vec::new(),
+    })
 }
 
 /// The blocks that run once a step, in order: embedders, noise refiners, layers, the final layer.
@@ -417,16 +525,28 @@ pub fn caption_layout(headers: &dyn Headers, config: &Config) -> Result<Componen
 /// # Errors
 /// When headers and configuration do not agree.
 pub fn layout(headers: &dyn Headers, config: &Config) -> Result<ComponentLayout> {
-    let layer = |name: String| record(headers, name.clone(), |w| Layer::load(&w.pp(&name), config, true).map(drop));
-    let mut blocks = vec![record(headers, "embedders", |w| Embedders::load(w, config).map(drop))?];
+    let layer = |name: String| {
+        record(headers, name.clone(), |w| {
+            Layer::load(&w.pp(&name), config, true).map(drop)
+        })
+    };
+    let mut blocks = vec![record(headers, "embedders", |w| {
+        Embedders::load(w, config).map(drop)
+    })?];
     for i in 0..config.refiners {
         blocks.push(layer(format!("noise_refiner.{i}"))?);
     }
     for i in 0..config.layers {
         blocks.push(layer(format!("layers.{i}"))?);
     }
-    blocks.push(record(headers, "final_layer", |w| Final::load(w, config).map(drop))?);
-    Ok(ComponentLayout { name: "transformer".to_owned(), blocks, tables: Vec::new() })
+    blocks.push(record(headers, "final_layer", |w| {
+        Final::load(w, config).map(drop)
+    })?);
+    Ok(ComponentLayout {
+        name: "transformer".to_owned(),
+        blocks,
+        tables: Vec::new(),
+    })
 }
 
 /// Embeds and refines captions, all in one visit of the blocks of [`caption_layout`].
@@ -436,7 +556,11 @@ pub fn layout(headers: &dyn Headers, config: &Config) -> Result<ComponentLayout>
 ///
 /// # Errors
 /// When a block cannot be had or memory is refused.
-pub fn refine_captions(source: &mut dyn BlockSource, pass: Pass<'_>, captions: &[Tensor]) -> Result<Vec<Tensor>> {
+pub fn refine_captions(
+    source: &mut dyn BlockSource,
+    pass: Pass<'_>,
+    captions: &[Tensor],
+) -> Result<Vec<Tensor>> {
     let config = pass.config;
     let mut refined = Vec::with_capacity(captions.len());
     {
@@ -448,18 +572,26 @@ pub fn refine_captions(source: &mut dyn BlockSource, pass: Pass<'_>, captions: &
             let embedded = embedder.linear.forward(pass.compute, &normed)?;
             let mut rows = Tensor::new(&[padded(tokens), config.dim])?;
             rows.part_mut(0..tokens).copy_from(embedded.all())?;
-            rows.part_mut(tokens..padded(tokens)).fill_rows(&embedder.pad);
+            rows.part_mut(tokens..padded(tokens))
+                .fill_rows(&embedder.pad);
             refined.push(rows);
         }
     }
-    let longest = refined.iter().map(|rows| rows.shape()[0]).max().unwrap_or(0);
+    let longest = refined
+        .iter()
+        .map(|rows| rows.shape()[0])
+        .max()
+        .unwrap_or(0);
     // Padding goes on counting: a caption's tokens, real or not, stand at 1, 2, 3, ...
     let rotary = config.rotary(longest, |token| [token + 1, 0, 0])?;
     for i in 0..config.refiners {
         let weights = source.block(1 + i)?;
         let layer = Layer::load(&weights.pp(format!("context_refiner.{i}")), config, false)?;
         for rows in &mut refined {
-            let segment = Segment { rows: 0..rows.shape()[0], rotary: &rotary };
+            let segment = Segment {
+                rows: 0..rows.shape()[0],
+                rotary: &rotary,
+            };
             layer.forward(pass, rows, &[segment], None)?;
         }
     }
@@ -472,7 +604,12 @@ impl Config {
         let axes: Vec<(usize, f64)> = (0..3)
             .flat_map(|axis| {
                 let dim = self.axes_dims[axis];
-                (0..dim / 2).map(move |i| (axis, 1.0 / self.rope_theta.powf((2 * i) as f64 / dim as f64)))
+                (0..dim / 2).map(move |i| {
+                    (
+                        axis,
+                        1.0 / self.rope_theta.powf((2 * i) as f64 / dim as f64),
+                    )
+                })
             })
             .collect();
         RotaryTable::new(tokens, axes.len(), |token, pair| {
@@ -498,7 +635,12 @@ impl Sequences {
     ///
     /// # Errors
     /// When the model has no such positions or memory is refused.
-    pub fn new(config: &Config, size: (usize, usize), pictures: usize, captions: Vec<usize>) -> Result<Sequences> {
+    pub fn new(
+        config: &Config,
+        size: (usize, usize),
+        pictures: usize,
+        captions: Vec<usize>,
+    ) -> Result<Sequences> {
         let mut tables: Vec<(usize, RotaryTable)> = Vec::new();
         let (image, columns) = (image_tokens(size), size.1 / PATCH);
         for &caption in &captions {
@@ -517,7 +659,12 @@ impl Sequences {
             })?;
             tables.push((caption, table));
         }
-        Ok(Sequences { size, pictures, captions, tables })
+        Ok(Sequences {
+            size,
+            pictures,
+            captions,
+            tables,
+        })
     }
 
     /// Picture tokens of one sequence, padded (T_i).
@@ -537,10 +684,13 @@ impl Sequences {
         let mut taken = Vec::new();
         for (s, &caption) in self.captions.iter().enumerate() {
             let pair = (s % self.pictures, caption);
-            let at = pairs.iter().position(|known| *known == pair).unwrap_or_else(|| {
-                pairs.push(pair);
-                pairs.len() - 1
-            });
+            let at = pairs
+                .iter()
+                .position(|known| *known == pair)
+                .unwrap_or_else(|| {
+                    pairs.push(pair);
+                    pairs.len() - 1
+                });
             taken.push(at);
         }
         (pairs, taken)
@@ -574,8 +724,12 @@ pub fn velocities(
             let start = p * rows_image;
             let patches = patchify(&latents[picture])?;
             let embedded = embedders.image.forward(pass.compute, &patches)?;
-            pictures.part_mut(start..start + real).copy_from(embedded.all())?;
-            pictures.part_mut(start + real..start + rows_image).fill_rows(&embedders.pad);
+            pictures
+                .part_mut(start..start + real)
+                .copy_from(embedded.all())?;
+            pictures
+                .part_mut(start + real..start + rows_image)
+                .fill_rows(&embedders.pad);
         }
         embedders.time(pass.compute, time * config.time_scale)?
     };
@@ -583,7 +737,10 @@ pub fn velocities(
     let segments: Vec<Segment<'_>> = pairs
         .iter()
         .enumerate()
-        .map(|(p, &(_, caption))| Segment { rows: p * rows_image..(p + 1) * rows_image, rotary: sequences.table(caption) })
+        .map(|(p, &(_, caption))| Segment {
+            rows: p * rows_image..(p + 1) * rows_image,
+            rotary: sequences.table(caption),
+        })
         .collect();
     for i in 0..config.refiners {
         let weights = source.block(1 + i)?;
@@ -611,7 +768,11 @@ pub fn velocities(
             let mut patches = Tensor::new(&[real, config.patch_values()])?;
             for first in (0..real).step_by(pass.chunk_rows) {
                 let end = real.min(first + pass.chunk_rows);
-                let normed = layer_norm_scaled(x.part(start + first..start + end), FINAL_NORM_EPS, scale.row(0))?;
+                let normed = layer_norm_scaled(
+                    x.part(start + first..start + end),
+                    FINAL_NORM_EPS,
+                    scale.row(0),
+                )?;
                 let out = last.linear.forward(pass.compute, &normed)?;
                 patches.part_mut(first..end).copy_from(out.all())?;
             }
@@ -628,15 +789,24 @@ fn unify<'s>(
     captions: &[&Tensor],
 ) -> Result<(Tensor, Vec<Segment<'s>>)> {
     let rows_image = sequences.image_rows();
-    let total = sequences.captions.iter().map(|caption| rows_image + caption).sum();
+    let total = sequences
+        .captions
+        .iter()
+        .map(|caption| rows_image + caption)
+        .sum();
     let mut x = Tensor::new(&[total, pictures.shape()[1]])?;
     let mut segments = Vec::with_capacity(taken.len());
     let mut start = 0;
     for ((&from, caption), &tokens) in taken.iter().zip(captions).zip(&sequences.captions) {
         let middle = start + rows_image;
-        x.part_mut(start..middle).copy_from(pictures.part(from * rows_image..(from + 1) * rows_image))?;
-        x.part_mut(middle..middle + tokens).copy_from(caption.all())?;
-        segments.push(Segment { rows: start..middle + tokens, rotary: sequences.table(tokens) });
+        x.part_mut(start..middle)
+            .copy_from(pictures.part(from * rows_image..(from + 1) * rows_image))?;
+        x.part_mut(middle..middle + tokens)
+            .copy_from(caption.all())?;
+        segments.push(Segment {
+            rows: start..middle + tokens,
+            rotary: sequences.table(tokens),
+        });
         start = middle + tokens;
     }
     Ok((x, segments))
@@ -652,14 +822,18 @@ fn silu(x: &Tensor) -> Result<Tensor> {
 fn patchify(latents: &Tensor) -> Result<Tensor> {
     let (channels, h, w) = latents.dims3()?;
     let mut patches = Tensor::new(&[image_tokens((h, w)), PATCH * PATCH * channels])?;
-    for_patches((channels, h, w), |map, patch| patches.data_mut()[patch] = latents.data()[map]);
+    for_patches((channels, h, w), |map, patch| {
+        patches.data_mut()[patch] = latents.data()[map]
+    });
     Ok(patches)
 }
 
 /// The inverse of [`patchify`].
 fn unpatchify(patches: &Tensor, channels: usize, (h, w): (usize, usize)) -> Result<Tensor> {
     let mut map = Tensor::new(&[channels, h, w])?;
-    for_patches((channels, h, w), |at, patch| map.data_mut()[at] = patches.data()[patch]);
+    for_patches((channels, h, w), |at, patch| {
+        map.data_mut()[at] = patches.data()[patch]
+    });
     Ok(map)
 }
 
@@ -695,9 +869,18 @@ mod tests {
     #[test]
     fn groups_hold_what_the_chunk_allows_and_at_least_one() {
         let table = RotaryTable::new(0, 1, |_, _| 0.0).unwrap();
-        let segments: Vec<Segment<'_>> =
-            (0..5).map(|i| Segment { rows: i * 10..(i + 1) * 10, rotary: &table }).collect();
-        let sizes = |chunk| groups(&segments, chunk).iter().map(|group| group.len()).collect::<Vec<_>>();
+        let segments: Vec<Segment<'_>> = (0..5)
+            .map(|i| Segment {
+                rows: i * 10..(i + 1) * 10,
+                rotary: &table,
+            })
+            .collect();
+        let sizes = |chunk| {
+            groups(&segments, chunk)
+                .iter()
+                .map(|group| group.len())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(sizes(1), [1, 1, 1, 1, 1]);
         assert_eq!(sizes(20), [2, 2, 1]);
         assert_eq!(sizes(29), [2, 2, 1]);

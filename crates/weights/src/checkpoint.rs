@@ -22,6 +22,7 @@ pub struct Checkpoint {
     sources: Vec<Source>,
     tensors: Vec<TensorEntry>,
     by_name: HashMap<String, usize>,
+    metadata: Vec<(String, String)>,
     bytes: Bytes,
 }
 
@@ -136,9 +137,12 @@ impl Checkpoint {
         let mut tensors: Vec<TensorEntry> = Vec::new();
         let mut by_name: HashMap<String, usize> = HashMap::new();
         let mut promises = Vec::new();
+        let mut metadata = Vec::new();
         let mut bytes = Bytes::ZERO;
         for (number, (source, promise)) in parts.into_iter().enumerate() {
-            for mut entry in read_header(&source)?.tensors {
+            let header = read_header(&source)?;
+            metadata.extend(header.metadata);
+            for mut entry in header.tensors {
                 entry.source = number;
                 if let Some(&first) = by_name.get(&entry.name) {
                     let first = sources[tensors[first].source].name();
@@ -188,8 +192,15 @@ impl Checkpoint {
             sources,
             tensors,
             by_name,
+            metadata,
             bytes,
         })
+    }
+
+    /// The free text under `__metadata__` that is called `key`, from the first shard that has it.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        let found = self.metadata.iter().find(|(name, _)| name == key);
+        found.map(|(_, text)| text.as_str())
     }
 
     /// What messages call it: the file, or the index.

@@ -71,31 +71,48 @@ pub fn memory() -> Option<Memory> {
 
 fn meminfo(text: &str, key: &str) -> Option<Bytes> {
     let line = text.lines().find(|line| line.starts_with(key))?;
-    let kib: u64 = line[key.len()..].trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let kib: u64 = line[key.len()..]
+        .trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse()
+        .ok()?;
     Some(Bytes::kib(kib))
 }
 
 /// (limit, used) of this process's control group and every one above it, version 2, and of version 1 at the root.
 fn group_limits() -> Vec<(Bytes, Bytes)> {
-    let read = |path: String| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok().map(Bytes);
+    let read = |path: String| {
+        fs::read_to_string(path)
+            .ok()?
+            .trim()
+            .parse::<u64>()
+            .ok()
+            .map(Bytes)
+    };
     let mut limits = Vec::new();
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let own = groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+    let own = groups
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .unwrap_or("/");
     let mut path = own.trim_end_matches('/');
     loop {
         let folder = format!("/sys/fs/cgroup{path}");
-        if let (Some(limit), Some(used)) =
-            (read(format!("{folder}/memory.max")), read(format!("{folder}/memory.current")))
-        {
+        if let (Some(limit), Some(used)) = (
+            read(format!("{folder}/memory.max")),
+            read(format!("{folder}/memory.current")),
+        ) {
             limits.push((limit, used));
         }
         let Some(cut) = path.rfind('/') else { break };
         path = &path[..cut];
     }
     let first = "/sys/fs/cgroup/memory";
-    if let (Some(limit), Some(used)) =
-        (read(format!("{first}/memory.limit_in_bytes")), read(format!("{first}/memory.usage_in_bytes")))
-    {
+    if let (Some(limit), Some(used)) = (
+        read(format!("{first}/memory.limit_in_bytes")),
+        read(format!("{first}/memory.usage_in_bytes")),
+    ) {
         limits.push((limit, used));
     }
     limits
@@ -104,15 +121,22 @@ fn group_limits() -> Vec<(Bytes, Bytes)> {
 /// The soft limit of `ulimit -d`, as the system prints it.
 fn data_limit() -> Option<Bytes> {
     let text = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = text.lines().find(|line| line.starts_with("Max data size"))?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("Max data size"))?;
     line.split_whitespace().nth(3)?.parse().ok().map(Bytes)
 }
 
 /// The processor's name, where the system tells.
 pub fn name() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
-    model.map_or_else(|| std::env::consts::ARCH.to_owned(), |name| name.trim().to_owned())
+    let model = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split(':').nth(1));
+    model.map_or_else(
+        || std::env::consts::ARCH.to_owned(),
+        |name| name.trim().to_owned(),
+    )
 }
 
 /// The rates plans are made with; the speed of computing is measured in a few milliseconds.
@@ -134,13 +158,28 @@ fn measure_flops(precision: Precision) -> f64 {
     const DIM: usize = 512;
     let x = vec![0.5f32; ROWS * DIM];
     let weights = vec![0u8; DIM * DIM * 2];
-    let matrix = Matrix { stored: Stored::Bf16, bytes: &weights, rows: DIM, cols: DIM };
+    let matrix = Matrix {
+        stored: Stored::Bf16,
+        bytes: &weights,
+        rows: DIM,
+        cols: DIM,
+    };
     let mut out = vec![0f32; ROWS * DIM];
     let mut best = f64::INFINITY;
     for _ in 0..3 {
         let start = Instant::now();
-        let rows = Rows { data: &x, rows: ROWS, cols: DIM, stride: DIM };
-        let into = RowsMut { data: &mut out, rows: ROWS, cols: DIM, stride: DIM };
+        let rows = Rows {
+            data: &x,
+            rows: ROWS,
+            cols: DIM,
+            stride: DIM,
+        };
+        let into = RowsMut {
+            data: &mut out,
+            rows: ROWS,
+            cols: DIM,
+            stride: DIM,
+        };
         kernels::linear(rows, &matrix, None, Activation::None, precision, into);
         best = best.min(start.elapsed().as_secs_f64());
     }
@@ -155,12 +194,18 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn the_machine_has_memory() {
         let memory = memory().unwrap();
-        assert!(memory.available > Bytes::mib(16) && memory.available <= memory.total, "{memory:?}");
+        assert!(
+            memory.available > Bytes::mib(16) && memory.available <= memory.total,
+            "{memory:?}"
+        );
     }
 
     #[test]
     fn meminfo_is_read_in_kib() {
-        assert_eq!(meminfo("MemTotal:       24567 kB\n", "MemTotal:"), Some(Bytes::kib(24567)));
+        assert_eq!(
+            meminfo("MemTotal:       24567 kB\n", "MemTotal:"),
+            Some(Bytes::kib(24567))
+        );
         assert_eq!(meminfo("MemFree: 1 kB\n", "MemTotal:"), None);
     }
 }

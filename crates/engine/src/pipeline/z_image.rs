@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use lowtide_core::{ComponentLayout, Dtype, Formula, Ladder, Mode, PhaseLayout, PipelineLayout, TensorLayout, Vars};
+use lowtide_core::{
+    ComponentLayout, Dtype, Formula, Ladder, Mode, PhaseLayout, PipelineLayout, TensorLayout, Vars,
+};
 use lowtide_kernels as kernels;
 use lowtide_models::flow_match::FlowMatchEuler;
 use lowtide_models::{Headers, Tensor, autoencoder_kl, qwen3, z_image};
@@ -60,7 +62,9 @@ struct FileHeaders<'a>(&'a Checkpoint);
 
 impl Headers for FileHeaders<'_> {
     fn tensor(&self, name: &str) -> Option<(Dtype, Vec<usize>)> {
-        self.0.get(name).map(|entry| (entry.dtype, entry.shape.clone()))
+        self.0
+            .get(name)
+            .map(|entry| (entry.dtype, entry.shape.clone()))
     }
 }
 
@@ -94,35 +98,62 @@ impl ZImage {
             return Err(Error::UnsupportedPipeline { model, class });
         }
         let config = |component: &'static str| {
-            let found = folder.component(component).filter(|found| !found.config.is_null());
-            found.map(|found| &found.config).ok_or_else(|| Error::Incomplete {
-                model: folder.name.clone(),
-                what: format!("{component}'s configuration is missing; fetch the model again"),
-            })
+            let found = folder
+                .component(component)
+                .filter(|found| !found.config.is_null());
+            found
+                .map(|found| &found.config)
+                .ok_or_else(|| Error::Incomplete {
+                    model: folder.name.clone(),
+                    what: format!("{component}'s configuration is missing; fetch the model again"),
+                })
         };
         let wrap = |component: &'static str| {
             let model = folder.name.clone();
-            move |source| Error::Model { model, component, source }
+            move |source| Error::Model {
+                model,
+                component,
+                source,
+            }
         };
-        let text_config = qwen3::Config::from_json(config("text_encoder")?).map_err(wrap("text_encoder"))?;
-        let transformer_config = z_image::Config::from_json(config("transformer")?).map_err(wrap("transformer"))?;
+        let text_config =
+            qwen3::Config::from_json(config("text_encoder")?).map_err(wrap("text_encoder"))?;
+        let transformer_config =
+            z_image::Config::from_json(config("transformer")?).map_err(wrap("transformer"))?;
         let vae_config = autoencoder_kl::Config::from_json(config("vae")?).map_err(wrap("vae"))?;
-        let scheduler = FlowMatchEuler::from_json(config("scheduler")?).map_err(wrap("scheduler"))?;
+        let scheduler =
+            FlowMatchEuler::from_json(config("scheduler")?).map_err(wrap("scheduler"))?;
         let agree = [
-            ("cap_feat_dim", transformer_config.caption_dim, "text_encoder", text_config.hidden),
-            ("in_channels", transformer_config.channels, "vae", vae_config.latent_channels),
+            (
+                "cap_feat_dim",
+                transformer_config.caption_dim,
+                "text_encoder",
+                text_config.hidden,
+            ),
+            (
+                "in_channels",
+                transformer_config.channels,
+                "vae",
+                vae_config.latent_channels,
+            ),
         ];
         for (key, ours, component, theirs) in agree {
             if ours != theirs {
                 let problem = format!("is {ours}, but the {component}'s is {theirs}");
-                return Err(wrap("transformer")(lowtide_models::Error::config("transformer", key, problem)));
+                return Err(wrap("transformer")(lowtide_models::Error::config(
+                    "transformer",
+                    key,
+                    problem,
+                )));
             }
         }
 
         let text_checkpoint = Arc::new(folder.checkpoint("text_encoder")?);
         let transformer_checkpoint = Arc::new(folder.checkpoint("transformer")?);
         let vae_checkpoint = Arc::new(folder.checkpoint("vae")?);
-        let part = |checkpoint: &Arc<Checkpoint>, layout: lowtide_models::Result<ComponentLayout>, component| {
+        let part = |checkpoint: &Arc<Checkpoint>,
+                    layout: lowtide_models::Result<ComponentLayout>,
+                    component| {
             let layout = layout.map_err(wrap(component))?;
             let blocks = Blocks::new(&folder.name, checkpoint.clone(), &layout)?;
             Ok::<_, Error>(Part { layout, blocks })
@@ -146,6 +177,16 @@ impl ZImage {
         })
     }
 
+    /// Its parts, those first whose weights are worth the most in memory.
+    pub fn parts(&self) -> [&Part; 4] {
+        [
+            &self.transformer,
+            &self.vae,
+            &self.captions,
+            &self.text_encoder,
+        ]
+    }
+
     /// What the sides of a picture must be divisible by.
     pub fn multiple(&self) -> usize {
         self.vae_config.scale() * 2
@@ -161,31 +202,50 @@ impl ZImage {
     /// # Errors
     /// When an id is beyond the table, or the file cannot be read.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let wrap = |source| Error::Model { model: self.name.clone(), component: "text_encoder", source };
-        let (config, table) = (&self.text_config, self.table());
-        let entry = self.text_checkpoint.get(&table.name).ok_or_else(|| Error::Incomplete {
+        let wrap = |source| Error::Model {
             model: self.name.clone(),
-            what: format!("tensor {} is missing", table.name),
-        })?;
+            component: "text_encoder",
+            source,
+        };
+        let (config, table) = (&self.text_config, self.table());
+        let entry = self
+            .text_checkpoint
+            .get(&table.name)
+            .ok_or_else(|| Error::Incomplete {
+                model: self.name.clone(),
+                what: format!("tensor {} is missing", table.name),
+            })?;
         let stored = match table.dtype {
             Dtype::F32 => kernels::Stored::F32,
             Dtype::F16 => kernels::Stored::F16,
             Dtype::Bf16 => kernels::Stored::Bf16,
             Dtype::F8E4M3 => kernels::Stored::F8E4M3,
             Dtype::F8E5M2 => kernels::Stored::F8E5M2,
-            found => return Err(wrap(lowtide_models::Error::WrongDtype { name: table.name.clone(), found })),
+            found => {
+                return Err(wrap(lowtide_models::Error::WrongDtype {
+                    name: table.name.clone(),
+                    found,
+                }));
+            }
         };
         let row_bytes = config.hidden * stored.size();
         let mut row = vec![0; row_bytes];
         let mut rows = Tensor::new(&[ids.len(), config.hidden]).map_err(wrap)?;
-        for (&id, out) in ids.iter().zip(rows.data_mut().chunks_exact_mut(config.hidden)) {
+        for (&id, out) in ids
+            .iter()
+            .zip(rows.data_mut().chunks_exact_mut(config.hidden))
+        {
             if id as usize >= config.vocabulary {
                 return Err(Error::Tokenizer {
                     model: self.name.clone(),
-                    problem: format!("gives token {id}, but the text encoder knows only {}", config.vocabulary),
+                    problem: format!(
+                        "gives token {id}, but the text encoder knows only {}",
+                        config.vocabulary
+                    ),
                 });
             }
-            self.text_checkpoint.read_range(entry, id as u64 * row_bytes as u64, &mut row)?;
+            self.text_checkpoint
+                .read_range(entry, id as u64 * row_bytes as u64, &mut row)?;
             kernels::to_f32(stored, &row, out);
         }
         Ok(rows)
@@ -195,30 +255,58 @@ impl ZImage {
     ///
     /// # Errors
     /// [`Error::Request`], or [`Error::Model`] when the model has no such positions.
-    pub fn shape(&self, request: &TextToImage, prompts: Vec<usize>, keep_values: bool) -> Result<Shape> {
+    pub fn shape(
+        &self,
+        request: &TextToImage,
+        prompts: Vec<usize>,
+        keep_values: bool,
+    ) -> Result<Shape> {
         request.check(self.multiple())?;
         let scale = self.vae_config.scale();
         let (width, height) = (request.width, request.height);
         let latent = (height / scale, width / scale);
         for &tokens in &prompts {
             let checked = self.transformer_config.check_positions(latent, tokens);
-            checked.map_err(|source| Error::Model { model: self.name.clone(), component: "transformer", source })?;
+            checked.map_err(|source| Error::Model {
+                model: self.name.clone(),
+                component: "transformer",
+                source,
+            })?;
         }
-        Ok(Shape { width, height, latent, count: request.count, steps: request.steps, prompts, keep_values })
+        Ok(Shape {
+            width,
+            height,
+            latent,
+            count: request.count,
+            steps: request.steps,
+            prompts,
+            keep_values,
+        })
     }
 
     /// The phases of a job of this shape, with what each costs.
     pub fn pipeline(&self, shape: &Shape) -> PipelineLayout {
         let scratch = kernels::scratch_bytes(kernels::threads()) as f64 + SMALL_THINGS_BYTES;
-        let phases =
-            vec![self.encode(scratch), self.refine(shape, scratch), self.denoise(shape, scratch), self.decode(shape, scratch)];
-        PipelineLayout { model: self.name.clone(), phases }
+        let phases = vec![
+            self.encode(scratch),
+            self.refine(shape, scratch),
+            self.denoise(shape, scratch),
+            self.decode(shape, scratch),
+        ];
+        PipelineLayout {
+            model: self.name.clone(),
+            phases,
+        }
     }
 
     /// The variables that the formulas of [`ZImage::pipeline`] speak of.
     pub fn vars(&self, shape: &Shape) -> Vars {
         let longest = shape.prompts.iter().copied().max().unwrap_or(0);
-        let captions: Vec<usize> = shape.prompts.iter().map(|&tokens| z_image::padded(tokens)).collect();
+        let captions: Vec<usize> = shape
+            .prompts
+            .iter()
+            .map(|&tokens| z_image::padded(tokens))
+            .collect();
         let longest_caption = captions.iter().copied().max().unwrap_or(0);
         let mut lengths = captions.clone();
         lengths.sort_unstable();
@@ -231,7 +319,10 @@ impl ZImage {
             ("steps", shape.steps as u64),
             ("count", shape.count as u64),
             ("prompt_tokens", longest as u64),
-            ("all_prompt_tokens", shape.prompts.iter().sum::<usize>() as u64),
+            (
+                "all_prompt_tokens",
+                shape.prompts.iter().sum::<usize>() as u64,
+            ),
             ("caption_tokens", longest_caption as u64),
             ("all_caption_tokens", captions.iter().sum::<usize>() as u64),
             ("caption_lengths", lengths.len() as u64),
@@ -248,35 +339,60 @@ impl ZImage {
         let mode = Mode {
             name: "whole".to_owned(),
             exact: true,
-            activation: Formula::sum(&[(layer + config.rotary_bytes_per_token() as f64, &["prompt_tokens"])]),
+            activation: Formula::sum(&[(
+                layer + config.rotary_bytes_per_token() as f64,
+                &["prompt_tokens"],
+            )]),
             flops: Formula::sum(&[
                 (config.flops_per_token() as f64, &["all_prompt_tokens"]),
-                (config.attention_flops(), &["all_prompt_tokens", "prompt_tokens"]),
+                (
+                    config.attention_flops(),
+                    &["all_prompt_tokens", "prompt_tokens"],
+                ),
             ]),
             ladders: Vec::new(),
             resident_blocks: Vec::new(),
         };
-        let held = Formula::sum(&[(F32 * config.hidden as f64, &["all_prompt_tokens"]), (scratch, &[])]);
+        let held = Formula::sum(&[
+            (F32 * config.hidden as f64, &["all_prompt_tokens"]),
+            (scratch, &[]),
+        ]);
         phase("encode", &self.text_encoder.layout, 1, held, vec![mode])
     }
 
     fn refine(&self, shape: &Shape, scratch: f64) -> PhaseLayout {
         let config = &self.transformer_config;
         let (d, f) = (config.dim as f64, config.hidden() as f64);
-        let longest = shape.prompts.iter().map(|&tokens| z_image::padded(tokens)).max().unwrap_or(0) as u64;
+        let longest = shape
+            .prompts
+            .iter()
+            .map(|&tokens| z_image::padded(tokens))
+            .max()
+            .unwrap_or(0) as u64;
         let mode = Mode {
             name: "chunks".to_owned(),
             exact: true,
             // The embedder holds the norm's output, the embedded rows and the padded rows of one caption.
             activation: Formula::sum(&[(F32 * 4.0 * d, &["caption_tokens"])])
                 .or(Formula::sum(&[(F32 * (d + f), &["chunk_rows"])]))
-                .or(Formula::sum(&[(F32 * (config.caption_dim as f64 + d), &["caption_tokens"])]))
+                .or(Formula::sum(&[(
+                    F32 * (config.caption_dim as f64 + d),
+                    &["caption_tokens"],
+                )]))
                 .plus(F32 * d, &["all_caption_tokens"]),
             flops: Formula::sum(&[
-                ((config.refiners as f64) * config.layer_flops(1), &["all_caption_tokens"]),
+                (
+                    (config.refiners as f64) * config.layer_flops(1),
+                    &["all_caption_tokens"],
+                ),
                 (2.0 * d * config.caption_dim as f64, &["all_caption_tokens"]),
             ]),
-            ladders: vec![Ladder::new("chunk_rows", longest, CHUNK_ROWS_MIN.min(longest), 32)],
+            ladders: vec![Ladder::new(
+                "chunk_rows",
+                longest,
+                CHUNK_ROWS_MIN.min(longest),
+                32,
+            )],
             resident_blocks: Vec::new(),
         };
         let held = Formula::sum(&[
@@ -289,30 +405,54 @@ impl ZImage {
 
     fn denoise(&self, shape: &Shape, scratch: f64) -> PhaseLayout {
         let config = &self.transformer_config;
-        let (d, f, c) = (config.dim as f64, config.hidden() as f64, config.channels as f64);
+        let (d, f, c) = (
+            config.dim as f64,
+            config.hidden() as f64,
+            config.channels as f64,
+        );
         let (image, caption) = {
             let vars = self.vars(shape);
-            (vars.get("image_tokens").unwrap_or(0), vars.get("caption_tokens").unwrap_or(0))
+            (
+                vars.get("image_tokens").unwrap_or(0),
+                vars.get("caption_tokens").unwrap_or(0),
+            )
         };
         let sequences = shape.prompts.len() as u64;
         let rows = shape.count as u64 * sequences * (image + caption);
         let state: (f64, &[&'static str]) = (F32 * d, &["batch", "sequences", "tokens"]);
-        let pictures: (f64, &[&'static str]) = (F32 * d, &["batch", "caption_lengths", "image_tokens"]);
+        let pictures: (f64, &[&'static str]) =
+            (F32 * d, &["batch", "caption_lengths", "image_tokens"]);
         let activation = Formula::sum(&[state, (F32 * 4.0 * d, &["tokens"])])
             .or(Formula::sum(&[state, (F32 * 4.0 * d, &["chunk_rows"])]))
             .or(Formula::sum(&[state, (F32 * (d + f), &["chunk_rows"])]))
             .or(Formula::sum(&[state, pictures]))
-            .or(Formula::sum(&[pictures, (F32 * (d + 4.0 * c), &["image_tokens"])]))
-            .or(Formula::sum(&[state, (F32, &["batch", "sequences", "latent_values"]), (F32 * 4.0 * c, &["image_tokens"])]));
+            .or(Formula::sum(&[
+                pictures,
+                (F32 * (d + 4.0 * c), &["image_tokens"]),
+            ]))
+            .or(Formula::sum(&[
+                state,
+                (F32, &["batch", "sequences", "latent_values"]),
+                (F32 * 4.0 * c, &["image_tokens"]),
+            ]));
         let layers = config.layers as f64;
         let mode = Mode {
             name: "chunks".to_owned(),
             exact: true,
             activation,
             flops: Formula::sum(&[
-                (layers * config.layer_flops(1), &["batch", "sequences", "tokens"]),
-                (layers * config.attention_flops(1), &["batch", "sequences", "tokens", "tokens"]),
-                (config.refiners as f64 * config.layer_flops(1), &["batch", "caption_lengths", "image_tokens"]),
+                (
+                    layers * config.layer_flops(1),
+                    &["batch", "sequences", "tokens"],
+                ),
+                (
+                    layers * config.attention_flops(1),
+                    &["batch", "sequences", "tokens", "tokens"],
+                ),
+                (
+                    config.refiners as f64 * config.layer_flops(1),
+                    &["batch", "caption_lengths", "image_tokens"],
+                ),
             ]),
             ladders: vec![
                 Ladder::new("batch", shape.count as u64, 1, 1),
@@ -323,10 +463,19 @@ impl ZImage {
         let held = Formula::sum(&[
             (F32 * 2.0, &["count", "latent_values"]),
             (F32 * d, &["all_caption_tokens"]),
-            (F32 * config.head_dim() as f64, &["caption_lengths", "tokens"]),
+            (
+                F32 * config.head_dim() as f64,
+                &["caption_lengths", "tokens"],
+            ),
             (scratch, &[]),
         ]);
-        let mut phase = phase("denoise", &self.transformer.layout, shape.steps as u64, held, vec![mode]);
+        let mut phase = phase(
+            "denoise",
+            &self.transformer.layout,
+            shape.steps as u64,
+            held,
+            vec![mode],
+        );
         phase.rounds_over = Some(("batch".into(), shape.count as u64));
         phase
     }
@@ -343,7 +492,13 @@ impl ZImage {
     }
 }
 
-fn phase(name: &str, component: &ComponentLayout, passes: u64, held: Formula, modes: Vec<Mode>) -> PhaseLayout {
+fn phase(
+    name: &str,
+    component: &ComponentLayout,
+    passes: u64,
+    held: Formula,
+    modes: Vec<Mode>,
+) -> PhaseLayout {
     PhaseLayout {
         name: name.to_owned(),
         component: component.clone(),
