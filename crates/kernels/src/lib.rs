@@ -1,4 +1,31 @@
 //! Computes on a CPU: GEMM, convolution, attention, norms, by instruction set.
+//!
+//! Activations are f32, row-major. Weights are borrowed bytes as a checkpoint stores them
+//! ([`Matrix`]) and are never repacked as a whole: a block that streams in is used where it was
+//! read. A thread keeps at most [`scratch_bytes`]`(1)` of scratch, whatever the shapes.
+//!
+//! # What can be relied on
+//!
+//! - **A result does not depend on its company.** A row of a product, a pixel of a convolution or
+//!   a query of an attention has the same bits alone and among others, in any strip of a map, and
+//!   on any number of threads. The order of every sum follows from its length alone. Another
+//!   instruction set may give other bits.
+//! - **NaN and infinity pass through.**
+//! - **Products are f32 or bf16, sums are f32** ([`Precision`]). Stored f16, bf16 and fp8 widen
+//!   exactly.
+//! - Shapes that do not fit are bugs of the caller and panic with the numbers.
+//!
+//! # How it is made
+//!
+//! The lanes of a vector run over activations: tokens, pixels, queries. A panel of up to 64 lanes
+//! of them is packed into the first-level cache, and weights are broadcast against it from where
+//! they lie ([`linear`], [`conv2d`], both products of [`attention`]); a call with a few rows turns
+//! the weights round instead. Kernels are written once over sixteen f32 lanes and compiled for
+//! each [`Isa`], chosen at the first call or by `LOWTIDE_ISA`. Missing for now: AMX tiles, and
+//! kernels for NEON other than what the compiler makes of the portable ones.
+//!
+//! Work is dealt to rayon's global pool ([`set_threads`]), the caller taking part; a call waits
+//! for no thread that has not begun.
 
 mod attention;
 mod conv;
