@@ -41,8 +41,9 @@ impl Moment {
 
 impl Add<Duration> for Moment {
     type Output = Moment;
+    /// Rounded up, so that the time has passed at that moment.
     fn add(self, later: Duration) -> Moment {
-        let ms = u64::try_from(later.as_millis()).unwrap_or(u64::MAX);
+        let ms = u64::try_from(later.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
         Moment(self.0.saturating_add(ms))
     }
 }

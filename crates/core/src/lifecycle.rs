@@ -72,6 +72,8 @@ pub struct LifePolicy {
     pub idle: Option<Duration>,
     /// Seconds from host memory to the device.
     pub from_host_s: f64,
+    /// Whether host memory has room for it at this moment: where not, it goes out instead.
+    pub host_room: bool,
 }
 
 /// The idle timer where none is configured.
@@ -87,6 +89,7 @@ impl Default for LifePolicy {
             after_job: AfterJob::Keep,
             idle: Some(IDLE_DEFAULT),
             from_host_s: 0.0,
+            host_room: true,
         }
     }
 }
@@ -435,7 +438,11 @@ impl Life {
         if due(out) {
             self.go(Residency::Unloaded, why, now, effects);
         } else if self.residency == Residency::Device && due(to_host) {
-            self.go(Residency::Host, why, now, effects);
+            let to = match policy.host_room {
+                true => Residency::Host,
+                false => Residency::Unloaded,
+            };
+            self.go(to, why, now, effects);
         } else {
             let next = match self.residency {
                 Residency::Device => to_host.into_iter().chain(out).min(),

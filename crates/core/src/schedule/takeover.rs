@@ -104,6 +104,10 @@ impl<'a> Choosing<'a> {
         let shorter: Vec<Standed<'a>> = others.iter().filter(shorter).copied().collect();
         let ((contender, _), room) = self.room_for_best(session, &shorter, stay)?;
         let switch_s = self.switch_s(session, &contender, &room);
+        if session.remaining_s <= switch_s {
+            *stay = Stay::NearlyDone { switch_s };
+            return None;
+        }
         let both_resident =
             room.evict.is_empty() && contender.model().residency == Residency::Device;
         let least_s = if both_resident {
