@@ -277,7 +277,10 @@ impl<'a> Choosing<'a> {
                 let wait_s = until.seconds_since(self.now);
                 (Action::Wait { until }, Why::Later { wait_s }, None)
             }
-            None => (Action::Nothing, Why::Idle, None),
+            None => {
+                let unfit = self.set_aside.len();
+                (Action::Nothing, Why::Idle { unfit }, None)
+            }
         }
     }
 

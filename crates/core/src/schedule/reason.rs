@@ -80,7 +80,10 @@ pub enum Why {
         wait_s: f64,
     },
     /// There is nothing to do.
-    Idle,
+    Idle {
+        /// Jobs that wait but cannot run here.
+        unfit: usize,
+    },
     /// The worker is paused, or about to end.
     Paused,
 }
@@ -255,7 +258,9 @@ impl fmt::Display for Why {
             Why::Later { wait_s } => {
                 write!(f, "the next attempt may begin in {}", seconds(*wait_s))
             }
-            Why::Idle => f.write_str("no job waits"),
+            Why::Idle { unfit: 0 } => f.write_str("no job waits"),
+            Why::Idle { unfit: 1 } => f.write_str("the one waiting job cannot run here"),
+            Why::Idle { unfit } => write!(f, "none of {unfit} waiting jobs can run here"),
             Why::Paused => f.write_str("the worker is paused"),
         }
     }

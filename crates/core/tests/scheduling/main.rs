@@ -6,6 +6,8 @@
     reason = "a test that meets an error should say where"
 )]
 
+mod lives;
 mod promises;
 mod rules;
+mod sentences;
 mod service;
