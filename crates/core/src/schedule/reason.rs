@@ -105,6 +105,11 @@ pub enum Stay {
         /// How many may be.
         open_max: usize,
     },
+    /// So many were started before the oldest that nothing but that one may start.
+    OldestNext {
+        /// Starts since the oldest's turn.
+        starts: u32,
+    },
     /// Switching takes longer than what is left.
     NearlyDone {
         /// Predicted cost of switching.
@@ -276,6 +281,9 @@ impl fmt::Display for Stay {
             ),
             Stay::Full { open, open_max } => {
                 write!(f, "{open} of {open_max} sessions are open")
+            }
+            Stay::OldestNext { starts } => {
+                write!(f, "after {starts} others the oldest is next to start")
             }
             Stay::NearlyDone { switch_s } => {
                 write!(f, "switching would take {}", seconds(*switch_s))

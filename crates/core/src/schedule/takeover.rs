@@ -33,7 +33,11 @@ impl<'a> Choosing<'a> {
         }
         let mut contenders = self.parked();
         if !full {
-            let limited = self.device.starts_since_oldest + 1 >= 2 * self.policy.turn;
+            let starts = self.device.starts_since_oldest;
+            let limited = starts + 1 >= 2 * self.policy.turn;
+            if limited && queued.iter().any(higher) {
+                stay = Stay::OldestNext { starts };
+            }
             contenders.extend(queued.into_iter().filter(|(contender, _)| match contender {
                 Contender::Queued(job, _) => !limited || self.is_oldest(job),
                 Contender::Parked(..) => true,

@@ -73,6 +73,8 @@ struct Desk {
     starts: u32,
     /// Bytes that belong to nobody we know.
     others: Bytes,
+    /// Whether something other than a session uses 'flux' at this moment.
+    hand_on_flux: bool,
 }
 
 impl Default for Desk {
@@ -83,6 +85,7 @@ impl Default for Desk {
             paused: false,
             starts: 0,
             others: Bytes::ZERO,
+            hand_on_flux: false,
         }
     }
 }
@@ -99,6 +102,7 @@ impl Desk {
         ledger
             .charge("others", Kind::Activation, self.others)
             .unwrap();
+        models[0].in_flight = u32::from(self.hand_on_flux);
         for session in &self.sessions {
             ledger
                 .charge("session", Kind::Activation, session.holds)
@@ -296,6 +300,39 @@ fn between_steps_it_says_why_a_session_stays_or_goes() {
     ] {
         assert_eq!(desk.says(&jobs), said);
     }
+}
+
+#[test]
+fn urgent_jobs_do_not_interrupt_for_ever() {
+    let desk = |starts| Desk {
+        sessions: vec![session("flux", 31.0, 4)],
+        starts,
+        ..Desk::default()
+    };
+    let old = Candidate {
+        priority: Priority::Batch,
+        ..job(1, "flux", 900)
+    };
+    let jobs = [old, urgent(job(2, "flux", 1))];
+    let action = desk(14).decide(&jobs).action;
+    assert!(matches!(action, Action::Start { job: JobId(2), .. }));
+    assert_eq!(
+        desk(15).says(&jobs),
+        "#33 goes on: 31.0 s left, after 15 others the oldest is next to start"
+    );
+}
+
+#[test]
+fn a_model_in_use_stays_where_it_is() {
+    let desk = Desk {
+        hand_on_flux: true,
+        ..Desk::default()
+    };
+    assert_eq!(
+        desk.says(&[job(1, "sdxl", 1)]),
+        "waits: 5.00 GiB are needed but only 4.00 GiB can be free: 4.00 GiB belong to models in use, 0 B to open \
+         sessions"
+    );
 }
 
 #[test]
