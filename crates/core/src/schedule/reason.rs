@@ -177,6 +177,54 @@ impl fmt::Display for NoRoom {
     }
 }
 
+impl Why {
+    /// Why a running session is parked for another.
+    fn write_takeover(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::Higher {
+                priority,
+                parked,
+                slack_s,
+                remaining_s,
+                switch_s,
+            } => {
+                match slack_s {
+                    Some(slack_s) => {
+                        write!(f, "its deadline leaves {}", seconds(*slack_s))?;
+                    }
+                    None => write!(f, "{priority} before {parked}")?,
+                }
+                write!(
+                    f,
+                    ", with {} left of the other and {} to switch",
+                    seconds(*remaining_s),
+                    seconds(*switch_s)
+                )
+            }
+            Why::Quantum {
+                seconds: short_s,
+                remaining_s,
+                ran_s,
+                switch_s,
+                both_resident,
+            } => write!(
+                f,
+                "takes {} where {} are left of the other, which ran {}; {}switching costs {}",
+                seconds(*short_s),
+                seconds(*remaining_s),
+                seconds(*ran_s),
+                if *both_resident {
+                    "both models stay and "
+                } else {
+                    ""
+                },
+                seconds(*switch_s)
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -217,45 +265,7 @@ impl fmt::Display for Why {
                     "ends sooner to make room for the oldest, where {no_room}"
                 )
             }
-            Why::Higher {
-                priority,
-                parked,
-                slack_s,
-                remaining_s,
-                switch_s,
-            } => {
-                match slack_s {
-                    Some(slack_s) => {
-                        write!(f, "its deadline leaves {}", seconds(*slack_s))?;
-                    }
-                    None => write!(f, "{priority} before {parked}")?,
-                }
-                write!(
-                    f,
-                    ", with {} left of the other and {} to switch",
-                    seconds(*remaining_s),
-                    seconds(*switch_s)
-                )
-            }
-            Why::Quantum {
-                seconds: short_s,
-                remaining_s,
-                ran_s,
-                switch_s,
-                both_resident,
-            } => write!(
-                f,
-                "takes {} where {} are left of the other, which ran {}; {}switching costs {}",
-                seconds(*short_s),
-                seconds(*remaining_s),
-                seconds(*ran_s),
-                if *both_resident {
-                    "both models stay and "
-                } else {
-                    ""
-                },
-                seconds(*switch_s)
-            ),
+            Why::Higher { .. } | Why::Quantum { .. } => self.write_takeover(f),
             Why::Stays { remaining_s, stay } => {
                 write!(f, "{} left, {stay}", seconds(*remaining_s))
             }

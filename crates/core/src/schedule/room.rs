@@ -73,7 +73,7 @@ pub(super) fn make(
         let parked = want.park.is_some_and(|s| s.model == model.name);
         model.in_flight > u32::from(parked)
     };
-    let mut movable: Vec<&ModelView> = device
+    let movable: Vec<&ModelView> = device
         .models
         .iter()
         .filter(|model| model.name != want.model.name)
@@ -89,19 +89,10 @@ pub(super) fn make(
             sessions: device.sessions.iter().map(|session| session.holds).sum(),
         });
     }
-    let missed = |model: &ModelView| {
-        let open =
-            |session: &Session| session.model == model.name && session.state != SessionState::Held;
-        let again_s = model.from_host_s.min(model.from_file_s);
-        let regret = again_s / (1.0 + want.now.seconds_since(model.last_used));
-        let waited_for = u8::from(wanted(&model.name));
-        (
-            2 * u8::from(device.sessions.iter().any(open)) + waited_for,
-            regret,
-        )
-    };
-    let mut ordered: Vec<((u8, f64), &ModelView)> =
-        movable.drain(..).map(|m| (missed(m), m)).collect();
+    let mut ordered: Vec<((u8, f64), &ModelView)> = movable
+        .into_iter()
+        .map(|model| (missed(device, want.now, model, wanted(&model.name)), model))
+        .collect();
     ordered.sort_by(|(a, _), (b, _)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let mut leaving: Vec<&ModelView> = Vec::new();
     for (_, model) in ordered {
@@ -119,8 +110,26 @@ pub(super) fn make(
             leaving.remove(index);
         }
     }
-    let mut host_free = device.host_free;
-    let evict = leaving.into_iter().map(|model| {
+    Ok(Room {
+        evict: evictions(&leaving, device.host_free, want.now),
+        left: free - needed,
+    })
+}
+
+/// How much a model would be missed: first whether an open session or a queued job waits for it, then the seconds to
+/// load it again for each second it was not used.
+fn missed(device: &Device<'_>, now: Moment, model: &ModelView, wanted: bool) -> (u8, f64) {
+    let open =
+        |session: &Session| session.model == model.name && session.state != SessionState::Held;
+    let again_s = model.from_host_s.min(model.from_file_s);
+    let regret = again_s / (1.0 + now.seconds_since(model.last_used));
+    let waited_for = 2 * u8::from(device.sessions.iter().any(open)) + u8::from(wanted);
+    (waited_for, regret)
+}
+
+/// Where each goes, in order, as long as host memory has room.
+fn evictions(leaving: &[&ModelView], mut host_free: Bytes, now: Moment) -> Vec<Eviction> {
+    let evict = leaving.iter().map(|model| {
         let takes = model.host_full.saturating_sub(model.host);
         let to = match takes <= host_free {
             true => Residency::Host,
@@ -133,11 +142,8 @@ pub(super) fn make(
             model: model.name.clone(),
             bytes: model.device,
             to,
-            idle_s: want.now.seconds_since(model.last_used),
+            idle_s: now.seconds_since(model.last_used),
         }
     });
-    Ok(Room {
-        evict: evict.collect(),
-        left: free - needed,
-    })
+    evict.collect()
 }
