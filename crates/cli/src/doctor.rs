@@ -3,9 +3,9 @@
 use crate::args::DoctorArgs;
 use crate::console::{self, Table};
 use crate::failure::Failure;
-use crate::memory::Memory;
 use lowtide_core::Bytes;
 use lowtide_engine::device::cpu;
+use lowtide_engine::device::memory::Memory;
 use lowtide_kernels as kernels;
 use serde_json::{Value, json};
 

@@ -13,7 +13,6 @@ mod demo;
 mod doctor;
 mod failure;
 mod interrupt;
-mod memory;
 mod models;
 mod output;
 mod parameters;

@@ -4,7 +4,6 @@ use crate::args::{GenerateArgs, PrecisionArg, QualityArg};
 use crate::config::{Config, Destination, check_early};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
-use crate::memory::Memory;
 use crate::output::Staged;
 use crate::parameters::Parameters;
 use crate::picture::{self, Pixels};
@@ -12,7 +11,7 @@ use crate::progress::{Look, Progress};
 use crate::tensor_files::{self, Tensor};
 use crate::{console, models, plan_view};
 use anyhow::Context;
-use lowtide_core::{Bytes, Quality};
+use lowtide_core::Quality;
 use lowtide_engine::{
     Engine, Image, Options, Outcome, PrecisionChoice, Session, Step, TextToImage,
 };
@@ -148,7 +147,7 @@ impl Job {
 
 fn options(config: &Config) -> Options {
     Options {
-        budget: config.budget.or_else(|| free_budget(config.reserve)),
+        budget: config.budget,
         reserve: config.reserve,
         threads: config.threads,
         precision: match config.precision {
@@ -157,15 +156,8 @@ fn options(config: &Config) -> Options {
             PrecisionArg::Auto => PrecisionChoice::Auto,
         },
         // One job a process: there is no next one to keep weights for.
-        ..Options::default()
+        keep_weights: false,
     }
-}
-
-/// What is free, less the reserve; what this process holds already counts towards its budget.
-fn free_budget(reserve: Option<Bytes>) -> Option<Bytes> {
-    let memory = Memory::read()?;
-    let reserve = reserve.unwrap_or_else(|| memory.reserve_default());
-    Some(memory.free().saturating_sub(reserve) + Bytes(kernels::memory::live()))
 }
 
 /// Steps until the session is finished or somebody asks to stop.

@@ -1,3 +1,4 @@
 //! Devices that compute.
 
 pub mod cpu;
+pub mod memory;

@@ -10,6 +10,7 @@ use lowtide_models::{Compute, Precision};
 use lowtide_weights::ModelFolder;
 
 use crate::device::cpu;
+use crate::device::memory::Memory;
 use crate::pipeline::z_image::{Shape, ZImage};
 use crate::prompt::PromptEncoder;
 use crate::request::TextToImage;
@@ -55,12 +56,6 @@ pub struct Options {
     /// Whether weights stay in memory after the phase that used them, as far as the budget allows, for the next job.
     pub keep_weights: bool,
 }
-
-/// Largest reserve that is chosen by itself.
-const RESERVE_MAX: Bytes = Bytes::gib(1);
-
-/// The share of the memory that is left to others, as a divisor.
-const RESERVE_DIVISOR: u64 = 16;
 
 /// An opened model on the CPU.
 pub struct Engine {
@@ -276,12 +271,11 @@ impl Engine {
 
 /// What is free, less the reserve, and with what this process already holds.
 fn free_budget(in_use: Bytes, reserve: Option<Bytes>) -> Bytes {
-    let Some(memory) = cpu::memory() else {
+    let Some(memory) = Memory::read() else {
         return Bytes(u64::MAX / 2);
     };
-    let reserve =
-        reserve.unwrap_or_else(|| Bytes(memory.total.0 / RESERVE_DIVISOR).min(RESERVE_MAX));
-    memory.available.saturating_sub(reserve) + in_use
+    let reserve = reserve.unwrap_or_else(|| memory.reserve_default());
+    memory.free().saturating_sub(reserve) + in_use
 }
 
 /// Plans one phase anew with less, after memory was refused although the plan said it would do.

@@ -198,37 +198,12 @@ impl Session {
                 Ok((1, 1))
             }
             Stage::Denoise(denoise) => {
-                context.open(
-                    stream,
-                    DENOISE,
-                    denoise.visits_left(context.rung(DENOISE, "batch")),
-                )?;
-                let source = stream.as_mut().expect("just opened");
-                let rung = &context.job.plan.phases[DENOISE];
-                denoise.step(
-                    &context.model,
-                    context.compute,
-                    &context.job,
-                    (rung, source),
-                )?;
+                context.denoise(stream, denoise)?;
                 let counted = denoise.counted();
                 if counted.0 == counted.1 {
                     let latents = denoise.take_latents();
                     context.leave(stream, DECODE);
-                    // Exactly as large as planned: a vector that grows would hold twice that for a moment.
-                    let shape = &context.job.shape;
-                    let kept = if shape.keep_values {
-                        3 * shape.width * shape.height * shape.count
-                    } else {
-                        0
-                    };
-                    let (images, values) =
-                        (Vec::with_capacity(shape.count), Vec::with_capacity(kept));
-                    *stage = Stage::Decode {
-                        latents,
-                        images,
-                        values,
-                    };
+                    *stage = context.decoding(latents);
                 }
                 Ok(counted)
             }
@@ -445,6 +420,30 @@ impl Context {
             chunk_rows,
         };
         z_image::refine_captions(source, pass, states).map_err(self.wrap("transformer"))
+    }
+
+    fn denoise(&self, stream: &mut Option<Stream>, denoise: &mut Denoise) -> Result<()> {
+        let visits = denoise.visits_left(self.rung(DENOISE, "batch"));
+        self.open(stream, DENOISE, visits)?;
+        let source = stream.as_mut().expect("just opened");
+        let plan = &self.job.plan.phases[DENOISE];
+        denoise.step(&self.model, self.compute, &self.job, (plan, source))
+    }
+
+    /// The stage after denoising. Its lists are exactly as large as planned: one that grows would hold twice that for a
+    /// moment.
+    fn decoding(&self, latents: Vec<Tensor>) -> Stage {
+        let shape = &self.job.shape;
+        let values = if shape.keep_values {
+            3 * shape.width * shape.height * shape.count
+        } else {
+            0
+        };
+        Stage::Decode {
+            latents,
+            images: Vec::with_capacity(shape.count),
+            values: Vec::with_capacity(values),
+        }
     }
 
     fn decode(&self, stream: &mut Option<Stream>, latent: &Tensor, visits: u64) -> Result<Tensor> {

@@ -1,6 +1,8 @@
 //! Promises about memory: a job stays within its budget, gives the same bytes whatever the budget, and the prediction
 //! is near the truth.
 
+#![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
+
 use std::path::Path;
 
 use lowtide_core::{Bytes, Quality};

@@ -2,6 +2,8 @@
 //!
 //! The fixtures hold what `tools/reference/make_fixtures.py` recorded.
 
+#![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
+
 use std::path::{Path, PathBuf};
 
 use lowtide_core::Quality;

@@ -1,5 +1,7 @@
 //! Schedules and noise against recorded values of diffusers and PyTorch.
 
+#![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
+
 use std::path::{Path, PathBuf};
 
 use lowtide_models::flow_match::FlowMatchEuler;

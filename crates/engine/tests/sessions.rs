@@ -1,5 +1,7 @@
 //! Promises about jobs in progress: weights kept for the next job, parking, and sessions that go on from a file.
 
+#![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
+
 use std::path::Path;
 
 use lowtide_core::{Bytes, Quality};

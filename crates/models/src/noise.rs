@@ -96,7 +96,7 @@ impl Mt19937 {
         for block in values.chunks_exact_mut(NORMAL_LANES) {
             box_muller(block);
         }
-        if len % NORMAL_LANES != 0 {
+        if !len.is_multiple_of(NORMAL_LANES) {
             let last = &mut values[len - NORMAL_LANES..];
             last.fill_with(|| self.uniform_f32());
             box_muller(last);

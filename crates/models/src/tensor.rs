@@ -251,6 +251,15 @@ impl PartMut<'_> {
         Ok(())
     }
 
+    /// The first `rows` of these rows.
+    pub fn first_rows(&mut self, rows: usize) -> PartMut<'_> {
+        let columns = self.columns;
+        PartMut {
+            data: &mut self.data[..rows * columns],
+            columns,
+        }
+    }
+
     /// Overwrites every row with `row`.
     pub fn fill_rows(&mut self, row: &[f32]) {
         for target in self.data.chunks_exact_mut(self.columns) {

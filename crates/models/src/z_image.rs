@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::config::ConfigReader;
 use crate::layers::{Heads, Linear, RmsNorm, RotaryTable, gated, layer_norm_scaled, rotate_heads};
-use crate::tensor::{Compute, Tensor};
+use crate::tensor::{Compute, PartMut, Tensor};
 use crate::weights::{BlockSource, Headers, Weights, record};
 use crate::{Error, Result};
 
@@ -445,6 +445,14 @@ impl<'w> Embedders<'w> {
         })
     }
 
+    /// One picture's patches, embedded and padded, into `rows` (T_i, D).
+    fn picture(&self, compute: Compute, latents: &Tensor, mut rows: PartMut<'_>) -> Result<()> {
+        let embedded = self.image.forward(compute, &patchify(latents)?)?;
+        rows.fill_rows(&self.pad);
+        rows.first_rows(embedded.shape()[0])
+            .copy_from(embedded.all())
+    }
+
     /// (1, time_dim)
     fn time(&self, compute: Compute, time: f32) -> Result<Tensor> {
         const HALF: usize = TIME_DIM / 2;
@@ -476,6 +484,34 @@ impl<'w> Final<'w> {
             modulation: w.linear(config.time_dim(), config.dim, "adaLN_modulation.1")?,
             linear: w.linear(config.dim, config.patch_values(), "linear")?,
         })
+    }
+}
+
+impl Final<'_> {
+    /// The velocity of each sequence's picture, from the rows of all sequences.
+    fn velocities(
+        &self,
+        pass: Pass<'_>,
+        sequences: &Sequences,
+        (x, segments): (&Tensor, &[Segment<'_>]),
+        time: &Tensor,
+    ) -> Result<Vec<Tensor>> {
+        let real = image_tokens(sequences.size);
+        let mut scale = self.modulation.forward(pass.compute, &silu(time)?)?;
+        scale.data_mut().iter_mut().for_each(|x| *x += 1.0);
+        let velocity = |segment: &Segment<'_>| {
+            let start = segment.rows.start;
+            let mut patches = Tensor::new(&[real, pass.config.patch_values()])?;
+            for first in (0..real).step_by(pass.chunk_rows) {
+                let end = real.min(first + pass.chunk_rows);
+                let rows = x.part(start + first..start + end);
+                let normed = layer_norm_scaled(rows, FINAL_NORM_EPS, scale.row(0))?;
+                let out = self.linear.forward(pass.compute, &normed)?;
+                patches.part_mut(first..end).copy_from(out.all())?;
+            }
+            unpatchify(&patches, pass.config.channels, sequences.size)
+        };
+        segments.iter().map(velocity).collect()
     }
 }
 
@@ -714,22 +750,13 @@ pub fn velocities(
     let config = pass.config;
     let (pairs, taken) = sequences.refined_pictures();
     let rows_image = sequences.image_rows();
-    let real = image_tokens(sequences.size);
-
     let mut pictures = Tensor::new(&[pairs.len() * rows_image, config.dim])?;
     let time = {
         let weights = source.block(0)?;
         let embedders = Embedders::load(&weights, config)?;
         for (p, &(picture, _)) in pairs.iter().enumerate() {
-            let start = p * rows_image;
-            let patches = patchify(&latents[picture])?;
-            let embedded = embedders.image.forward(pass.compute, &patches)?;
-            pictures
-                .part_mut(start..start + real)
-                .copy_from(embedded.all())?;
-            pictures
-                .part_mut(start + real..start + rows_image)
-                .fill_rows(&embedders.pad);
+            let rows = p * rows_image..(p + 1) * rows_image;
+            embedders.picture(pass.compute, &latents[picture], pictures.part_mut(rows))?;
         }
         embedders.time(pass.compute, time * config.time_scale)?
     };
@@ -757,28 +784,7 @@ pub fn velocities(
     }
 
     let weights = source.block(1 + config.refiners + config.layers)?;
-    let last = Final::load(&weights, config)?;
-    let activated = silu(&time)?;
-    let mut scale = last.modulation.forward(pass.compute, &activated)?;
-    scale.data_mut().iter_mut().for_each(|x| *x += 1.0);
-    segments
-        .iter()
-        .map(|segment| {
-            let start = segment.rows.start;
-            let mut patches = Tensor::new(&[real, config.patch_values()])?;
-            for first in (0..real).step_by(pass.chunk_rows) {
-                let end = real.min(first + pass.chunk_rows);
-                let normed = layer_norm_scaled(
-                    x.part(start + first..start + end),
-                    FINAL_NORM_EPS,
-                    scale.row(0),
-                )?;
-                let out = last.linear.forward(pass.compute, &normed)?;
-                patches.part_mut(first..end).copy_from(out.all())?;
-            }
-            unpatchify(&patches, config.channels, sequences.size)
-        })
-        .collect()
+    Final::load(&weights, config)?.velocities(pass, sequences, (&x, &segments), &time)
 }
 
 /// Pictures and captions of all sequences in one matrix: each sequence its picture, then its caption.

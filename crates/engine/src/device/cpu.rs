@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Once;
 use std::time::Instant;
 
-use lowtide_core::{Bytes, DeviceProfile};
+use lowtide_core::DeviceProfile;
 use lowtide_kernels as kernels;
 use lowtide_kernels::memory::CountingAllocator;
 use lowtide_kernels::{Activation, Matrix, Precision, Rows, RowsMut, Stored};
@@ -39,92 +39,6 @@ pub fn settle_allocator() {
             }
         }
     });
-}
-
-/// Memory of the machine as this process may use it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// All of it: the machine's or the control group's, whichever is less.
-    pub total: Bytes,
-    /// What could be taken now without swapping.
-    pub available: Bytes,
-}
-
-/// Reads the machine's memory, with the limits of control groups and of `ulimit -d`.
-///
-/// `None` where the system does not tell (other systems than Linux, for now).
-pub fn memory() -> Option<Memory> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let total = meminfo(&text, "MemTotal:")?;
-    let available = meminfo(&text, "MemAvailable:")?;
-    let mut memory = Memory { total, available };
-    for (limit, used) in group_limits() {
-        memory.total = memory.total.min(limit);
-        memory.available = memory.available.min(limit.saturating_sub(used));
-    }
-    if let Some(limit) = data_limit() {
-        memory.total = memory.total.min(limit);
-        memory.available = memory.available.min(limit);
-    }
-    Some(memory)
-}
-
-fn meminfo(text: &str, key: &str) -> Option<Bytes> {
-    let line = text.lines().find(|line| line.starts_with(key))?;
-    let kib: u64 = line[key.len()..]
-        .trim()
-        .strip_suffix("kB")?
-        .trim()
-        .parse()
-        .ok()?;
-    Some(Bytes::kib(kib))
-}
-
-/// (limit, used) of this process's control group and every one above it, version 2, and of version 1 at the root.
-fn group_limits() -> Vec<(Bytes, Bytes)> {
-    let read = |path: String| {
-        fs::read_to_string(path)
-            .ok()?
-            .trim()
-            .parse::<u64>()
-            .ok()
-            .map(Bytes)
-    };
-    let mut limits = Vec::new();
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let own = groups
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .unwrap_or("/");
-    let mut path = own.trim_end_matches('/');
-    loop {
-        let folder = format!("/sys/fs/cgroup{path}");
-        if let (Some(limit), Some(used)) = (
-            read(format!("{folder}/memory.max")),
-            read(format!("{folder}/memory.current")),
-        ) {
-            limits.push((limit, used));
-        }
-        let Some(cut) = path.rfind('/') else { break };
-        path = &path[..cut];
-    }
-    let first = "/sys/fs/cgroup/memory";
-    if let (Some(limit), Some(used)) = (
-        read(format!("{first}/memory.limit_in_bytes")),
-        read(format!("{first}/memory.usage_in_bytes")),
-    ) {
-        limits.push((limit, used));
-    }
-    limits
-}
-
-/// The soft limit of `ulimit -d`, as the system prints it.
-fn data_limit() -> Option<Bytes> {
-    let text = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("Max data size"))?;
-    line.split_whitespace().nth(3)?.parse().ok().map(Bytes)
 }
 
 /// The processor's name, where the system tells.
@@ -184,28 +98,4 @@ fn measure_flops(precision: Precision) -> f64 {
         best = best.min(start.elapsed().as_secs_f64());
     }
     2.0 * (ROWS * DIM * DIM) as f64 / best.max(1e-9)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn the_machine_has_memory() {
-        let memory = memory().unwrap();
-        assert!(
-            memory.available > Bytes::mib(16) && memory.available <= memory.total,
-            "{memory:?}"
-        );
-    }
-
-    #[test]
-    fn meminfo_is_read_in_kib() {
-        assert_eq!(
-            meminfo("MemTotal:       24567 kB\n", "MemTotal:"),
-            Some(Bytes::kib(24567))
-        );
-        assert_eq!(meminfo("MemFree: 1 kB\n", "MemTotal:"), None);
-    }
 }

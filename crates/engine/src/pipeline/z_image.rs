@@ -123,30 +123,8 @@ impl ZImage {
         let vae_config = autoencoder_kl::Config::from_json(config("vae")?).map_err(wrap("vae"))?;
         let scheduler =
             FlowMatchEuler::from_json(config("scheduler")?).map_err(wrap("scheduler"))?;
-        let agree = [
-            (
-                "cap_feat_dim",
-                transformer_config.caption_dim,
-                "text_encoder",
-                text_config.hidden,
-            ),
-            (
-                "in_channels",
-                transformer_config.channels,
-                "vae",
-                vae_config.latent_channels,
-            ),
-        ];
-        for (key, ours, component, theirs) in agree {
-            if ours != theirs {
-                let problem = format!("is {ours}, but the {component}'s is {theirs}");
-                return Err(wrap("transformer")(lowtide_models::Error::config(
-                    "transformer",
-                    key,
-                    problem,
-                )));
-            }
-        }
+        check_agreement(&text_config, &transformer_config, &vae_config)
+            .map_err(wrap("transformer"))?;
 
         let text_checkpoint = Arc::new(folder.checkpoint("text_encoder")?);
         let transformer_checkpoint = Arc::new(folder.checkpoint("transformer")?);
@@ -403,26 +381,19 @@ impl ZImage {
         phase("refine", &self.captions.layout, 1, held, vec![mode])
     }
 
-    fn denoise(&self, shape: &Shape, scratch: f64) -> PhaseLayout {
+    /// The worst moments of a step: attention over one sequence or over the rows of a chunk, the feed-forward of a
+    /// chunk, pictures and captions put together, pictures taken in, velocities given out.
+    fn denoise_activation(&self) -> Formula {
         let config = &self.transformer_config;
         let (d, f, c) = (
             config.dim as f64,
             config.hidden() as f64,
             config.channels as f64,
         );
-        let (image, caption) = {
-            let vars = self.vars(shape);
-            (
-                vars.get("image_tokens").unwrap_or(0),
-                vars.get("caption_tokens").unwrap_or(0),
-            )
-        };
-        let sequences = shape.prompts.len() as u64;
-        let rows = shape.count as u64 * sequences * (image + caption);
         let state: (f64, &[&'static str]) = (F32 * d, &["batch", "sequences", "tokens"]);
         let pictures: (f64, &[&'static str]) =
             (F32 * d, &["batch", "caption_lengths", "image_tokens"]);
-        let activation = Formula::sum(&[state, (F32 * 4.0 * d, &["tokens"])])
+        Formula::sum(&[state, (F32 * 4.0 * d, &["tokens"])])
             .or(Formula::sum(&[state, (F32 * 4.0 * d, &["chunk_rows"])]))
             .or(Formula::sum(&[state, (F32 * (d + f), &["chunk_rows"])]))
             .or(Formula::sum(&[state, pictures]))
@@ -434,12 +405,26 @@ impl ZImage {
                 state,
                 (F32, &["batch", "sequences", "latent_values"]),
                 (F32 * 4.0 * c, &["image_tokens"]),
-            ]));
+            ]))
+    }
+
+    fn denoise(&self, shape: &Shape, scratch: f64) -> PhaseLayout {
+        let config = &self.transformer_config;
+        let d = config.dim as f64;
+        let (image, caption) = {
+            let vars = self.vars(shape);
+            (
+                vars.get("image_tokens").unwrap_or(0),
+                vars.get("caption_tokens").unwrap_or(0),
+            )
+        };
+        let sequences = shape.prompts.len() as u64;
+        let rows = shape.count as u64 * sequences * (image + caption);
         let layers = config.layers as f64;
         let mode = Mode {
             name: "chunks".to_owned(),
             exact: true,
-            activation,
+            activation: self.denoise_activation(),
             flops: Formula::sum(&[
                 (
                     layers * config.layer_flops(1),
@@ -490,6 +475,35 @@ impl ZImage {
         ]);
         phase("decode", &self.vae.layout, shape.count as u64, held, modes)
     }
+}
+
+/// The components must have been made for each other.
+fn check_agreement(
+    text: &qwen3::Config,
+    transformer: &z_image::Config,
+    vae: &autoencoder_kl::Config,
+) -> lowtide_models::Result<()> {
+    let pairs = [
+        (
+            "cap_feat_dim",
+            transformer.caption_dim,
+            "text_encoder",
+            text.hidden,
+        ),
+        (
+            "in_channels",
+            transformer.channels,
+            "vae",
+            vae.latent_channels,
+        ),
+    ];
+    for (key, ours, component, theirs) in pairs {
+        if ours != theirs {
+            let problem = format!("is {ours}, but the {component}'s is {theirs}");
+            return Err(lowtide_models::Error::config("transformer", key, problem));
+        }
+    }
+    Ok(())
 }
 
 fn phase(

@@ -78,37 +78,35 @@ fn f32_entry(name: String, shape: &[usize], values: &[f32]) -> Entry<'static> {
     }
 }
 
+/// What a session has got so far.
+struct Reached<'a> {
+    stage: &'static str,
+    /// Hidden states or refined captions.
+    texts: &'a [Tensor],
+    latents: &'a [Tensor],
+    images: &'a [Image],
+    values: &'a [f32],
+    /// Pictures done, steps done of the round, pictures of the round.
+    counts: (usize, usize, usize),
+}
+
 impl Session {
     /// Writes what the job has reached to `file`, whole or not at all. The session can go on afterwards.
     ///
     /// # Errors
     /// When the session is over or the file cannot be written.
     pub fn save(&self, file: &Path) -> Result<()> {
-        let (stage, texts, latents, images, values, reached): (
-            &str,
-            &[Tensor],
-            &[Tensor],
-            &[Image],
-            &[f32],
-            _,
-        ) = match &self.stage {
-            Stage::Encode => ("encode", &[], &[], &[], &[], (0, 0, 0)),
-            Stage::Refine { states } => ("refine", states, &[], &[], &[], (0, 0, 0)),
-            Stage::Denoise(denoise) => {
-                let (captions, latents, reached) = denoise.saved();
-                ("denoise", captions, latents, &[], &[], reached)
-            }
-            Stage::Decode {
-                latents,
-                images,
-                values,
-            } => ("decode", &[], latents, images, values, (0, 0, 0)),
-            Stage::Over => {
-                return Err(Error::request(
-                    "session",
-                    "is over; there is nothing to save",
-                ));
-            }
+        let Some(Reached {
+            stage,
+            texts,
+            latents,
+            images,
+            values,
+            counts,
+        }) = self.reached()
+        else {
+            let problem = "is over; there is nothing to save";
+            return Err(Error::request("session", problem));
         };
         let mut entries = Vec::new();
         for (prefix, tensors) in [("text", texts), ("latent", latents)] {
@@ -148,11 +146,52 @@ impl Session {
         }
         let state = self.state(
             stage,
-            reached,
+            counts,
             (texts.len(), latents.len(), images.len()),
             noise.is_some(),
         );
         write(file, &state, &entries)
+    }
+
+    fn reached(&self) -> Option<Reached<'_>> {
+        let nothing = Reached {
+            stage: "encode",
+            texts: &[],
+            latents: &[],
+            images: &[],
+            values: &[],
+            counts: (0, 0, 0),
+        };
+        match &self.stage {
+            Stage::Encode => Some(nothing),
+            Stage::Refine { states } => Some(Reached {
+                stage: "refine",
+                texts: states,
+                ..nothing
+            }),
+            Stage::Denoise(denoise) => {
+                let (texts, latents, counts) = denoise.saved();
+                Some(Reached {
+                    stage: "denoise",
+                    texts,
+                    latents,
+                    counts,
+                    ..nothing
+                })
+            }
+            Stage::Decode {
+                latents,
+                images,
+                values,
+            } => Some(Reached {
+                stage: "decode",
+                latents,
+                images,
+                values,
+                ..nothing
+            }),
+            Stage::Over => None,
+        }
     }
 
     fn state(

@@ -10,34 +10,34 @@ const RESERVE_MAX: Bytes = Bytes::gib(1);
 
 /// A limit some administrator or container set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Limit {
+pub struct Limit {
     /// Who set it: `cgroup /a/b`, `data segment (ulimit -d)`.
-    pub(crate) what: String,
+    pub what: String,
     /// The most.
-    pub(crate) limit: Bytes,
+    pub limit: Bytes,
     /// What is left of it.
-    pub(crate) free: Bytes,
+    pub free: Bytes,
 }
 
 /// The memory of the machine as this process may use it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Memory {
+pub struct Memory {
     /// Built in.
-    pub(crate) total: Bytes,
+    pub total: Bytes,
     /// What the system could hand out without swapping.
-    pub(crate) available: Bytes,
+    pub available: Bytes,
     /// What else bounds us.
-    pub(crate) limits: Vec<Limit>,
+    pub limits: Vec<Limit>,
 }
 
 impl Memory {
     /// The present state, or `None` on systems whose figures this program does not know how to read.
-    pub(crate) fn read() -> Option<Memory> {
+    pub fn read() -> Option<Memory> {
         Memory::read_under(Path::new("/"))
     }
 
     /// What can be used before anybody is short of memory or this process is stopped.
-    pub(crate) fn free(&self) -> Bytes {
+    pub fn free(&self) -> Bytes {
         self.limits
             .iter()
             .map(|limit| limit.free)
@@ -48,7 +48,7 @@ impl Memory {
 
     /// What is left to others unless the user says how much: a share of what there is, since a small container has
     /// few others in it.
-    pub(crate) fn reserve_default(&self) -> Bytes {
+    pub fn reserve_default(&self) -> Bytes {
         let all = self
             .limits
             .iter()
