@@ -1,0 +1,41 @@
+//! Remembers: jobs, events, commands, workers and artifacts, durably.
+//!
+//! A client's [`Submission`] becomes a [`Job`] with a [`JobState`](lowtide_core::job::JobState); a worker that claims it gets a [`Lease`], whose attempt
+//! number every later write carries, so that a worker which stalled past its lease can no longer change anything. The
+//! rules of a life are arithmetic on the record alone; a [`JobStore`] keeps records and applies those rules
+//! within transactions. [`SqliteStore`] is the embedded one. [`FolderArtifacts`] keeps the finished files.
+//!
+//! Time is passed in. Which job runs next is not decided here: a store lists [`Candidates`], in order, and somebody
+//! else chooses.
+
+#![forbid(unsafe_code)]
+
+mod artifacts;
+mod command;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod error;
+mod event;
+mod id;
+mod lifecycle;
+mod record;
+mod sqlite;
+mod store;
+mod words;
+
+pub use artifacts::{ArtifactStore, FolderArtifacts};
+pub use command::{Acknowledgement, Command, CommandId, Heartbeat, Order, WorkerStatus};
+pub use error::{Clash, Lost, Result, StoreError, Unclaimable};
+pub use event::{Event, EventId, Events, Happening};
+pub use id::{ArtifactId, NotAWorkerId, WorkerId};
+pub use lifecycle::Passed;
+pub use record::{
+    Artifact, Attempt, AttemptEnd, Candidate, Holder, Job, Lease, Outcome, Preview, Progress,
+    SavedSession, Submission, Wishes,
+};
+pub use sqlite::{Durability, SqliteOptions, SqliteStore};
+pub use store::{
+    Accepted, Candidates, Claimed, Directive, JobStore, Listing, Minute, Move, Policy, Removed,
+    Retention, Stats, Swept,
+};
+pub use words::random_job_id;

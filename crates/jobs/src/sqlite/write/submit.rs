@@ -1,0 +1,163 @@
+//! Accepting jobs.
+
+use lowtide_core::job::Moment;
+use rusqlite::OptionalExtension;
+use serde_json::Value;
+
+use super::{Counter, Tx, fits, millis};
+use crate::sqlite::fault::Sql;
+use crate::sqlite::rows::{self, At, Col};
+use crate::{Accepted, Clash, Happening, Job, StoreError, Submission};
+
+/// Longest name of a kind, a model, an owner or a key, bytes.
+const NAME_LEN_MAX: usize = 256;
+
+/// How many of the latest finished jobs tell how fast the queue empties.
+const RECENT: u32 = 32;
+
+impl Tx<'_> {
+    /// Accepts all or none.
+    pub(in crate::sqlite) fn submit(
+        &self,
+        submissions: &[Submission],
+        now: Moment,
+    ) -> Sql<Vec<Accepted>> {
+        if submissions.len() > self.policy.batch_len_max {
+            let (field, bytes) = ("batch", submissions.len() as u64);
+            let limit = self.policy.batch_len_max as u64;
+            return Err(StoreError::TooLarge {
+                field,
+                bytes,
+                limit,
+            }
+            .into());
+        }
+        let accept = |submission| self.submit_one(submission, now);
+        submissions.iter().map(accept).collect()
+    }
+
+    fn submit_one(&self, submission: &Submission, now: Moment) -> Sql<Accepted> {
+        self.check(submission)?;
+        if let Some((existing, clash)) = self.earlier(submission)? {
+            return self.same(existing, submission, clash);
+        }
+        self.check_room(1, now)?;
+        let priority = self.policy.priority_of(submission);
+        let ahead = self.connection.prepare_cached(
+            "SELECT ifnull(sum(jobs), 0) FROM tally WHERE state = 0 AND priority <= ?1",
+        )?;
+        let ahead = { ahead }.query_row([Col(priority)], |row| row.get(0))?;
+        let mut job = Job::accepted(submission.clone(), priority, 0, now);
+        rows::insert(self.connection, &mut job)?;
+        self.log(Some(job.id), &Happening::Submitted { priority }, now)?;
+        self.count(Counter::Submitted, (0, 0), now)?;
+        Ok(Accepted {
+            job: job.id,
+            existed: false,
+            ahead: Some(ahead),
+        })
+    }
+
+    fn check(&self, submission: &Submission) -> Sql<()> {
+        let json_max = self.policy.json_max;
+        for (field, text) in [
+            ("request", Some(&submission.request)),
+            ("hints", submission.hints.as_ref()),
+        ] {
+            let Some(text) = text else { continue };
+            fits(field, text.len(), json_max)?;
+            if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
+                let reason = format!("not JSON: {error}");
+                return Err(StoreError::Invalid { field, reason }.into());
+            }
+        }
+        for (field, text) in [
+            ("kind", Some(&submission.kind)),
+            ("model", Some(&submission.model)),
+            ("owner", submission.owner.as_ref()),
+            ("idempotency key", submission.idempotency_key.as_ref()),
+        ] {
+            let Some(text) = text else { continue };
+            if text.is_empty() {
+                let reason = "it is empty".to_owned();
+                return Err(StoreError::Invalid { field, reason }.into());
+            }
+            fits(field, text.len(), lowtide_core::Bytes(NAME_LEN_MAX as u64))?;
+        }
+        Ok(())
+    }
+
+    /// The job that has this submission's key or id.
+    fn earlier(&self, submission: &Submission) -> Sql<Option<(Job, Clash)>> {
+        if let Some(job) = rows::find(self.connection, submission.id)? {
+            return Ok(Some((job, Clash::Id)));
+        }
+        let Some(key) = &submission.idempotency_key else {
+            return Ok(None);
+        };
+        let mut statement = self.connection.prepare_cached(&format!(
+            "SELECT {} FROM jobs WHERE ifnull(owner, '') = ?1 AND idempotency_key = ?2",
+            rows::COLUMNS
+        ))?;
+        let owner = submission.owner.as_deref().unwrap_or_default();
+        let job = statement.query_row((owner, key), rows::read).optional()?;
+        Ok(job.map(|job| (job, Clash::Key)))
+    }
+
+    /// The earlier job, if it is of the same request.
+    fn same(&self, mut earlier: Job, submission: &Submission, clash: Clash) -> Sql<Accepted> {
+        rows::complete(self.connection, &mut earlier)?;
+        let same = earlier.kind == submission.kind
+            && earlier.model == submission.model
+            && earlier.owner == submission.owner
+            && earlier.idempotency_key == submission.idempotency_key
+            && same_json(&earlier.request, &submission.request);
+        let existing = earlier.id;
+        if !same {
+            return Err(StoreError::Conflict { clash, existing }.into());
+        }
+        Ok(Accepted {
+            job: existing,
+            existed: true,
+            ahead: None,
+        })
+    }
+
+    /// Whether the queue has room for so many more.
+    pub(super) fn check_room(&self, more: u64, now: Moment) -> Sql<()> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT ifnull(sum(jobs), 0) FROM tally WHERE state <= 1")?;
+        let waiting: u64 = statement.query_row([], |row| row.get(0))?;
+        let limit = self.policy.waiting_max;
+        if waiting + more <= limit {
+            return Ok(());
+        }
+        Err(StoreError::QueueFull {
+            waiting,
+            limit,
+            retry_after_ms: self.retry_after_ms(now)?,
+        }
+        .into())
+    }
+
+    /// Milliseconds until the next job should finish, by how fast the latest ones did.
+    fn retry_after_ms(&self, now: Moment) -> Sql<u64> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT count(*), min(finished) FROM
+             (SELECT finished FROM jobs WHERE finished IS NOT NULL ORDER BY finished DESC LIMIT ?1)",
+        )?;
+        let (jobs, since): (u64, Option<At>) =
+            statement.query_row([RECENT], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let default = millis(self.policy.retry_after_default);
+        Ok(since.map_or(default, |At(since)| {
+            (millis(now.since(since)) / jobs.max(1)).max(1)
+        }))
+    }
+}
+
+/// Whether two texts are the same JSON, however they are spaced and ordered.
+fn same_json(a: &str, b: &str) -> bool {
+    let parse = |text| serde_json::from_str::<Value>(text).ok();
+    a == b || parse(a).zip(parse(b)).is_some_and(|(a, b)| a == b)
+}
