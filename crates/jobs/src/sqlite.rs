@@ -59,9 +59,10 @@ pub struct SqliteOptions {
 
 /// The embedded store.
 pub struct SqliteStore {
-    writer: Writer,
     readers: Readers,
     watch: Arc<Watch>,
+    // Dropped last, so that the connection that closes last can write: it moves the log into the file.
+    writer: Writer,
     path: PathBuf,
 }
 

@@ -42,8 +42,6 @@ struct Call {
 
 /// What the thread works with.
 pub(super) struct Desk {
-    /// The only connection that writes.
-    pub(super) connection: Connection,
     /// Where the file is.
     pub(super) path: PathBuf,
     /// Limits and rules.
@@ -54,6 +52,9 @@ pub(super) struct Desk {
     pub(super) watch: Arc<Watch>,
     /// Nothing waits for the disk.
     pub(super) relaxed: bool,
+    /// The only connection that writes. Dropped after the watch's, which only reads: the last one to close has to move
+    /// the log into the file.
+    pub(super) connection: Connection,
 }
 
 /// The way to the thread.
