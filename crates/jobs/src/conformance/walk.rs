@@ -12,9 +12,9 @@ use crate::{EventId, Happening, JobStore, Lease, Outcome, Policy, StoreError};
 /// Jobs in play: few, so that histories meet.
 const JOBS: u64 = 5;
 /// Histories tried.
-const HISTORIES: u32 = 24;
+const HISTORIES: u32 = 100;
 /// Most steps of one.
-const STEPS: usize = 80;
+const STEPS: usize = 120;
 
 #[derive(Clone, Debug)]
 enum Step {
