@@ -38,6 +38,16 @@ Examples:
 The same seed gives the same picture as diffusers with a generator on the CPU. Without --seed one
 is drawn and named in the picture (lowtide png-info).";
 
+/// A seed. Other programs take -1 for one that is drawn; here it is left out.
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "'{text}' is not a whole number from 0 to {}; leave --seed out to have one drawn",
+            u64::MAX
+        )
+    })
+}
+
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(name = "lowtide", version, about = OVERVIEW, after_help = EXAMPLES, arg_required_else_help = true)]
@@ -103,7 +113,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "TIME", default_value_t = 1.0)]
     pub(crate) cfg_truncation: f32,
     /// Seed of the first picture; picture k of several uses seed + k - 1 [default: drawn]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]
     pub(crate) seed: Option<u64>,
     /// How many pictures
     #[arg(long, value_name = "N", default_value_t = 1)]

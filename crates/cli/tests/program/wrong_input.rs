@@ -27,6 +27,7 @@ fn numbers_that_cannot_be() {
     mistake(&place, "--steps 0", &["--steps 0", "from 1 to 1000"]);
     mistake(&place, "--steps many", &["'many'", "--steps"]);
     mistake(&place, "--count 0", &["--count 0"]);
+    mistake(&place, "--seed -1", &["'-1'", "leave --seed out"]);
     mistake(&place, "--guidance -1", &["--guidance -1", "0 or more"]);
     mistake(&place, "--threads 0", &["--threads 0"]);
     mistake(&place, "--budget lots", &["'lots'", "600MiB"]);
