@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lowtide_core::{Budget, Bytes, DeviceProfile, PhasePlan, Plan, Vars, plan};
+use lowtide_core::{Budget, Bytes, DeviceProfile, Plan, plan};
 use lowtide_kernels as kernels;
 use lowtide_kernels::memory;
 use lowtide_models::{Compute, Precision};
@@ -11,7 +11,8 @@ use lowtide_weights::ModelFolder;
 
 use crate::device::cpu;
 use crate::device::memory::Memory;
-use crate::pipeline::z_image::{Shape, ZImage};
+use crate::job::Job;
+use crate::pipeline::z_image::ZImage;
 use crate::prompt::PromptEncoder;
 use crate::request::TextToImage;
 use crate::session::{Saved, Session};
@@ -64,16 +65,6 @@ pub struct Engine {
     options: Options,
     compute: Compute,
     profile: DeviceProfile,
-}
-
-/// A planned job, ready to start.
-pub(crate) struct Job {
-    pub(crate) request: TextToImage,
-    pub(crate) shape: Shape,
-    pub(crate) vars: Vars,
-    pub(crate) plan: Plan,
-    /// Token ids of the prompt and, with guidance, of the negative prompt.
-    pub(crate) prompts: Vec<Vec<u32>>,
 }
 
 impl Engine {
@@ -276,23 +267,4 @@ fn free_budget(in_use: Bytes, reserve: Option<Bytes>) -> Bytes {
     };
     let reserve = reserve.unwrap_or_else(|| memory.reserve_default());
     memory.free().saturating_sub(reserve) + in_use
-}
-
-/// Plans one phase anew with less, after memory was refused although the plan said it would do.
-pub(crate) fn replan(
-    model: &ZImage,
-    job: &Job,
-    profile: &DeviceProfile,
-    phase: usize,
-    total: Bytes,
-) -> Result<PhasePlan> {
-    let mut pipeline = model.pipeline(&job.shape);
-    let only = pipeline.phases.swap_remove(phase);
-    pipeline.phases = vec![only];
-    let budget = Budget {
-        total,
-        in_use: job.plan.budget.in_use,
-    };
-    let mut plan = plan(&pipeline, &job.vars, profile, &budget, job.request.quality)?;
-    Ok(plan.phases.remove(0))
 }

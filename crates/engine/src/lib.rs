@@ -9,6 +9,7 @@
 pub mod device;
 mod engine;
 mod error;
+mod job;
 pub mod pipeline;
 pub mod prompt;
 mod request;

@@ -16,7 +16,7 @@ use lowtide_models::autoencoder_kl::{self, DecodeMode};
 use lowtide_models::z_image::{self, Pass};
 use lowtide_models::{Compute, Tensor, qwen3};
 
-use crate::engine::{Job, replan};
+use crate::job::{Job, replan};
 use crate::pipeline::z_image::{Part, ZImage};
 use crate::request::{Image, Outcome, Progress, Report, Step};
 use crate::session::denoise::Denoise;

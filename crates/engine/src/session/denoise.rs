@@ -4,7 +4,7 @@ use lowtide_core::PhasePlan;
 use lowtide_models::z_image::{Pass, Sequences, velocities};
 use lowtide_models::{Compute, Error as ModelError, Tensor, flow_match, noise};
 
-use crate::engine::Job;
+use crate::job::Job;
 use crate::pipeline::z_image::ZImage;
 use crate::session::rung;
 use crate::stream::Stream;
