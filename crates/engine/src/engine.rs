@@ -131,14 +131,17 @@ impl Engine {
     /// As [`Engine::plan`].
     pub fn start(&self, request: TextToImage, keep_values: bool) -> Result<Session> {
         let job = self.prepare(request, keep_values)?;
-        let (model, profile) = (self.model.clone(), self.profile.clone());
-        Ok(Session::new(
-            model,
+        Ok(self.session(job))
+    }
+
+    fn session(&self, job: Job) -> Session {
+        Session::new(
+            self.model.clone(),
             self.compute,
-            profile,
+            self.profile.clone(),
             job,
             self.options.keep_weights,
-        ))
+        )
     }
 
     /// Goes on with a session that [`Session::save`] wrote, on the plan that fits now; the result is the same to the
@@ -149,14 +152,7 @@ impl Engine {
     pub fn resume(&self, file: &Path) -> Result<Session> {
         let saved = Saved::open(file, &self.model, self.compute)?;
         let job = self.planned(saved.request(), saved.prompts(), saved.keep_values())?;
-        let (model, profile) = (self.model.clone(), self.profile.clone());
-        saved.restore(Session::new(
-            model,
-            self.compute,
-            profile,
-            job,
-            self.options.keep_weights,
-        ))
+        saved.restore(self.session(job))
     }
 
     /// Bytes of weights kept in memory between phases and jobs.

@@ -362,15 +362,6 @@ impl Context {
         }
     }
 
-    fn wrap(&self, component: &'static str) -> impl Fn(lowtide_models::Error) -> Error {
-        let model = self.model.name.clone();
-        move |source| Error::Model {
-            model: model.clone(),
-            component,
-            source,
-        }
-    }
-
     fn part(&self, phase: usize) -> (&Part, &'static str) {
         match phase {
             ENCODE => (&self.model.text_encoder, "text_encoder"),
@@ -391,7 +382,7 @@ impl Context {
                 Failure::Memory(refused) => lowtide_models::Error::OutOfMemory(refused),
                 other => lowtide_models::Error::Source(Box::new(other)),
             });
-        *stream = Some(started.map_err(self.wrap(component))?);
+        *stream = Some(started.map_err(self.model.wrap(component))?);
         Ok(())
     }
 
@@ -406,7 +397,7 @@ impl Context {
             .collect::<Result<Vec<_>>>()?;
         let about = (&self.model.text_config, self.model.table());
         qwen3::encode(source, self.compute, about, &mut states)
-            .map_err(self.wrap("text_encoder"))?;
+            .map_err(self.model.wrap("text_encoder"))?;
         Ok(states)
     }
 
@@ -419,7 +410,7 @@ impl Context {
             config: &self.model.transformer_config,
             chunk_rows,
         };
-        z_image::refine_captions(source, pass, states).map_err(self.wrap("transformer"))
+        z_image::refine_captions(source, pass, states).map_err(self.model.wrap("transformer"))
     }
 
     fn denoise(&self, stream: &mut Option<Stream>, denoise: &mut Denoise) -> Result<()> {
@@ -453,7 +444,7 @@ impl Context {
         let mode = DecodeMode::planned(&plan.mode, &plan.vars)
             .expect("the mode is one of those the VAE offered");
         autoencoder_kl::decode(source, self.compute, &self.model.vae_config, latent, &mode)
-            .map_err(self.wrap("vae"))
+            .map_err(self.model.wrap("vae"))
     }
 
     fn rung(&self, phase: usize, var: &str) -> usize {

@@ -342,19 +342,6 @@ pub struct Strip {
 }
 
 impl Strip {
-    /// A whole map as a strip.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] when it is not a map.
-    pub fn whole(rows: Tensor) -> Result<Strip> {
-        let (_, height, _) = rows.dims3()?;
-        Ok(Strip {
-            rows,
-            first: 0,
-            height,
-        })
-    }
-
     fn map_rows(&self) -> MapRows {
         MapRows {
             total: self.height,
@@ -365,11 +352,6 @@ impl Strip {
 }
 
 impl Conv2d<'_> {
-    /// Channels of the result.
-    pub fn channels_out(&self) -> usize {
-        self.weight.rows
-    }
-
     /// Rows `out_rows` of the result, from a strip that holds the rows they need; `add`, of the same rows, is added.
     ///
     /// # Shapes

@@ -48,6 +48,24 @@ impl BlockIndex {
     }
 }
 
+/// How the kernels read a tensor stored as `dtype`; `name` is asked for when they cannot.
+///
+/// # Errors
+/// [`Error::WrongDtype`].
+pub fn stored(dtype: Dtype, name: impl FnOnce() -> String) -> Result<Stored> {
+    match dtype {
+        Dtype::F32 => Ok(Stored::F32),
+        Dtype::F16 => Ok(Stored::F16),
+        Dtype::Bf16 => Ok(Stored::Bf16),
+        Dtype::F8E4M3 => Ok(Stored::F8E4M3),
+        Dtype::F8E5M2 => Ok(Stored::F8E5M2),
+        found => Err(Error::WrongDtype {
+            name: name(),
+            found,
+        }),
+    }
+}
+
 /// Notes what a `load` asks for.
 struct Recorder<'h> {
     headers: &'h dyn Headers,
@@ -152,17 +170,7 @@ impl<'w> Weights<'w> {
     }
 
     fn stored(&self, name: &str, dtype: Dtype) -> Result<Stored> {
-        match dtype {
-            Dtype::F32 => Ok(Stored::F32),
-            Dtype::F16 => Ok(Stored::F16),
-            Dtype::Bf16 => Ok(Stored::Bf16),
-            Dtype::F8E4M3 => Ok(Stored::F8E4M3),
-            Dtype::F8E5M2 => Ok(Stored::F8E5M2),
-            found => Err(Error::WrongDtype {
-                name: format!("{}{name}", self.prefix),
-                found,
-            }),
-        }
+        stored(dtype, || format!("{}{name}", self.prefix))
     }
 
     fn matrix(&self, name: &str, shapes: &[&[usize]]) -> Result<Matrix<'w>> {

@@ -149,11 +149,6 @@ impl Config {
         PATCH * PATCH * self.channels
     }
 
-    /// Blocks of [`layout`].
-    pub fn blocks(&self) -> usize {
-        1 + self.refiners + self.layers + 1
-    }
-
     /// Multiplications and additions of one layer for `rows` tokens, without attention's scores.
     pub fn layer_flops(&self, rows: u64) -> f64 {
         2.0 * rows as f64 * (4 * self.dim * self.dim + 3 * self.dim * self.hidden()) as f64

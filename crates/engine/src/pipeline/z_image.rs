@@ -10,6 +10,7 @@ use lowtide_core::{
 };
 use lowtide_kernels as kernels;
 use lowtide_models::flow_match::FlowMatchEuler;
+use lowtide_models::weights::stored;
 use lowtide_models::{Headers, Tensor, autoencoder_kl, qwen3, z_image};
 use lowtide_weights::{Checkpoint, ModelFolder};
 
@@ -165,6 +166,16 @@ impl ZImage {
         ]
     }
 
+    /// Says whose error it is.
+    pub(crate) fn wrap(&self, component: &'static str) -> impl Fn(lowtide_models::Error) -> Error {
+        let model = self.name.clone();
+        move |source| Error::Model {
+            model: model.clone(),
+            component,
+            source,
+        }
+    }
+
     /// What the sides of a picture must be divisible by.
     pub fn multiple(&self) -> usize {
         self.vae_config.scale() * 2
@@ -180,11 +191,7 @@ impl ZImage {
     /// # Errors
     /// When an id is beyond the table, or the file cannot be read.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let wrap = |source| Error::Model {
-            model: self.name.clone(),
-            component: "text_encoder",
-            source,
-        };
+        let wrap = self.wrap("text_encoder");
         let (config, table) = (&self.text_config, self.table());
         let entry = self
             .text_checkpoint
@@ -193,19 +200,7 @@ impl ZImage {
                 model: self.name.clone(),
                 what: format!("tensor {} is missing", table.name),
             })?;
-        let stored = match table.dtype {
-            Dtype::F32 => kernels::Stored::F32,
-            Dtype::F16 => kernels::Stored::F16,
-            Dtype::Bf16 => kernels::Stored::Bf16,
-            Dtype::F8E4M3 => kernels::Stored::F8E4M3,
-            Dtype::F8E5M2 => kernels::Stored::F8E5M2,
-            found => {
-                return Err(wrap(lowtide_models::Error::WrongDtype {
-                    name: table.name.clone(),
-                    found,
-                }));
-            }
-        };
+        let stored = stored(table.dtype, || table.name.clone()).map_err(&wrap)?;
         let row_bytes = config.hidden * stored.size();
         let mut row = vec![0; row_bytes];
         let mut rows = Tensor::new(&[ids.len(), config.hidden]).map_err(wrap)?;
@@ -245,11 +240,7 @@ impl ZImage {
         let latent = (height / scale, width / scale);
         for &tokens in &prompts {
             let checked = self.transformer_config.check_positions(latent, tokens);
-            checked.map_err(|source| Error::Model {
-                model: self.name.clone(),
-                component: "transformer",
-                source,
-            })?;
+            checked.map_err(self.wrap("transformer"))?;
         }
         Ok(Shape {
             width,

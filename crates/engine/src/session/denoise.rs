@@ -2,13 +2,13 @@
 
 use lowtide_core::PhasePlan;
 use lowtide_models::z_image::{Pass, Sequences, velocities};
-use lowtide_models::{Compute, Error as ModelError, Tensor, flow_match, noise};
+use lowtide_models::{Compute, Tensor, flow_match, noise};
 
+use crate::Result;
 use crate::job::Job;
 use crate::pipeline::z_image::ZImage;
 use crate::session::rung;
 use crate::stream::Stream;
-use crate::{Error, Result};
 
 /// The state of the denoising phase. A round is one batch of pictures through all steps.
 pub(crate) struct Denoise {
@@ -80,17 +80,8 @@ impl Denoise {
         let latents = (0..job.shape.count)
             .map(picture)
             .collect::<lowtide_models::Result<_>>();
-        let latents = latents.map_err(wrap(model))?;
-        let image_tokens = lowtide_models::z_image::image_tokens(job.shape.latent);
-        let sigmas = model.scheduler.sigmas(job.shape.steps, image_tokens);
-        Ok(Denoise {
-            latents,
-            captions,
-            sigmas,
-            first: 0,
-            step: 0,
-            round: None,
-        })
+        let latents = latents.map_err(model.wrap("transformer"))?;
+        Denoise::resumed(model, job, (captions, latents), (0, 0, 0))
     }
 
     /// Steps done and steps in all, over all rounds.
@@ -166,7 +157,7 @@ impl Denoise {
             chunk_rows: rung(plan, "chunk_rows"),
         };
         let mut predicted = velocities(source, pass, sequences, (pictures, &captions), time)
-            .map_err(wrap(model))?;
+            .map_err(model.wrap("transformer"))?;
 
         let negative = predicted.split_off(round.pictures);
         for (positive, negative) in predicted.iter_mut().zip(&negative) {
@@ -212,7 +203,7 @@ impl Denoise {
                 pictures,
                 repeated(lengths),
             )
-            .map_err(wrap(model))
+            .map_err(model.wrap("transformer"))
         };
         let truncated = job.request.guided() && job.request.cfg_truncation <= 1.0;
         let unguided = if truncated {
@@ -250,14 +241,5 @@ fn guide(positive: &mut Tensor, negative: &Tensor, scale: f32, limit: Option<f32
             let shrink = limit / guided;
             positive.data_mut().iter_mut().for_each(|p| *p *= shrink);
         }
-    }
-}
-
-fn wrap(model: &ZImage) -> impl Fn(ModelError) -> Error {
-    let name = model.name.clone();
-    move |source| Error::Model {
-        model: name.clone(),
-        component: "transformer",
-        source,
     }
 }
