@@ -11,6 +11,8 @@ mod engine;
 mod error;
 mod job;
 pub mod pipeline;
+pub mod processor;
+pub mod processors;
 pub mod prompt;
 mod request;
 mod session;

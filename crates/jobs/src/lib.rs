@@ -19,6 +19,7 @@ mod event;
 mod id;
 mod lifecycle;
 mod record;
+pub mod report;
 mod sqlite;
 mod store;
 mod words;

@@ -1,0 +1,226 @@
+//! Kinds of jobs, behind one door: what a worker and a planner need to know of them.
+//!
+//! A [`Processor`] is one kind of job. It opens models; an [`Opened`] model checks requests, predicts what they cost and
+//! starts [`Run`]s, which a worker moves step by step. A request is JSON, since it comes from a client and rests in a
+//! store; what it must look like is said by the processor's schema, and checked by its own types.
+//!
+//! To add a kind, write one file with these three and name it in [`crate::processors::all`].
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lowtide_core::{Budget, Bytes, Plan};
+use lowtide_weights::ModelFolder;
+use serde_json::Value;
+
+use crate::{Options, Progress, Result};
+
+/// One kind of job.
+pub trait Processor: Send + Sync {
+    /// What clients call it, such as `text-to-image`.
+    fn kind(&self) -> &'static str;
+
+    /// One sentence for people.
+    fn about(&self) -> &'static str;
+
+    /// The JSON Schema (2020-12) of a request, an object with `properties` that carry titles, units and bounds.
+    fn schema(&self) -> Value;
+
+    /// Models that come with the processor and need no files, by name; most have none.
+    fn own_models(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Whether it can run this model.
+    fn runs(&self, folder: &ModelFolder) -> bool;
+
+    /// Opens a model: reads configurations and headers, no weights. `folder` is `None` for its own models.
+    ///
+    /// # Errors
+    /// When the files are not such a model.
+    fn open(
+        &self,
+        model: &str,
+        folder: Option<ModelFolder>,
+        options: Options,
+    ) -> Result<Arc<dyn Opened>>;
+}
+
+/// An opened model. Its weights come when a run needs them, and stay or go as the options and the planner say.
+pub trait Opened: Send + Sync {
+    /// What it consists of.
+    fn card(&self) -> Card;
+
+    /// Checks a request and returns it with everything filled in: defaults, and a seed where none was given. The result
+    /// can be started on any worker, now or after a restart, and gives the same bytes each time.
+    ///
+    /// # Errors
+    /// [`crate::Error::Request`] with the field's name; also for a field nobody knows.
+    fn check(&self, request: &Value) -> Result<Value>;
+
+    /// Predicts what a checked request costs. `budget`: what the device allows; `None`: as things are in this process.
+    /// May guess the number of tokens; never guesses it too low.
+    ///
+    /// # Errors
+    /// [`crate::Error::DoesNotFit`] with the numbers.
+    fn forecast(&self, request: &Value, budget: Option<Budget>) -> Result<Forecast>;
+
+    /// Starts one session for these orders, which agree in [`BatchKey`] where there are several.
+    ///
+    /// # Errors
+    /// When nothing fits, a file cannot be read, or a saved session is not one of this model.
+    fn start(&self, orders: Vec<Order<'_>>) -> Result<Box<dyn Run>>;
+
+    /// Bytes of weights in memory now, between runs.
+    fn held(&self) -> Bytes;
+
+    /// Brings weights to the device ahead of any job, as far as the budget has room; returns the bytes held.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    fn load(&self) -> Result<Bytes>;
+
+    /// Lets all weights go that no run uses, returns the bytes that gave back.
+    fn forget(&self) -> Bytes;
+
+    /// The cache of what was made of prompts.
+    fn prompt_cache(&self) -> CacheFigures;
+}
+
+/// What a model consists of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Card {
+    /// Bytes of all weights.
+    pub bytes: Bytes,
+    /// Networks: name, blocks, bytes.
+    pub components: Vec<(String, usize, Bytes)>,
+    /// What a request leaves out, as JSON.
+    pub defaults: Value,
+}
+
+/// A cache in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheFigures {
+    /// What is in it.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: Bytes,
+    /// Its bound.
+    pub bytes_max: Bytes,
+    /// Looked for and found.
+    pub hits: u64,
+    /// Looked for in vain.
+    pub misses: u64,
+}
+
+/// What a job will cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Forecast {
+    /// How it would run; `None` for kinds that need no plan.
+    pub plan: Option<Plan>,
+    /// Seconds with the model on the device.
+    pub seconds: f64,
+    /// Peak on the device above what is in use by others, the model's weights included.
+    pub peak: Bytes,
+    /// How it shares a batch; `None` where it cannot.
+    pub batch: Option<BatchForecast>,
+}
+
+/// How a job shares a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BatchForecast {
+    /// What has to agree.
+    pub key: BatchKey,
+    /// What each further job adds to the peak.
+    pub more: Bytes,
+    /// What each further job adds to the seconds.
+    pub more_seconds: f64,
+}
+
+/// What has to agree for jobs to share a batch, beside the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BatchKey {
+    /// Width and height of the result.
+    pub size: [u32; 2],
+    /// A digest of every other setting that has to be the same; the same in every process and version of Rust.
+    pub settings: u64,
+}
+
+/// One job of a session.
+#[derive(Clone, Debug)]
+pub struct Order<'a> {
+    /// The checked request.
+    pub request: Value,
+    /// Where an earlier session of this job was saved; it goes on from there, to the same bytes.
+    pub resume: Option<&'a Path>,
+}
+
+/// A job, or a batch of jobs, in progress. Dropping it gives back everything it holds.
+pub trait Run: Send {
+    /// Does one step.
+    ///
+    /// # Errors
+    /// After an error the run is over. A refusal of memory is not one before the last rung was tried.
+    fn step(&mut self) -> Result<Stepped>;
+
+    /// Gives the weights back and keeps what was reached: a few tensors.
+    fn park(&mut self);
+
+    /// Writes what member `member` (an index into the orders) has reached, whole or not at all. Returns whether there was
+    /// anything to write: `false` means that going on is beginning anew.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    fn save(&self, member: usize, file: &Path) -> Result<bool>;
+
+    /// Nobody wants this member any more: no work is done for it from the next step on. Its result is left out.
+    fn drop_member(&mut self, member: usize);
+
+    /// What member `member` looks like so far, small; `None` where there is nothing to see yet.
+    fn preview(&self, member: usize) -> Option<File>;
+
+    /// The plan in force.
+    fn plan(&self) -> Option<&Plan>;
+
+    /// Predicted seconds that remain, corrected by what the steps so far took.
+    fn remaining_s(&self) -> f64;
+
+    /// Bytes it holds on the device now, the model's weights not included.
+    fn holds(&self) -> Bytes;
+
+    /// Bytes of these that it keeps while parked.
+    fn keeps(&self) -> Bytes;
+
+    /// Predicted peak of what is to come, weights included.
+    fn peak(&self) -> Bytes;
+
+    /// Rungs taken after memory was refused.
+    fn rungs_taken(&self) -> usize;
+}
+
+/// What a run did in one step.
+#[derive(Debug)]
+pub enum Stepped {
+    /// There is more to do.
+    Progress(Progress),
+    /// The results, by member; `None` for those that were dropped. The run is over.
+    Finished(Vec<Option<Product>>),
+}
+
+/// What came of one job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Product {
+    /// Its files, in order.
+    pub files: Vec<File>,
+    /// Seeds, plan, rungs, seconds, peaks: JSON.
+    pub report: Value,
+}
+
+/// A finished file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Such as `image/png`.
+    pub media_type: String,
+    /// Its bytes.
+    pub content: Vec<u8>,
+}
