@@ -5,7 +5,7 @@ use lowtide_tidy::packages::{Graph, OURS, Package};
 use std::collections::BTreeSet;
 
 /// The arrows of the crate map in ARCHITECTURE.md.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("lowtide-core", &[]),
     ("lowtide-weights", &["lowtide-core"]),
     ("lowtide-kernels", &[]),
@@ -15,18 +15,34 @@ const ARROWS: [(&str, &[&str]); 8] = [
         &[
             "lowtide-core",
             "lowtide-kernels",
+            "lowtide-media",
             "lowtide-models",
             "lowtide-weights",
         ],
     ),
     ("lowtide-jobs", &["lowtide-core"]),
+    ("lowtide-media", &[]),
+    (
+        "lowtide-worker",
+        &[
+            "lowtide-core",
+            "lowtide-engine",
+            "lowtide-jobs",
+            "lowtide-weights",
+        ],
+    ),
+    ("lowtide-server", &["lowtide-core", "lowtide-jobs"]),
     (
         "lowtide-cli",
         &[
             "lowtide-core",
             "lowtide-engine",
+            "lowtide-jobs",
             "lowtide-kernels",
+            "lowtide-media",
+            "lowtide-server",
             "lowtide-weights",
+            "lowtide-worker",
         ],
     ),
     ("lowtide-tidy", &[]),

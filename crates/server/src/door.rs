@@ -1,0 +1,134 @@
+//! What a server asks about jobs before it accepts them: which kinds and models there are, whether a request can be,
+//! what it would cost. It asks through a trait, so that it never sees a tensor.
+
+use lowtide_core::{Budget, Bytes};
+use lowtide_jobs::report::Hints;
+use serde_json::Value;
+
+/// What the service offers. Calls may take milliseconds, and come from many threads.
+pub trait Door: Send + Sync {
+    /// The kinds of jobs that are enabled.
+    fn kinds(&self) -> Vec<Kind>;
+
+    /// The models that can be named, aliases included.
+    fn models(&self) -> Vec<ModelEntry>;
+
+    /// Checks a request, fills it in and predicts its cost. `budget`: what the worker's device allows now; `None` where
+    /// no worker has said so yet.
+    ///
+    /// # Errors
+    /// Why it cannot be a job.
+    fn check(
+        &self,
+        kind: &str,
+        model: Option<&str>,
+        request: Value,
+        budget: Option<Budget>,
+    ) -> Result<Checked, Refused>;
+
+    /// As [`Door::check`], with the plan.
+    ///
+    /// # Errors
+    /// As [`Door::check`].
+    fn plan(
+        &self,
+        kind: &str,
+        model: Option<&str>,
+        request: Value,
+        budget: Option<Budget>,
+    ) -> Result<Planned, Refused>;
+}
+
+/// A kind of job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kind {
+    /// Its name.
+    pub name: String,
+    /// One sentence.
+    pub about: String,
+    /// The JSON Schema of its requests.
+    pub schema: Value,
+    /// The model where a request names none.
+    pub model_default: Option<String>,
+}
+
+/// A model that can be named.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelEntry {
+    /// The name.
+    pub name: String,
+    /// Other names for it.
+    pub aliases: Vec<String>,
+    /// The kinds of jobs it is good for.
+    pub kinds: Vec<String>,
+    /// Bytes of its weights.
+    pub bytes: Bytes,
+    /// What a request leaves out.
+    pub defaults: Value,
+}
+
+/// A request that can be a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    /// The model's own name, whatever alias was used.
+    pub model: String,
+    /// The request with everything filled in.
+    pub request: Value,
+    /// What it will cost.
+    pub hints: Hints,
+}
+
+/// A request with its plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// The request.
+    pub checked: Checked,
+    /// Phases with placements, bytes and seconds; null for kinds without a plan.
+    pub plan: Value,
+    /// The plan's sentences.
+    pub reasons: Vec<String>,
+    /// The rungs that make the result approximate.
+    pub approximate: Vec<String>,
+}
+
+/// Why a request cannot be a job.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Refused {
+    /// No such kind: 404.
+    UnknownKind {
+        /// What was named.
+        kind: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// No such model for this kind: 404.
+    UnknownModel {
+        /// What was named.
+        model: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// Something in the request: 422.
+    Invalid {
+        /// The field, such as `width`.
+        field: String,
+        /// What is wrong with it and what would be right.
+        problem: String,
+    },
+    /// No rung of the ladder fits: 422 with the numbers.
+    DoesNotFit {
+        /// The sentence.
+        sentence: String,
+        /// The smallest peak.
+        needed: Bytes,
+        /// What there is.
+        budget: Bytes,
+        /// The smallest budget that would do.
+        smallest: Bytes,
+    },
+    /// The model's files or the program: 500.
+    Broken {
+        /// The sentence.
+        sentence: String,
+    },
+}
