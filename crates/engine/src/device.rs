@@ -1,4 +1,5 @@
 //! Devices that compute.
 
 pub mod cpu;
+pub mod figures;
 pub mod memory;
