@@ -41,6 +41,19 @@ pub fn settle_allocator() {
     });
 }
 
+/// Gives back to the system what was freed but is kept for reuse, so that a released model is gone for others, too.
+#[allow(unsafe_code, reason = "malloc_trim has no safe form")]
+pub fn give_back() {
+    lowtide_kernels::memory::trim();
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: malloc_trim takes a number of bytes to keep and may be called at any time, from any thread.
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+}
+
 /// The processor's name, where the system tells.
 pub fn name() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
