@@ -2,8 +2,9 @@
 
 use crate::args::{GenerateArgs, PrecisionArg, QualityArg};
 use crate::failure::Failure;
-use crate::output::{Format, check_writable, numbered};
+use crate::output::{check_writable, format_of, numbered};
 use lowtide_core::Bytes;
+use lowtide_media::Format;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 
@@ -179,7 +180,7 @@ impl Destination {
             Some(path) => path.clone(),
             None => PathBuf::from(format!("{}-{}.png", name_from(&config.prompt), config.seed)),
         };
-        let format = Format::of(&path)?;
+        let format = format_of(&path)?;
         let pictures = numbered(&path, config.count);
         if let Some(dump) = args.dump.as_ref().filter(|dump| pictures.contains(dump)) {
             return Err(Failure::mistake(format!(

@@ -15,8 +15,6 @@ mod failure;
 mod interrupt;
 mod models;
 mod output;
-mod parameters;
-mod picture;
 mod plan_view;
 mod png_info;
 mod progress;

@@ -1,42 +1,26 @@
 //! Files that appear whole or not at all.
 
 use crate::failure::Failure;
+use lowtide_media::Format;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// The picture formats, told by a file's ending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
-    /// Lossless; the parameters in a text chunk.
-    Png,
-    /// Lossy at [`crate::picture::JPEG_QUALITY`]; the parameters in EXIF.
-    Jpeg,
-    /// Lossless; the parameters in EXIF.
-    Webp,
-}
-
-impl Format {
-    /// The format a file's ending means, or a sentence that names the ones there are.
-    pub(crate) fn of(path: &Path) -> Result<Format, Failure> {
-        let ending = path
-            .extension()
-            .and_then(|e| e.to_str())
-            .map(str::to_ascii_lowercase);
-        match ending.as_deref() {
-            Some("png") => Ok(Format::Png),
-            Some("jpg" | "jpeg") => Ok(Format::Jpeg),
-            Some("webp") => Ok(Format::Webp),
-            Some(other) => Err(Failure::mistake(format!(
-                "'{}': no picture format ends in '.{other}'; use .png, .jpg or .webp",
-                path.display()
-            ))),
-            None => Err(Failure::mistake(format!(
-                "'{}' has no ending that tells the picture format; use .png, .jpg or .webp",
-                path.display()
-            ))),
-        }
-    }
+/// The format a file's ending means, or a sentence that names the ones there are.
+pub(crate) fn format_of(path: &Path) -> Result<Format, Failure> {
+    let Some(ending) = path.extension().and_then(|ending| ending.to_str()) else {
+        return Err(Failure::mistake(format!(
+            "'{}' has no ending that tells the picture format; use .png, .jpg or .webp",
+            path.display()
+        )));
+    };
+    Format::named(ending).ok_or_else(|| {
+        Failure::mistake(format!(
+            "'{}': no picture format ends in '.{}'; use .png, .jpg or .webp",
+            path.display(),
+            ending.to_ascii_lowercase()
+        ))
+    })
 }
 
 /// The paths of `count` pictures: the path itself for one, `name-1.png`, `name-2.png` and so on for several.
@@ -192,11 +176,11 @@ mod tests {
 
     #[test]
     fn the_ending_tells_the_format() {
-        assert_eq!(Format::of(Path::new("a.JPG")).unwrap(), Format::Jpeg);
-        assert_eq!(Format::of(Path::new("a.webp")).unwrap(), Format::Webp);
+        assert_eq!(format_of(Path::new("a.JPG")).unwrap(), Format::Jpeg);
+        assert_eq!(format_of(Path::new("a.webp")).unwrap(), Format::Webp);
         for wrong in ["a", "a.gif", ".png"] {
             assert_eq!(
-                Format::of(Path::new(wrong)).unwrap_err().exit_code(),
+                format_of(Path::new(wrong)).unwrap_err().exit_code(),
                 2,
                 "{wrong}"
             );

@@ -1,8 +1,8 @@
 //! `lowtide png-info`: prints what a picture was made with.
 
 use crate::args::PngInfoArgs;
+use crate::console;
 use crate::failure::Failure;
-use crate::{console, picture};
 
 /// Prints the text the picture carries.
 pub(crate) fn run(args: &PngInfoArgs) -> Result<(), Failure> {
@@ -12,8 +12,8 @@ pub(crate) fn run(args: &PngInfoArgs) -> Result<(), Failure> {
             "'{place}' cannot be read: {cause}; name a picture file"
         ))
     })?;
-    let text = picture::text_of(&file).map_err(|cause| {
-        Failure::mistake(format!("'{place}' cannot be read as a picture: {cause:#}"))
+    let text = lowtide_media::text_of(&file).map_err(|cause| {
+        Failure::mistake(format!("'{place}' cannot be read as a picture: {cause}"))
     })?;
     match text {
         Some(text) => Ok(console::print(&format!("{}\n", text.trim_end()))?),

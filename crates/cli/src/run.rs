@@ -5,8 +5,6 @@ use crate::config::{Config, Destination, check_early};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::output::Staged;
-use crate::parameters::Parameters;
-use crate::picture::{self, Pixels};
 use crate::progress::{Look, Progress};
 use crate::tensor_files::{self, Tensor};
 use crate::{console, models, plan_view};
@@ -16,6 +14,7 @@ use lowtide_engine::{
     Engine, Image, Options, Outcome, PrecisionChoice, Session, Step, TextToImage,
 };
 use lowtide_kernels as kernels;
+use lowtide_media::{Parameters, Pixels};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::Instant;
@@ -225,7 +224,8 @@ fn write(
             height: side(image.height)?,
             rgb: &image.rgb,
         };
-        let file = picture::encode(pixels, destination.format, &text)?;
+        let file = lowtide_media::encode(pixels, destination.format, &text)
+            .with_context(|| format!("'{}' could not be written", path.display()))?;
         staged.push(Staged::write(path, &file).map_err(|cause| not_written(path, cause))?);
     }
     interrupt.check()?;

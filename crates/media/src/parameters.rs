@@ -5,30 +5,30 @@ use std::fmt::Write;
 
 /// Everything that goes into the text.
 #[derive(Clone, Debug)]
-pub(crate) struct Parameters<'a> {
+pub struct Parameters<'a> {
     /// What was asked for.
-    pub(crate) prompt: &'a str,
+    pub prompt: &'a str,
     /// What was asked to be avoided; nothing is written where it is empty.
-    pub(crate) negative: Option<&'a str>,
+    pub negative: Option<&'a str>,
     /// Denoising steps.
-    pub(crate) steps: usize,
+    pub steps: usize,
     /// The guidance weight, as `--guidance` takes it.
-    pub(crate) guidance: f32,
+    pub guidance: f32,
     /// The seed of this picture, not of the first of several.
-    pub(crate) seed: u64,
+    pub seed: u64,
     /// Width in pixels.
-    pub(crate) width: usize,
+    pub width: usize,
     /// Height in pixels.
-    pub(crate) height: usize,
+    pub height: usize,
     /// The model's name.
-    pub(crate) model: &'a str,
+    pub model: &'a str,
     /// Further pairs, such as the approximate rungs taken.
-    pub(crate) extra: &'a [(&'static str, String)],
+    pub extra: &'a [(&'static str, String)],
 }
 
 impl Parameters<'_> {
     /// The text of the `parameters` chunk.
-    pub(crate) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let mut text = self.prompt.trim_end().to_owned();
         if let Some(negative) = self.negative.map(str::trim).filter(|n| !n.is_empty()) {
             text.push_str("\nNegative prompt: ");

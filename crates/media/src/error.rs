@@ -1,0 +1,44 @@
+//! What can be wrong with a file.
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a file could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// None of the formats.
+    #[error("not a PNG, JPEG or WebP file")]
+    NotAPicture,
+    /// A PNG that ends before its pixels do.
+    #[error("the picture is cut short: {0}")]
+    CutShort(#[source] png::DecodingError),
+    /// A PNG that cannot be read.
+    #[error(transparent)]
+    ReadPng(#[from] png::DecodingError),
+    /// A PNG that cannot be written.
+    #[error(transparent)]
+    WritePng(#[from] png::EncodingError),
+    /// Any other picture.
+    #[error(transparent)]
+    Image(#[from] image::ImageError),
+    /// The text is longer than the format can hold.
+    #[error("the text takes {bytes} bytes; the format has room for {bytes_max}")]
+    TextTooLong {
+        /// What it takes, its header included.
+        bytes: usize,
+        /// The most.
+        bytes_max: usize,
+    },
+    /// The pixels are not as many as width and height say.
+    #[error("{found} bytes of pixels where {width} x {height} have {expected}")]
+    Pixels {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// 3 x width x height.
+        expected: u64,
+        /// What was given.
+        found: usize,
+    },
+}
