@@ -83,6 +83,9 @@ pub enum Error {
     /// The loader thread ended without an answer.
     #[error("the loader stopped (this is a bug)")]
     LoaderStopped,
+    /// The program panicked while it did this.
+    #[error("the program panicked: {0}; this is a bug")]
+    Panicked(String),
     /// The threads of the kernels could not be set up.
     #[error("threads: {0}")]
     Threads(String),
@@ -115,7 +118,9 @@ impl Error {
                 | models::Error::Source(_) => Blame::User,
             },
             Error::DoesNotFit(_) | Error::OutOfMemory { .. } => Blame::Fit,
-            Error::Plan(_) | Error::LoaderStopped | Error::Threads(_) => Blame::Program,
+            Error::Plan(_) | Error::LoaderStopped | Error::Panicked(_) | Error::Threads(_) => {
+                Blame::Program
+            }
         }
     }
 }

@@ -66,6 +66,19 @@ pub fn name() -> String {
     )
 }
 
+/// Threads that compute.
+pub fn threads() -> usize {
+    kernels::threads()
+}
+
+/// What products are multiplied in, as a word.
+pub fn precision_word(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    }
+}
+
 /// The rates plans are made with; the speed of computing is measured in a few milliseconds.
 pub fn profile(precision: Precision) -> DeviceProfile {
     let threads = kernels::threads().max(1) as f64;
