@@ -25,7 +25,7 @@ pub enum Error {
     #[error("{what} {problem}")]
     Request {
         /// The option or field.
-        what: &'static str,
+        what: String,
         /// What is wrong with it, and what would be right.
         problem: String,
     },
@@ -56,6 +56,9 @@ pub enum Error {
     /// A file could not be read.
     #[error(transparent)]
     Weights(#[from] weights::Error),
+    /// A finished picture could not be put into a file.
+    #[error("the picture could not be written: {0}")]
+    Picture(#[from] lowtide_media::Error),
     /// A component's configuration, weights or computation.
     #[error("{model}/{component}: {source}")]
     Model {
@@ -93,9 +96,9 @@ pub enum Error {
 
 impl Error {
     /// A request error.
-    pub fn request(what: &'static str, problem: impl Into<String>) -> Error {
+    pub fn request(what: impl Into<String>, problem: impl Into<String>) -> Error {
         Error::Request {
-            what,
+            what: what.into(),
             problem: problem.into(),
         }
     }
@@ -118,9 +121,11 @@ impl Error {
                 | models::Error::Source(_) => Blame::User,
             },
             Error::DoesNotFit(_) | Error::OutOfMemory { .. } => Blame::Fit,
-            Error::Plan(_) | Error::LoaderStopped | Error::Panicked(_) | Error::Threads(_) => {
-                Blame::Program
-            }
+            Error::Picture(_)
+            | Error::Plan(_)
+            | Error::LoaderStopped
+            | Error::Panicked(_)
+            | Error::Threads(_) => Blame::Program,
         }
     }
 }

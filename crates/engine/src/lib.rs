@@ -22,6 +22,6 @@ pub use engine::{Engine, Options, PrecisionChoice};
 pub use error::{Blame, Error, Result};
 pub use request::{
     COUNT_MAX, Image, Outcome, PROMPT_BYTES_MAX, Progress, Report, SIDE_MAX, STEPS_MAX, Step,
-    TextToImage,
+    TextToImage, drawn_seed,
 };
 pub use session::Session;

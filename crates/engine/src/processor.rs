@@ -46,7 +46,8 @@ pub trait Processor: Send + Sync {
     ) -> Result<Arc<dyn Opened>>;
 }
 
-/// An opened model. Its weights come when a run needs them, and stay or go as the options and the planner say.
+/// An opened model. Its weights come when a run needs them, and stay or go as the options and the planner say; what is
+/// said of weights is already true of a kind that has none.
 pub trait Opened: Send + Sync {
     /// What it consists of.
     fn card(&self) -> Card;
@@ -72,19 +73,27 @@ pub trait Opened: Send + Sync {
     fn start(&self, orders: Vec<Order<'_>>) -> Result<Box<dyn Run>>;
 
     /// Bytes of weights in memory now, between runs.
-    fn held(&self) -> Bytes;
+    fn held(&self) -> Bytes {
+        Bytes::ZERO
+    }
 
     /// Brings weights to the device ahead of any job, as far as the budget has room; returns the bytes held.
     ///
     /// # Errors
     /// When a file cannot be read.
-    fn load(&self) -> Result<Bytes>;
+    fn load(&self) -> Result<Bytes> {
+        Ok(Bytes::ZERO)
+    }
 
     /// Lets all weights go that no run uses, returns the bytes that gave back.
-    fn forget(&self) -> Bytes;
+    fn forget(&self) -> Bytes {
+        Bytes::ZERO
+    }
 
     /// The cache of what was made of prompts.
-    fn prompt_cache(&self) -> CacheFigures;
+    fn prompt_cache(&self) -> CacheFigures {
+        CacheFigures::default()
+    }
 }
 
 /// What a model consists of.
@@ -155,7 +164,8 @@ pub struct Order<'a> {
     pub resume: Option<&'a Path>,
 }
 
-/// A job, or a batch of jobs, in progress. Dropping it gives back everything it holds.
+/// A job, or a batch of jobs, in progress. Dropping it gives back everything it holds. What has a body here is right for
+/// a kind without weights and plan.
 pub trait Run: Send {
     /// Does one step.
     ///
@@ -164,7 +174,7 @@ pub trait Run: Send {
     fn step(&mut self) -> Result<Stepped>;
 
     /// Gives the weights back and keeps what was reached: a few tensors.
-    fn park(&mut self);
+    fn park(&mut self) {}
 
     /// Writes what member `member` (an index into the orders) has reached, whole or not at all. Returns whether there was
     /// anything to write: `false` means that going on is beginning anew.
@@ -177,10 +187,15 @@ pub trait Run: Send {
     fn drop_member(&mut self, member: usize);
 
     /// What member `member` looks like so far, small; `None` where there is nothing to see yet.
-    fn preview(&self, member: usize) -> Option<File>;
+    fn preview(&self, member: usize) -> Option<File> {
+        let _ = member;
+        None
+    }
 
     /// The plan in force.
-    fn plan(&self) -> Option<&Plan>;
+    fn plan(&self) -> Option<&Plan> {
+        None
+    }
 
     /// Predicted seconds that remain, corrected by what the steps so far took.
     fn remaining_s(&self) -> f64;
@@ -189,13 +204,17 @@ pub trait Run: Send {
     fn holds(&self) -> Bytes;
 
     /// Bytes of these that it keeps while parked.
-    fn keeps(&self) -> Bytes;
+    fn keeps(&self) -> Bytes {
+        self.holds()
+    }
 
     /// Predicted peak of what is to come, weights included.
     fn peak(&self) -> Bytes;
 
     /// Rungs taken after memory was refused.
-    fn rungs_taken(&self) -> usize;
+    fn rungs_taken(&self) -> usize {
+        0
+    }
 }
 
 /// What a run did in one step.

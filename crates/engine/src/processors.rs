@@ -1,6 +1,8 @@
 //! Every kind of job there is.
 
+mod fields;
 mod no_op;
+mod noise;
 
 use std::sync::Arc;
 
@@ -8,5 +10,5 @@ use crate::processor::Processor;
 
 /// All of them. A new kind is a file beside this one and a line here.
 pub fn all() -> Vec<Arc<dyn Processor>> {
-    vec![Arc::new(no_op::NoOp)]
+    vec![Arc::new(noise::Noise), Arc::new(no_op::NoOp)]
 }

@@ -1,6 +1,7 @@
 //! What a user asks for, and what comes back.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use lowtide_core::{Bytes, Plan, Quality};
@@ -18,6 +19,12 @@ pub const COUNT_MAX: usize = 256;
 
 /// Longest prompt in bytes; far above what the tokens of any model hold.
 pub const PROMPT_BYTES_MAX: usize = 64 << 10;
+
+/// A seed for a job that names none. It has 32 bits: PyTorch's generator uses no more, and every JSON reader keeps them.
+pub fn drawn_seed() -> u64 {
+    // The standard library seeds its hash maps from the system; this asks for such a seed.
+    RandomState::new().build_hasher().finish() >> 32
+}
 
 /// Pictures from a text.
 #[derive(Clone, Debug)]

@@ -4,14 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lowtide_core::{Budget, Bytes, Plan};
+use lowtide_core::{Budget, Bytes};
 use lowtide_weights::ModelFolder;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::fields::Fields;
 use crate::processor::{
-    BatchForecast, BatchKey, CacheFigures, Card, File, Forecast, Opened, Order, Processor, Product,
-    Run, Stepped,
+    BatchForecast, BatchKey, Card, Forecast, Opened, Order, Processor, Product, Run, Stepped,
 };
 use crate::{Error, Options, Progress, Result};
 
@@ -60,32 +59,22 @@ impl Processor for NoOp {
     }
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug)]
 struct Request {
-    #[serde(default = "one")]
     steps: u32,
-    #[serde(default)]
     step_ms: u64,
-}
-
-fn one() -> u32 {
-    1
 }
 
 impl Request {
     fn read(request: &Value) -> Result<Request> {
-        let request: Request = serde_json::from_value(request.clone())
-            .map_err(|cause| Error::request("request", format!("is not understood: {cause}")))?;
-        if !(1..=STEPS_MAX).contains(&request.steps) {
-            let problem = format!("is {}; it must be between 1 and {STEPS_MAX}", request.steps);
-            return Err(Error::request("steps", problem));
-        }
-        if request.step_ms > STEP_MS_MAX {
-            let problem = format!("is {}; at most {STEP_MS_MAX} are slept", request.step_ms);
-            return Err(Error::request("step_ms", problem));
-        }
-        Ok(request)
+        let mut fields = Fields::of(request)?;
+        let steps = fields.whole("steps", 1..=u64::from(STEPS_MAX))?;
+        let step_ms = fields.whole("step_ms", 0..=STEP_MS_MAX)?;
+        fields.done()?;
+        Ok(Request {
+            steps: steps.map_or(1, |steps| steps as u32),
+            step_ms: step_ms.unwrap_or(0),
+        })
     }
 
     fn seconds(self) -> f64 {
@@ -106,7 +95,7 @@ impl Opened for Nothing {
 
     fn check(&self, request: &Value) -> Result<Value> {
         let request = Request::read(request)?;
-        Ok(serde_json::to_value(request).expect("two numbers"))
+        Ok(json!({ "steps": request.steps, "step_ms": request.step_ms }))
     }
 
     fn forecast(&self, request: &Value, _: Option<Budget>) -> Result<Forecast> {
@@ -137,22 +126,6 @@ impl Opened for Nothing {
             done: 0,
             wanted: vec![true; orders.len()],
         }))
-    }
-
-    fn held(&self) -> Bytes {
-        Bytes::ZERO
-    }
-
-    fn load(&self) -> Result<Bytes> {
-        Ok(Bytes::ZERO)
-    }
-
-    fn forget(&self) -> Bytes {
-        Bytes::ZERO
-    }
-
-    fn prompt_cache(&self) -> CacheFigures {
-        CacheFigures::default()
     }
 }
 
@@ -186,22 +159,12 @@ impl Run for Idling {
         }))
     }
 
-    fn park(&mut self) {}
-
     fn save(&self, _: usize, _: &Path) -> Result<bool> {
         Ok(false)
     }
 
     fn drop_member(&mut self, member: usize) {
         self.wanted[member] = false;
-    }
-
-    fn preview(&self, _: usize) -> Option<File> {
-        None
-    }
-
-    fn plan(&self) -> Option<&Plan> {
-        None
     }
 
     fn remaining_s(&self) -> f64 {
@@ -216,15 +179,7 @@ impl Run for Idling {
         Bytes::ZERO
     }
 
-    fn keeps(&self) -> Bytes {
-        Bytes::ZERO
-    }
-
     fn peak(&self) -> Bytes {
         Bytes::ZERO
-    }
-
-    fn rungs_taken(&self) -> usize {
-        0
     }
 }
