@@ -1,5 +1,9 @@
 //! What the user typed. What it means is in [`crate::config`].
 
+mod service;
+
+pub(crate) use service::*;
+
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use lowtide_core::Bytes;
@@ -78,6 +82,12 @@ pub(crate) enum Command {
     Models(ModelsCommand),
     /// Show devices, memory, instruction sets and what this machine can and cannot do
     Doctor(DoctorArgs),
+    /// Show every setting of the service and where its value came from
+    #[command(
+        after_help = "Example:\n  lowtide config --config ~/lowtide.toml --port 8080\n\nSettings come from \
+                            lowtide.toml or lowtide.yaml, then the environment, then arguments; the later wins."
+    )]
+    Config(Box<ConfigArgs>),
     /// Print a completion script for a shell
     #[command(
         after_help = "Example:\n  lowtide completions bash > ~/.local/share/bash-completion/completions/lowtide"

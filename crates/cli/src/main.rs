@@ -19,6 +19,7 @@ mod plan_view;
 mod png_info;
 mod progress;
 mod run;
+mod service;
 mod tensor_files;
 
 use args::{Cli, Command, CompletionsArgs};
@@ -44,6 +45,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::PngInfo(args) => png_info::run(&args),
         Command::Models(command) => models::run(&command),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Config(args) => service::show(&args),
         Command::Completions(args) => completions(&args),
     }
 }

@@ -1,0 +1,379 @@
+//! What the server asks about jobs, answered by the processors: from configurations and headers, never from weights.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lowtide_core::{Budget, Bytes};
+use lowtide_engine::processor::{Forecast, Opened, Processor};
+use lowtide_engine::{Error, Options};
+use lowtide_jobs::report::{BatchHints, Hints};
+use lowtide_server::{Checked, Door, Kind, ModelEntry, Planned, Refused};
+use serde_json::{Map, Value, json};
+
+use super::catalog::Catalog;
+use super::settings::Settings;
+use crate::failure::one_line;
+use crate::plan_view;
+
+/// Opened models kept; each is some hundred kilobytes of headers and a tokenizer.
+const OPENED_MAX: usize = 16;
+
+/// The field of a request that names a preset.
+const PRESET: &str = "preset";
+
+/// The alias that is meant where a request names no model.
+const DEFAULT: &str = "default";
+
+/// The door of a service.
+pub(crate) struct Desk {
+    processors: Vec<Arc<dyn Processor>>,
+    catalog: Arc<Catalog>,
+    aliases: BTreeMap<String, String>,
+    presets: BTreeMap<String, Map<String, Value>>,
+    options: Options,
+    opened: Mutex<Vec<Kept>>,
+}
+
+/// An opened model, the one used latest last.
+struct Kept {
+    kind: &'static str,
+    model: String,
+    opened: Arc<dyn Opened>,
+}
+
+impl Desk {
+    /// One for these kinds and models.
+    pub(crate) fn new(
+        processors: Vec<Arc<dyn Processor>>,
+        catalog: Arc<Catalog>,
+        settings: &Settings,
+        options: Options,
+    ) -> Desk {
+        Desk {
+            processors,
+            catalog,
+            aliases: settings.models.aliases.clone(),
+            presets: settings.presets.clone(),
+            options,
+            opened: Mutex::new(Vec::new()),
+        }
+    }
+
+    fn processor(&self, kind: &str) -> Result<&Arc<dyn Processor>, Refused> {
+        let found = self.processors.iter().find(|one| one.kind() == kind);
+        found.ok_or_else(|| Refused::UnknownKind {
+            kind: kind.to_owned(),
+            known: self
+                .processors
+                .iter()
+                .map(|one| one.kind().to_owned())
+                .collect(),
+        })
+    }
+
+    /// Names of the models a kind can use, its own first.
+    fn models_of(&self, processor: &dyn Processor) -> Vec<String> {
+        let own = processor.own_models().iter().map(|name| (*name).to_owned());
+        let mut names: Vec<String> = own.collect();
+        for name in self.catalog.names() {
+            let runs = self
+                .catalog
+                .open(&name)
+                .is_ok_and(|folder| processor.runs(&folder));
+            if runs && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    /// The model where a request names none: the one with the alias `default`, else the first.
+    fn default_of(&self, processor: &dyn Processor) -> Option<String> {
+        let models = self.models_of(processor);
+        let wanted = self.aliases.get(DEFAULT);
+        let wanted = wanted.filter(|name| models.contains(name)).cloned();
+        wanted.or_else(|| models.into_iter().next())
+    }
+
+    /// The model's own name.
+    fn name_of(&self, processor: &dyn Processor, asked: Option<&str>) -> Result<String, Refused> {
+        let unknown = |model: &str| Refused::UnknownModel {
+            model: model.to_owned(),
+            known: self.models_of(processor),
+        };
+        let Some(asked) = asked else {
+            return self.default_of(processor).ok_or_else(|| unknown(DEFAULT));
+        };
+        if let Some(kept) = self.kept(processor.kind(), asked) {
+            return Ok(kept);
+        }
+        let name = self.aliases.get(asked).map_or(asked, String::as_str);
+        match self.models_of(processor).iter().any(|known| known == name) {
+            true => Ok(name.to_owned()),
+            false => Err(unknown(asked)),
+        }
+    }
+
+    /// The name, if it is one of a model that is open: then there is nothing to look for.
+    fn kept(&self, kind: &str, asked: &str) -> Option<String> {
+        let name = self.aliases.get(asked).map_or(asked, String::as_str);
+        let opened = self.lock();
+        let found = opened
+            .iter()
+            .find(|kept| kept.kind == kind && kept.model == name);
+        found.map(|kept| kept.model.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Kept>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self, processor: &dyn Processor, model: &str) -> Result<Arc<dyn Opened>, Refused> {
+        let kind = processor.kind();
+        let mut opened = self.lock();
+        let at = opened
+            .iter()
+            .position(|kept| kept.kind == kind && kept.model == model);
+        if let Some(at) = at {
+            let kept = opened.remove(at);
+            let found = Arc::clone(&kept.opened);
+            opened.push(kept);
+            return Ok(found);
+        }
+        let folder = match processor.own_models().contains(&model) {
+            true => None,
+            false => Some(
+                self.catalog
+                    .open(model)
+                    .map_err(|sentence| Refused::Broken { sentence })?,
+            ),
+        };
+        let fresh = processor
+            .open(model, folder, self.options)
+            .map_err(refused)?;
+        if opened.len() >= OPENED_MAX {
+            opened.remove(0);
+        }
+        opened.push(Kept {
+            kind,
+            model: model.to_owned(),
+            opened: Arc::clone(&fresh),
+        });
+        Ok(fresh)
+    }
+
+    /// Names of the presets that say something to requests of this schema.
+    fn presets_for(&self, schema: &Value) -> Vec<&str> {
+        let speaks = |fields: &Map<String, Value>| fields.keys().any(|field| has(schema, field));
+        let presets = self.presets.iter().filter(|(_, fields)| speaks(fields));
+        presets.map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// The request with its preset's fields where it has none of its own.
+    fn with_preset(&self, schema: &Value, mut request: Value) -> Result<Value, Refused> {
+        let Some(fields) = request.as_object_mut().filter(|_| !has(schema, PRESET)) else {
+            return Ok(request);
+        };
+        let Some(named) = fields.remove(PRESET) else {
+            return Ok(request);
+        };
+        let known = self.presets_for(schema);
+        let name = named.as_str().filter(|name| known.contains(name));
+        let Some(preset) = name.and_then(|name| self.presets.get(name)) else {
+            let there = match known.is_empty() {
+                true => "there are none for this kind of job".to_owned(),
+                false => format!("there are {}", known.join(", ")),
+            };
+            return Err(Refused::Invalid {
+                field: PRESET.to_owned(),
+                problem: format!("{named} is no preset; {there}"),
+            });
+        };
+        for (field, value) in preset.iter().filter(|(field, _)| has(schema, field)) {
+            if fields.get(field).is_none_or(Value::is_null) {
+                fields.insert(field.clone(), value.clone());
+            }
+        }
+        Ok(request)
+    }
+
+    fn look(
+        &self,
+        kind: &str,
+        model: Option<&str>,
+        request: Value,
+        budget: Option<Budget>,
+    ) -> Result<(Checked, Forecast), Refused> {
+        let processor = self.processor(kind)?;
+        let model = self.name_of(processor.as_ref(), model)?;
+        let request = self.with_preset(&processor.schema(), request)?;
+        let opened = self.open(processor.as_ref(), &model)?;
+        let request = opened.check(&request).map_err(refused)?;
+        let forecast = opened.forecast(&request, budget).map_err(refused)?;
+        let hints = hints(&forecast);
+        Ok((
+            Checked {
+                model,
+                request,
+                hints,
+            },
+            forecast,
+        ))
+    }
+}
+
+impl Door for Desk {
+    fn kinds(&self) -> Vec<Kind> {
+        let kind = |processor: &Arc<dyn Processor>| {
+            let mut schema = processor.schema();
+            let presets: Vec<String> = self
+                .presets_for(&schema)
+                .into_iter()
+                .map(str::to_owned)
+                .collect();
+            let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+            if let Some(properties) = properties.filter(|_| !presets.is_empty()) {
+                let about = "Fills in what the request leaves out";
+                properties.entry(PRESET).or_insert_with(|| {
+                    json!({ "type": "string", "enum": presets, "title": "Preset", "description": about })
+                });
+            }
+            Kind {
+                name: processor.kind().to_owned(),
+                about: processor.about().to_owned(),
+                schema,
+                model_default: self.default_of(processor.as_ref()),
+            }
+        };
+        self.processors.iter().map(kind).collect()
+    }
+
+    fn models(&self) -> Vec<ModelEntry> {
+        let mut entries: BTreeMap<String, ModelEntry> = BTreeMap::new();
+        for processor in &self.processors {
+            for name in self.models_of(processor.as_ref()) {
+                // One that cannot be opened is told of when somebody names it.
+                let Ok(opened) = self.open(processor.as_ref(), &name) else {
+                    continue;
+                };
+                let entry = entries.entry(name.clone()).or_insert_with(|| {
+                    let card = opened.card();
+                    ModelEntry {
+                        name: name.clone(),
+                        aliases: self.aliases_of(&name),
+                        kinds: Vec::new(),
+                        bytes: card.bytes,
+                        defaults: card.defaults,
+                    }
+                });
+                entry.kinds.push(processor.kind().to_owned());
+            }
+        }
+        entries.into_values().collect()
+    }
+
+    fn check(
+        &self,
+        kind: &str,
+        model: Option<&str>,
+        request: Value,
+        budget: Option<Budget>,
+    ) -> Result<Checked, Refused> {
+        Ok(self.look(kind, model, request, budget)?.0)
+    }
+
+    fn plan(
+        &self,
+        kind: &str,
+        model: Option<&str>,
+        request: Value,
+        budget: Option<Budget>,
+    ) -> Result<Planned, Refused> {
+        let (checked, forecast) = self.look(kind, model, request, budget)?;
+        let plan = forecast.plan.as_ref();
+        Ok(Planned {
+            checked,
+            plan: plan.map_or(Value::Null, plan_view::json),
+            reasons: plan.map(plan_view::reasons).unwrap_or_default(),
+            approximate: plan.map_or_else(Vec::new, |plan| plan.approximate.clone()),
+        })
+    }
+}
+
+impl Desk {
+    fn aliases_of(&self, model: &str) -> Vec<String> {
+        let aliases = self.aliases.iter().filter(|(_, target)| *target == model);
+        aliases.map(|(alias, _)| alias.clone()).collect()
+    }
+
+    /// What is named in the settings and is not there, in sentences.
+    pub(crate) fn strangers(&self, settings: &Settings) -> Vec<String> {
+        let mut known: BTreeSet<String> = BTreeSet::new();
+        for processor in &self.processors {
+            known.extend(self.models_of(processor.as_ref()));
+        }
+        let there = known.iter().cloned().collect::<Vec<_>>().join(", ");
+        let mut sentences = Vec::new();
+        for (alias, target) in &self.aliases {
+            if !known.contains(target) {
+                sentences.push(format!(
+                    "models.aliases.{alias}: there is no model '{target}'; there are {there}"
+                ));
+            }
+        }
+        for name in &settings.worker.preload {
+            let target = self.aliases.get(name).unwrap_or(name);
+            if !known.contains(target) {
+                sentences.push(format!(
+                    "worker.preload: there is no model '{name}'; there are {there}"
+                ));
+            }
+        }
+        sentences
+    }
+}
+
+/// Whether requests of this schema have a field.
+fn has(schema: &Value, field: &str) -> bool {
+    schema["properties"].get(field).is_some()
+}
+
+fn hints(forecast: &Forecast) -> Hints {
+    let batch = forecast.batch.as_ref().map(|batch| BatchHints {
+        size: batch.key.size,
+        settings: format!("{:016x}", batch.key.settings),
+        more: batch.more.0,
+        more_seconds: batch.more_seconds,
+    });
+    Hints {
+        seconds: forecast.seconds,
+        peak: forecast.peak.0,
+        batch,
+    }
+}
+
+fn refused(error: Error) -> Refused {
+    match error {
+        Error::Request { what, problem } => Refused::Invalid {
+            field: what.to_owned(),
+            problem,
+        },
+        Error::DoesNotFit(numbers) => Refused::DoesNotFit {
+            sentence: one_line(&numbers.to_string()),
+            needed: numbers.needed,
+            budget: numbers.budget,
+            smallest: smallest(&numbers),
+        },
+        other => Refused::Broken {
+            sentence: one_line(&other.to_string()),
+        },
+    }
+}
+
+/// The smallest budget that would do, approximations included where they were not refused.
+fn smallest(numbers: &lowtide_core::DoesNotFit) -> Bytes {
+    match numbers.exact_only {
+        true => numbers.smallest,
+        false => numbers.smallest_approximate.unwrap_or(numbers.smallest),
+    }
+}

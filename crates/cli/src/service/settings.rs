@@ -1,0 +1,482 @@
+//! What the settings mean, typed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lowtide_core::Bytes;
+use lowtide_core::job::Priority;
+use lowtide_core::lifecycle::{AfterJob, KeepAlive};
+use serde_json::{Map, Value, json};
+
+use super::folders::{Surroundings, tilde};
+use super::layers::{Origin, Resolved};
+use super::value::time;
+use crate::args::{GivenSetting, SettingArgs};
+use crate::failure::Failure;
+
+/// How the service is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) server: ServerSettings,
+    pub(crate) device: DeviceSettings,
+    pub(crate) worker: WorkerSettings,
+    pub(crate) queue: QueueSettings,
+    pub(crate) models: ModelsSettings,
+    /// Fields of a request by preset.
+    pub(crate) presets: BTreeMap<String, Map<String, Value>>,
+    /// The kinds of jobs that are done.
+    pub(crate) kinds: Vec<String>,
+    pub(crate) log: LogSettings,
+    /// Every value with its origin.
+    pub(crate) resolved: Resolved,
+}
+
+/// How it is reached.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerSettings {
+    pub(crate) host: String,
+    /// 0: one that is free.
+    pub(crate) port: u16,
+    pub(crate) data_dir: PathBuf,
+    /// The queue's file.
+    pub(crate) store: PathBuf,
+    pub(crate) panel: bool,
+    pub(crate) openai: bool,
+    /// Further values of `Origin` and `Host` that are let in.
+    pub(crate) origins: Vec<String>,
+    pub(crate) hosts: Vec<String>,
+    pub(crate) body_max: Bytes,
+    pub(crate) connections_max: usize,
+}
+
+/// Memory left for others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Reserve {
+    Bytes(Bytes),
+    /// Of the device's memory, 0 to 1.
+    Share(f64),
+}
+
+/// How the device is used.
+#[derive(Clone, Debug)]
+pub(crate) struct DeviceSettings {
+    pub(crate) budget: Option<Bytes>,
+    pub(crate) reserve: Option<Reserve>,
+    pub(crate) threads: Option<usize>,
+    /// `auto`, `f32`, `bf16`.
+    pub(crate) precision: String,
+    /// `auto`, `never`, `components`, `stream`.
+    pub(crate) offload: String,
+}
+
+/// How a model lives, where it differs from the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct ModelSettings {
+    pub(crate) keep_alive: Option<KeepAlive>,
+    pub(crate) after_job: Option<AfterJob>,
+    /// `Some(None)`: never.
+    pub(crate) idle: Option<Option<Duration>>,
+}
+
+/// How a worker works.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerSettings {
+    pub(crate) max_concurrent_jobs: usize,
+    pub(crate) keep_alive: Option<KeepAlive>,
+    pub(crate) after_job: AfterJob,
+    pub(crate) idle: Option<Duration>,
+    pub(crate) preload: Vec<String>,
+    pub(crate) prompt_cache: Bytes,
+    pub(crate) batch_max: usize,
+    pub(crate) lease: Duration,
+    pub(crate) heartbeat: Duration,
+    pub(crate) checkpoint_every: Duration,
+    pub(crate) previews: bool,
+}
+
+/// Limits of the queue.
+#[derive(Clone, Debug)]
+pub(crate) struct QueueSettings {
+    pub(crate) waiting_max: u64,
+    pub(crate) retries: u32,
+    pub(crate) retention_age: Option<Duration>,
+    pub(crate) retention_bytes: Bytes,
+    pub(crate) retention_jobs: u64,
+    /// Whether an accepted job survives a power cut.
+    pub(crate) durable: bool,
+    pub(crate) priority: BTreeMap<String, Priority>,
+}
+
+/// Which models there are.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelsSettings {
+    pub(crate) dirs: Vec<PathBuf>,
+    pub(crate) aliases: BTreeMap<String, String>,
+    pub(crate) options: BTreeMap<String, ModelSettings>,
+}
+
+/// What is said while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LogSettings {
+    pub(crate) json: bool,
+    pub(crate) debug: bool,
+    pub(crate) quiet: bool,
+}
+
+impl Settings {
+    /// Reads file, environment and arguments, in that order. `given`: what the arguments say.
+    ///
+    /// # Errors
+    /// What is wrong, and where it was written.
+    pub(crate) fn read(
+        args: &SettingArgs,
+        given: Vec<GivenSetting>,
+        around: &Surroundings,
+    ) -> Result<Settings, Failure> {
+        let mut resolved = Resolved::defaults();
+        let file = around.settings_file(args.config.as_deref())?;
+        if let Some(path) = &file {
+            let text = std::fs::read_to_string(path).map_err(|cause| {
+                Failure::mistake(format!("'{}' cannot be read: {cause}", path.display()))
+            })?;
+            resolved.file(path, &text)?;
+        }
+        resolved.variables(&around.variables)?;
+        for (name, place, text) in given {
+            resolved.text(place, &text, &Origin::Argument(name.to_owned()))?;
+        }
+        for assignment in &args.set {
+            let Some((place, text)) = assignment.split_once('=') else {
+                return Err(Failure::mistake(format!(
+                    "--set '{assignment}': write a setting, = and a value, such as worker.idle_timeout=10m"
+                )));
+            };
+            let origin = Origin::Argument(format!("--set {}", place.trim()));
+            resolved.text(place.trim(), text, &origin)?;
+        }
+        if resolved.get("server.data_dir").is_none() {
+            let folder = around.data_folder()?;
+            let folder = folder.to_string_lossy();
+            resolved.text("server.data_dir", &folder, &Origin::Default)?;
+        }
+        Settings::of(resolved)
+    }
+
+    /// What the parent resolved.
+    ///
+    /// # Errors
+    /// When the two are not of one version.
+    pub(crate) fn from_parent(document: &Value) -> Result<Settings, Failure> {
+        Settings::of(Resolved::from_parent(document)?)
+    }
+
+    fn of(mut resolved: Resolved) -> Result<Settings, Failure> {
+        let data_dir = PathBuf::from(text(&resolved, "server.data_dir"));
+        if resolved.get("server.store").is_none() {
+            let file = data_dir.join("lowtide.db");
+            resolved.text("server.store", &file.to_string_lossy(), &Origin::Default)?;
+        }
+        let store = store_file(&text(&resolved, "server.store"))?;
+        Ok(Settings {
+            server: ServerSettings {
+                host: text(&resolved, "server.host"),
+                port: count(&resolved, "server.port") as u16,
+                data_dir,
+                store,
+                panel: flag(&resolved, "server.panel"),
+                openai: flag(&resolved, "server.openai"),
+                origins: texts(&resolved, "server.origins"),
+                hosts: texts(&resolved, "server.hosts"),
+                body_max: Bytes(count(&resolved, "server.body_max")),
+                connections_max: count(&resolved, "server.connections_max") as usize,
+            },
+            device: DeviceSettings::of(&resolved),
+            worker: WorkerSettings::of(&resolved),
+            queue: QueueSettings::of(&resolved),
+            models: ModelsSettings::of(&resolved),
+            presets: tables(&resolved, "presets"),
+            kinds: texts(&resolved, "kinds.enabled"),
+            log: LogSettings {
+                json: text(&resolved, "log.format") == "json",
+                debug: text(&resolved, "log.level") == "debug",
+                quiet: text(&resolved, "log.level") == "quiet",
+            },
+            resolved,
+        })
+    }
+}
+
+impl DeviceSettings {
+    fn of(resolved: &Resolved) -> DeviceSettings {
+        let reserve = resolved.get("device.reserve").map(|value| {
+            let percent = value.as_str().and_then(|text| text.strip_suffix('%'));
+            match percent.and_then(|percent| percent.parse::<f64>().ok()) {
+                Some(percent) => Reserve::Share(percent / 100.0),
+                None => Reserve::Bytes(Bytes(value.as_u64().unwrap_or_default())),
+            }
+        });
+        DeviceSettings {
+            budget: resolved
+                .get("device.budget")
+                .and_then(Value::as_u64)
+                .map(Bytes),
+            reserve,
+            threads: resolved
+                .get("device.threads")
+                .and_then(Value::as_u64)
+                .map(|threads| threads as usize),
+            precision: text(resolved, "device.precision"),
+            offload: text(resolved, "device.offload"),
+        }
+    }
+}
+
+impl WorkerSettings {
+    fn of(resolved: &Resolved) -> WorkerSettings {
+        WorkerSettings {
+            max_concurrent_jobs: count(resolved, "worker.max_concurrent_jobs") as usize,
+            keep_alive: resolved.get("worker.keep_alive").and_then(keep_alive),
+            after_job: resolved
+                .get("worker.after_job")
+                .and_then(after_job)
+                .unwrap_or_default(),
+            idle: resolved.get("worker.idle_timeout").and_then(time),
+            preload: texts(resolved, "worker.preload"),
+            prompt_cache: Bytes(count(resolved, "worker.prompt_cache")),
+            batch_max: count(resolved, "worker.batch_max") as usize,
+            lease: duration(resolved, "worker.lease"),
+            heartbeat: duration(resolved, "worker.heartbeat"),
+            checkpoint_every: duration(resolved, "worker.checkpoint_every"),
+            previews: flag(resolved, "worker.previews"),
+        }
+    }
+}
+
+impl QueueSettings {
+    fn of(resolved: &Resolved) -> QueueSettings {
+        let priority = resolved.below(&["queue", "priority"]);
+        let priority = priority.filter_map(|(rest, value)| {
+            Some((rest.first()?.clone(), value.as_str()?.parse().ok()?))
+        });
+        QueueSettings {
+            waiting_max: count(resolved, "queue.waiting_max"),
+            retries: count(resolved, "queue.retries") as u32,
+            retention_age: resolved.get("queue.retention_age").and_then(time),
+            retention_bytes: Bytes(count(resolved, "queue.retention_bytes")),
+            retention_jobs: count(resolved, "queue.retention_jobs"),
+            durable: text(resolved, "queue.durability") == "full",
+            priority: priority.collect(),
+        }
+    }
+}
+
+impl ModelsSettings {
+    fn of(resolved: &Resolved) -> ModelsSettings {
+        let aliases = resolved.below(&["models", "aliases"]);
+        let aliases = aliases
+            .filter_map(|(rest, value)| Some((rest.first()?.clone(), value.as_str()?.to_owned())));
+        let mut options: BTreeMap<String, ModelSettings> = BTreeMap::new();
+        for (rest, value) in resolved.below(&["models", "options"]) {
+            let [model, setting] = rest else {
+                continue;
+            };
+            let model = options.entry(model.clone()).or_default();
+            match setting.as_str() {
+                "keep_alive" => model.keep_alive = keep_alive(value),
+                "after_job" => model.after_job = after_job(value),
+                _ => model.idle = Some(time(value)),
+            }
+        }
+        ModelsSettings {
+            dirs: texts(resolved, "models.dirs")
+                .iter()
+                .map(PathBuf::from)
+                .collect(),
+            aliases: aliases.collect(),
+            options,
+        }
+    }
+}
+
+/// The queue's file from a path or a URL.
+fn store_file(text: &str) -> Result<PathBuf, Failure> {
+    if let Some(path) = text.strip_prefix("sqlite://") {
+        return match path.is_empty() {
+            true => Err(Failure::mistake(format!(
+                "--store '{text}': a file is missing after sqlite://"
+            ))),
+            false => Ok(tilde(path)),
+        };
+    }
+    match text.split_once("://") {
+        Some(("redis" | "rediss" | "valkey", _)) => Err(Failure::mistake(format!(
+            "--store '{text}': this version cannot use Redis; give the path of a file, which SQLite will keep"
+        ))),
+        Some((scheme, _)) => Err(Failure::mistake(format!(
+            "--store '{text}': '{scheme}' is not known; give a path, or sqlite:// and a path"
+        ))),
+        None => Ok(tilde(text)),
+    }
+}
+
+fn text(resolved: &Resolved, place: &str) -> String {
+    let value = resolved.get(place).and_then(Value::as_str);
+    value.unwrap_or_default().to_owned()
+}
+
+fn texts(resolved: &Resolved, place: &str) -> Vec<String> {
+    let items = resolved.get(place).and_then(Value::as_array);
+    let items = items.into_iter().flatten().filter_map(Value::as_str);
+    items.map(str::to_owned).collect()
+}
+
+fn count(resolved: &Resolved, place: &str) -> u64 {
+    resolved
+        .get(place)
+        .and_then(Value::as_u64)
+        .unwrap_or_default()
+}
+
+fn flag(resolved: &Resolved, place: &str) -> bool {
+    resolved
+        .get(place)
+        .and_then(Value::as_bool)
+        .unwrap_or_default()
+}
+
+fn duration(resolved: &Resolved, place: &str) -> Duration {
+    resolved.get(place).and_then(time).unwrap_or_default()
+}
+
+fn keep_alive(value: &Value) -> Option<KeepAlive> {
+    value.as_str()?.parse().ok()
+}
+
+fn after_job(value: &Value) -> Option<AfterJob> {
+    match value.as_str()? {
+        "offload" => Some(AfterJob::Offload),
+        "release" => Some(AfterJob::Release),
+        _ => Some(AfterJob::Keep),
+    }
+}
+
+fn tables(resolved: &Resolved, table: &str) -> BTreeMap<String, Map<String, Value>> {
+    let mut found: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
+    for (rest, value) in resolved.below(&[table]) {
+        if let [name, field] = rest {
+            let fields = found.entry(name.clone()).or_default();
+            fields.insert(field.clone(), value.clone());
+        }
+    }
+    found
+}
+
+/// Everything with its origin, for people.
+pub(crate) fn shown(settings: &Settings) -> String {
+    let mut table = crate::console::Table::new(&[]);
+    for (place, key, given) in settings.resolved.all() {
+        let (value, origin) = match given {
+            Some(given) => (key.kind.show(&given.value), given.origin.to_string()),
+            None => (format!("({})", key.otherwise), "default".to_owned()),
+        };
+        table.row([super::keys::written(&place), value, origin]);
+    }
+    table.text()
+}
+
+/// Everything with its origin, for programs.
+pub(crate) fn shown_json(settings: &Settings) -> Value {
+    let all = settings
+        .resolved
+        .all()
+        .into_iter()
+        .map(|(place, _, given)| {
+            let (value, origin) = match given {
+                Some(given) => (given.value.clone(), given.origin.to_string()),
+                None => (Value::Null, "default".to_owned()),
+            };
+            json!({ "setting": super::keys::written(&place), "value": value, "origin": origin })
+        });
+    json!({ "settings": all.collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn from_text(text: &str) -> Result<Settings, Failure> {
+        let mut resolved = Resolved::defaults();
+        resolved.text("server.data_dir", "data", &Origin::Default)?;
+        resolved.file(Path::new("lowtide.toml"), text)?;
+        Settings::of(resolved)
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_meant() {
+        let settings = from_text(
+            "[device]\nreserve = \"10%\"\n[worker]\nkeep_alive = \"auto\"\nidle_timeout = \"never\"\n\
+             [queue.priority]\nno-op = \"batch\"\n\
+             [models.options.demo]\nafter_job = \"release\"\nidle_timeout = \"never\"\n\
+             [presets.fast]\nguidance = 0",
+        )
+        .unwrap();
+        assert_eq!(settings.device.reserve, Some(Reserve::Share(0.1)));
+        assert_eq!(settings.worker.keep_alive, Some(KeepAlive::Auto));
+        assert_eq!(settings.worker.idle, None);
+        assert_eq!(settings.queue.priority["no-op"], Priority::Batch);
+        let demo = ModelSettings {
+            after_job: Some(AfterJob::Release),
+            idle: Some(None),
+            keep_alive: None,
+        };
+        assert_eq!(settings.models.options["demo"], demo);
+        assert_eq!(
+            Value::Object(settings.presets["fast"].clone()),
+            json!({ "guidance": 0, "steps": 20 })
+        );
+        assert_eq!(settings.kinds, ["text-to-image", "noise"]);
+        assert_eq!(settings.server.store, Path::new("data/lowtide.db"));
+    }
+
+    #[test]
+    fn a_store_is_a_file() {
+        for (text, file) in [("a/b.db", "a/b.db"), ("sqlite:///a/b.db", "/a/b.db")] {
+            assert_eq!(store_file(text).unwrap(), Path::new(file));
+        }
+        for (text, says) in [
+            ("redis://host/0", "cannot use Redis"),
+            ("postgres://host", "'postgres' is not known"),
+            ("sqlite://", "a file is missing"),
+        ] {
+            let failure = store_file(text).unwrap_err().to_string();
+            assert!(
+                failure.contains(says) && failure.contains(text),
+                "{failure}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_setting_is_shown_with_its_origin() {
+        let settings = from_text("[server]\nport = 1").unwrap();
+        let text = shown(&settings);
+        let line = |start: &str| {
+            text.lines()
+                .find(|line| line.contains(start))
+                .unwrap()
+                .to_owned()
+        };
+        assert!(line("server.port").ends_with("lowtide.toml"));
+        assert!(line("device.budget").contains("free memory"));
+        assert!(line("presets.fast.steps").ends_with("default"));
+        let json = shown_json(&settings);
+        assert!(
+            json["settings"].as_array().unwrap().contains(
+                &json!({ "setting": "server.port", "value": 1, "origin": "lowtide.toml" })
+            )
+        );
+    }
+}
