@@ -1,0 +1,165 @@
+// What is known of the jobs: asked for when the page opens and after each event that changes the order, kept up to date by
+// the stream in between. Only as many as are shown are kept.
+
+import { get } from './api.js';
+import { throttle } from './dom.js';
+
+const ACTIVE_MAX = 60;
+const FAILED_MAX = 20;
+const GALLERY_PAGE = 24;
+const GALLERY_MAX = 480;
+const REFRESH_MS = 700;
+const DETAILS_AT_ONCE = 4;
+const DETAILS_MAX = 2_000;
+const OVER = new Set(['done', 'failed', 'cancelled']);
+/** Events after which the lists have to be asked for again; the others say everything themselves. */
+const ORDER_CHANGES = new Set([
+  'submitted', 'claimed', 'parked', 'unparked', 'paused', 'resumed', 'given_back', 'delayed', 'done', 'failed', 'cancelled',
+  'cancel_requested', 'moved', 'requeued', 'queue_held', 'reset',
+]);
+
+/** Whether nothing more happens to a job by itself. */
+export const isOver = (job) => OVER.has(job.state);
+
+/** The lists, and events: `change` (lists), `progress` and `preview` (one job; `detail` is its id), `over` (the job). */
+class Jobs extends EventTarget {
+  active = [];
+  failed = [];
+  done = [];
+  counts = {};
+  held = false;
+  older = null;
+  known = false;
+  /** Latest progress and preview of what runs, by id. */
+  live = new Map();
+  #details = new Map();
+  #asked = [];
+  #asking = 0;
+  #refreshing = null;
+
+  refreshSoon = throttle(REFRESH_MS, () => this.refresh().catch(() => {}));
+
+  /** Asks for everything anew. Calls that come while one is under way share the next one. */
+  refresh() {
+    if (this.#refreshing) {
+      this.#refreshing.again = true;
+      return this.#refreshing.promise;
+    }
+    const turn = { again: false };
+    this.#refreshing = turn;
+    turn.promise = this.#load().finally(() => {
+      this.#refreshing = null;
+      if (turn.again) this.refreshSoon();
+    });
+    return turn.promise;
+  }
+
+  async #load() {
+    const list = (state, limit) => get(`v1/jobs?state=${state}&limit=${limit}`);
+    const [queue, running, parked, paused, queued, failed, done] = await Promise.all([
+      get('v1/queue'),
+      list('running', ACTIVE_MAX),
+      list('parked', ACTIVE_MAX),
+      list('paused', ACTIVE_MAX),
+      this.#next(),
+      list('failed', FAILED_MAX),
+      list('done', GALLERY_PAGE),
+    ]);
+    this.held = Boolean(queue.held);
+    this.counts = queue.states || queue.counts || {};
+    this.active = [...running.jobs, ...parked.jobs, ...queued, ...paused.jobs].slice(0, ACTIVE_MAX);
+    this.failed = failed.jobs;
+    this.#mergeDone(done);
+    for (const id of this.live.keys()) if (!this.active.some((job) => job.id === id)) this.live.delete(id);
+    this.known = true;
+    this.dispatchEvent(new Event('change'));
+  }
+
+  /** Jobs that wait, those that are begun first at the top. */
+  async #next() {
+    const { jobs } = await get(`v1/jobs?state=queued&limit=${ACTIVE_MAX}&order=turn`);
+    return jobs.sort((a, b) => (a.position ?? Infinity) - (b.position ?? Infinity) || a.seq - b.seq);
+  }
+
+  #mergeDone(page) {
+    const fresh = new Set(page.jobs.map((job) => job.id));
+    const oldest = page.jobs.length ? page.jobs[page.jobs.length - 1].seq : Infinity;
+    const kept = page.next ? this.done.filter((job) => !fresh.has(job.id) && job.seq < oldest) : [];
+    this.done = [...page.jobs, ...kept].slice(0, GALLERY_MAX);
+    if (!kept.length) this.older = page.next ?? null;
+  }
+
+  /** A page of older pictures. */
+  async more() {
+    if (!this.older || this.done.length >= GALLERY_MAX) return;
+    const page = await get(`v1/jobs?state=done&limit=${GALLERY_PAGE}&before=${encodeURIComponent(this.older)}`);
+    const there = new Set(this.done.map((job) => job.id));
+    this.done.push(...page.jobs.filter((job) => !there.has(job.id)));
+    this.older = this.done.length < GALLERY_MAX ? page.next ?? null : null;
+    this.dispatchEvent(new Event('change'));
+  }
+
+  /** Takes in an event of the stream. */
+  on(name, data) {
+    const id = data.job || data.id;
+    if (name === 'progress') {
+      this.#alive(id, { progress: { phase: data.phase, step: data.step, steps: data.steps, eta_ms: data.eta_ms }, at: Date.now() });
+      this.dispatchEvent(new CustomEvent('progress', { detail: id }));
+    } else if (name === 'preview') {
+      const url = data.url || data.preview || '';
+      // Only pictures that are in the event itself: nothing else is ever loaded because of a stream.
+      if (!/^data:image\/(png|jpeg|webp);base64,/.test(url)) return;
+      this.#alive(id, { preview: url });
+      this.dispatchEvent(new CustomEvent('preview', { detail: id }));
+    } else if (name === 'position') {
+      const job = this.active.find((other) => other.id === id);
+      if (job) Object.assign(job, { position: data.position, eta_s: data.eta_s });
+      this.refreshSoon();
+    } else if (ORDER_CHANGES.has(name)) {
+      if (name !== 'submitted') this.#details.delete(id);
+      if (OVER.has(name)) this.dispatchEvent(new CustomEvent('over', { detail: { id, state: name, reason: data.reason } }));
+      this.refreshSoon();
+    }
+  }
+
+  #alive(id, news) {
+    this.live.set(id, { ...this.live.get(id), ...news });
+  }
+
+  /** Progress of a job, from the stream or from the list. */
+  progressOf(job) {
+    return (this.live.get(job.id) || {}).progress || job.progress || null;
+  }
+
+  /** How far a job is, 0 to 1; `null` where nobody knows. */
+  shareOf(job) {
+    const progress = this.progressOf(job);
+    return progress && progress.steps > 0 ? Math.min(1, progress.step / progress.steps) : null;
+  }
+
+  /** A job with its request, from memory or from the service; a few at a time. */
+  detail(id) {
+    const kept = this.#details.get(id);
+    if (kept) return kept;
+    const promise = new Promise((resolve, reject) => this.#asked.push({ id, resolve, reject }));
+    promise.catch(() => this.#details.delete(id));
+    this.#details.set(id, promise);
+    if (this.#details.size > DETAILS_MAX) this.#details.delete(this.#details.keys().next().value);
+    this.#askNext();
+    return promise;
+  }
+
+  #askNext() {
+    while (this.#asking < DETAILS_AT_ONCE && this.#asked.length) {
+      const { id, resolve, reject } = this.#asked.shift();
+      this.#asking += 1;
+      get(`v1/jobs/${encodeURIComponent(id)}`).then(resolve, reject).finally(() => {
+        this.#asking -= 1;
+        this.#askNext();
+      });
+    }
+  }
+}
+
+/** The jobs of this page. */
+export const jobs = new Jobs();
