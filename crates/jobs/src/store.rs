@@ -372,7 +372,8 @@ pub trait JobStore: Send + Sync {
     /// Waits until the number is another one than `seen`, at most `timeout`; returns what it is then.
     fn wait_change(&self, seen: u64, timeout: Duration) -> Result<u64>;
 
-    /// Makes those who wait look at once, for callers who know that another process changed something.
+    /// Counts as a change and makes those who wait look at once: for callers who know that another process changed
+    /// something, or of another reason to look, such as the end of this process.
     fn nudge(&self);
 
     /// Gives an order to a worker; it need not be done after `expires`.

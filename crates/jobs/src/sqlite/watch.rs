@@ -25,8 +25,6 @@ pub(super) struct Watch {
 struct State {
     /// What callers compare.
     mark: u64,
-    /// Counts hints to look at once.
-    nudges: u64,
     /// A connection that only ever looks: SQLite's counter tells a connection of everybody else's writes.
     looker: Connection,
     /// What the counter said last.
@@ -43,7 +41,6 @@ impl Watch {
         Ok(Watch {
             state: Mutex::new(State {
                 mark: 0,
-                nudges: 0,
                 looker,
                 version,
                 pause: PAUSE_MIN,
@@ -59,10 +56,10 @@ impl Watch {
         self.moved.notify_all();
     }
 
-    /// Somebody else may have.
+    /// Somebody else may have, or there is another reason to look. It counts as a change, so that it is not missed by
+    /// one who is just about to wait.
     pub(super) fn nudge(&self) {
-        self.lock().nudges += 1;
-        self.moved.notify_all();
+        self.changed();
     }
 
     /// The counter now.
@@ -82,10 +79,9 @@ impl Watch {
             if state.mark != seen || left.is_zero() {
                 return Ok(state.mark);
             }
-            let (nudges, pause) = (state.nudges, state.pause.min(left));
-            let waited = self.moved.wait_timeout_while(state, pause, |state| {
-                state.mark == seen && state.nudges == nudges
-            });
+            let pause = state.pause.min(left);
+            let unmoved = |state: &mut State| state.mark == seen;
+            let waited = self.moved.wait_timeout_while(state, pause, unmoved);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }

@@ -1,0 +1,33 @@
+//! Why a worker cannot work.
+
+use lowtide_jobs::StoreError;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What ends a worker. Whatever goes wrong with a job ends that job's attempt only.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The queue cannot be read or written.
+    #[error("the queue: {0}")]
+    Store(#[from] StoreError),
+    /// The folder for saved sessions cannot be used.
+    #[error("the folder for parked sessions, {}: {cause}", folder.display())]
+    Sessions {
+        /// Which.
+        folder: std::path::PathBuf,
+        /// What the system says.
+        cause: std::io::Error,
+    },
+    /// A thread could not be started.
+    #[error("no thread could be started: {0}")]
+    Thread(std::io::Error),
+    /// Something is to be preloaded that is not there.
+    #[error("'{model}' is to be preloaded, but there is no such model; there are {known}")]
+    NoSuchModel {
+        /// What was named.
+        model: String,
+        /// What there is.
+        known: String,
+    },
+}

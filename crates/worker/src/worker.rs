@@ -1,0 +1,433 @@
+//! The loop: look at the world, decide, carry out.
+
+mod hands;
+mod jobs;
+mod telling;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lowtide_core::job::{JobState, Moment};
+use lowtide_core::lifecycle::Event;
+use lowtide_core::schedule::{Action, Decision, Device, Policy, SetAside, decide};
+use lowtide_core::{Bytes, Kind, Ledger};
+use lowtide_engine::{Options, device};
+use lowtide_jobs::report::{Status, WorkerState};
+use lowtide_jobs::{JobStore, StoreError, WorkerId};
+use serde_json::json;
+
+use crate::keeper::{self, Keeper};
+use crate::log::{Level, Log};
+use crate::publisher::{self, Publisher};
+use crate::queue::Queue;
+use crate::session::{Open, job_of};
+use crate::setup::{Setup, WorkerOptions};
+use crate::shelf::{self, Shelf};
+use crate::status::Tallies;
+use crate::stop::Stop;
+use crate::{Error, Result};
+
+/// Candidates of each class that are looked at.
+const CANDIDATES: usize = 64;
+
+/// Without news the world is looked at again after this: jobs that wait for their next attempt announce nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// A queue that does not answer is asked again after this.
+const STORE_AGAIN: Duration = Duration::from_millis(300);
+
+/// So long a queue may fail to answer before the worker gives up and its supervisor begins anew.
+const STORE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The status is made anew no more often than this while nothing but progress changes.
+const STATUS_EVERY: Duration = Duration::from_millis(200);
+
+/// A model nobody knew is looked for no more often than this.
+const RESCAN_EVERY: Duration = Duration::from_secs(10);
+
+/// What is free for us is asked of the system no more often than this.
+const BUDGET_EVERY: Duration = Duration::from_secs(1);
+
+fn clock() -> Moment {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    Moment(since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }))
+}
+
+/// A worker on one device. Made by [`Worker::open`], does its work in [`Worker::run`].
+pub struct Worker {
+    store: Arc<dyn JobStore>,
+    id: WorkerId,
+    folder: PathBuf,
+    device: Options,
+    options: WorkerOptions,
+    policy: Policy,
+    log: Log,
+    shelf: Shelf,
+    keeper: Arc<Keeper>,
+    publisher: Publisher,
+    tallies: Arc<Tallies>,
+    status: Status,
+    queue: Queue,
+    /// The store's mark when the queue was read, and when that was.
+    read: Option<(u64, Instant)>,
+    sessions: Vec<Open>,
+    starts_since_oldest: u32,
+    paused: bool,
+    draining: bool,
+    decision: String,
+    said: Option<Instant>,
+    /// Something changed since, which was not worth a status by itself.
+    unsaid: bool,
+    scanned: Instant,
+    budget: Option<(Instant, Bytes)>,
+}
+
+/// What a look at the world led to.
+enum Did {
+    /// Something; look again at once.
+    Something,
+    /// Nothing, unless something changes or this time passes.
+    Nothing(Duration),
+}
+
+impl Worker {
+    /// Finds the models and starts the threads. Nothing is claimed yet.
+    ///
+    /// # Errors
+    /// When the folder for sessions cannot be used, or a model to preload is unknown.
+    pub fn open(setup: Setup) -> Result<Worker> {
+        let Setup {
+            store,
+            artifacts,
+            id,
+            sessions,
+            processors,
+            folders,
+            device,
+            options,
+            log,
+        } = setup;
+        device::cpu::settle_allocator();
+        std::fs::create_dir_all(&sessions).map_err(|cause| Error::Sessions {
+            folder: sessions.clone(),
+            cause,
+        })?;
+        let precision = device.precision.resolve();
+        let profile = device::cpu::profile(precision);
+        let tallies = Arc::new(Tallies::default());
+        let keeper = Arc::new(Keeper::start(keeper::Makings {
+            store: store.clone(),
+            worker: id.clone(),
+            lease: options.lease,
+            heartbeat: options.heartbeat,
+            threads: device::cpu::threads(),
+            log: log.clone(),
+            clock,
+        })?);
+        let status = keeper::starting(std::process::id(), clock());
+        keeper.say(status.clone(), false, true);
+        let shelf = Shelf::new(shelf::Makings {
+            processors,
+            folders,
+            device,
+            options: options.clone(),
+            log: log.clone(),
+            link_bytes_per_s: profile.link_bytes_per_s,
+            cold_bytes_per_s: profile.cold_bytes_per_s,
+            clock,
+        });
+        for model in &options.preload {
+            if !shelf.contains(model) {
+                return Err(Error::NoSuchModel {
+                    model: model.clone(),
+                    known: shelf.names().join(", "),
+                });
+            }
+        }
+        let publisher = Publisher::start(&publisher::Makings {
+            store: store.clone(),
+            artifacts: artifacts.clone(),
+            keeper: keeper.clone(),
+            tallies: tallies.clone(),
+            log: log.clone(),
+            clock,
+        })?;
+        let worker = Worker {
+            store,
+            id,
+            folder: sessions,
+            device,
+            policy: Policy {
+                batch_max: options.batch_max.max(1),
+                ..Policy::default()
+            },
+            options,
+            log,
+            shelf,
+            keeper,
+            publisher,
+            tallies,
+            status,
+            queue: Queue::default(),
+            read: None,
+            sessions: Vec::new(),
+            starts_since_oldest: 0,
+            paused: false,
+            draining: false,
+            decision: String::new(),
+            said: None,
+            unsaid: false,
+            scanned: Instant::now(),
+            budget: None,
+        };
+        worker.keeper.show(worker.cards(&profile));
+        Ok(worker)
+    }
+
+    /// Works until it is asked to stop; then what runs is saved and given back.
+    ///
+    /// # Errors
+    /// When the queue cannot be reached for long.
+    pub fn run(mut self, stop: &Stop) -> Result<()> {
+        self.tidy_sessions();
+        self.preload();
+        let mut trouble: Option<Instant> = None;
+        loop {
+            if stop.is_asked() || self.draining {
+                return self.drain();
+            }
+            match self.look() {
+                Ok(Did::Something) => trouble = None,
+                Ok(Did::Nothing(wait)) => {
+                    trouble = None;
+                    let mark = self.read.map_or(0, |(mark, _)| mark);
+                    if let Err(error) = self.store.wait_change(mark, wait) {
+                        self.store_trouble(&error, &mut trouble)?;
+                    }
+                }
+                Err(error) => self.store_trouble(&error, &mut trouble)?,
+            }
+        }
+    }
+
+    fn store_trouble(&self, error: &StoreError, since: &mut Option<Instant>) -> Result<()> {
+        let began = *since.get_or_insert_with(Instant::now);
+        self.log.say(
+            Level::Warn,
+            format!("the queue does not answer: {error}"),
+            json!({}),
+        );
+        if began.elapsed() > STORE_PATIENCE || matches!(error, StoreError::Closed) {
+            return Err(error.clone().into());
+        }
+        std::thread::sleep(STORE_AGAIN);
+        Ok(())
+    }
+
+    /// Removes saved sessions of jobs that are over.
+    fn tidy_sessions(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.folder) else {
+            return;
+        };
+        for entry in entries.filter_map(std::io::Result::ok) {
+            let name = entry.file_name();
+            let Some(job) = name.to_str().and_then(job_of) else {
+                continue;
+            };
+            let over = match self.store.job(job) {
+                Ok(job) => job.state.is_final() && job.state != JobState::Failed,
+                Err(StoreError::NotFound { .. }) => true,
+                Err(_) => false,
+            };
+            if over {
+                // Else it is tried at the next start.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    fn preload(&mut self) {
+        for model in self.options.preload.clone() {
+            self.status.state = WorkerState::Loading;
+            self.say(true);
+            self.shelf.tell(&model, Event::Preload);
+        }
+        self.say(true);
+    }
+
+    fn look(&mut self) -> lowtide_jobs::Result<Did> {
+        let mark = self.store.change_mark()?;
+        let stale = self
+            .read
+            .is_none_or(|(seen, at)| seen != mark || at.elapsed() >= LOOK_EVERY);
+        if stale {
+            self.commands()?;
+            let candidates = self.store.candidates(CANDIDATES, clock())?;
+            let held = candidates.held;
+            let jobs = if held { Vec::new() } else { candidates.jobs };
+            self.queue = Queue::new(jobs, self.reach());
+            self.read = Some((mark, Instant::now()));
+        }
+        self.shelf.tick();
+        self.obey()?;
+        let decision = self.decide();
+        self.unknown_models(&decision);
+        let sentence = decision.to_string();
+        if sentence != self.decision {
+            self.log.say(Level::Debug, sentence.clone(), json!({}));
+            self.decision = sentence;
+        }
+        self.starts_since_oldest = decision.starts_since_oldest;
+        let did = self.act(decision.action)?;
+        self.say(false);
+        Ok(did)
+    }
+
+    /// Bytes that one job can ever have.
+    fn reach(&mut self) -> Bytes {
+        let (total, in_use) = self.memory();
+        let ours = self.shelf.held() + self.sessions.iter().map(|open| open.view.holds).sum();
+        total.saturating_sub(in_use.saturating_sub(ours))
+    }
+
+    /// The budget, and what of it is in use.
+    fn memory(&mut self) -> (Bytes, Bytes) {
+        let now = device::figures::budget(self.device.budget, self.device.reserve);
+        // What is free changes with every page others touch; decisions need a figure that stands still for a moment.
+        let total = match self.budget {
+            Some((at, total)) if at.elapsed() < BUDGET_EVERY => total,
+            _ => {
+                self.budget = Some((Instant::now(), now.total));
+                now.total
+            }
+        };
+        (total, now.in_use)
+    }
+
+    fn decide(&mut self) -> Decision {
+        let ledger = self.ledger();
+        let models = self.shelf.views();
+        let sessions: Vec<_> = self.sessions.iter().map(|open| open.view.clone()).collect();
+        let device = Device {
+            ledger: &ledger,
+            host_free: Bytes(u64::MAX / 4),
+            models: &models,
+            sessions: &sessions,
+            open_max: self.options.max_concurrent_jobs.max(1),
+            paused: self.paused,
+            starts_since_oldest: self.starts_since_oldest,
+        };
+        decide(&self.queue.jobs, &device, &self.policy, clock())
+    }
+
+    /// The books as they are: what was measured, by holder.
+    fn ledger(&mut self) -> Ledger {
+        let (total, in_use) = self.memory();
+        let mut ledger = Ledger::new(total);
+        let mut charge = |holder: &str, kind: Kind, bytes: Bytes| {
+            // What is measured can lie above the budget for a moment; the books then are full.
+            let bytes = bytes.min(ledger.free());
+            if bytes > Bytes::ZERO {
+                ledger
+                    .charge(holder, kind, bytes)
+                    .expect("no more than what is free");
+            }
+        };
+        let mut ours = Bytes::ZERO;
+        for model in self.shelf.views() {
+            charge(&model.name, Kind::Weights, model.device);
+            ours += model.device;
+        }
+        for open in &self.sessions {
+            charge(&open.view.id.to_string(), Kind::Activation, open.view.holds);
+            ours += open.view.holds;
+        }
+        charge(
+            "everything else",
+            Kind::Activation,
+            in_use.saturating_sub(ours),
+        );
+        ledger
+    }
+
+    fn unknown_models(&mut self, decision: &Decision) {
+        let unknown = |aside: &SetAside| matches!(aside, SetAside::UnknownModel { .. });
+        if decision.set_aside.iter().any(unknown) && self.scanned.elapsed() >= RESCAN_EVERY {
+            self.scanned = Instant::now();
+            if self.shelf.rescan() {
+                let profile = device::cpu::profile(self.device.precision.resolve());
+                self.keeper.show(self.cards(&profile));
+                self.read = None;
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) -> lowtide_jobs::Result<Did> {
+        match action {
+            Action::Continue { .. } => self.step(),
+            Action::Start {
+                job,
+                kind,
+                model,
+                mates,
+                switch,
+            } => {
+                self.switch(&switch);
+                let mut jobs = vec![job];
+                jobs.extend(mates);
+                self.start(&jobs, &kind, &model);
+            }
+            Action::Resume { job, switch, .. } => {
+                self.switch(&switch);
+                self.resume(job);
+            }
+            Action::Park { job } => self.park(job),
+            Action::Wait { .. } | Action::Nothing => return Ok(Did::Nothing(self.wait())),
+        }
+        Ok(Did::Something)
+    }
+
+    /// How long nothing happens by itself.
+    fn wait(&self) -> Duration {
+        if self.unsaid {
+            return STATUS_EVERY;
+        }
+        let timer = self.shelf.wake().map(|at| at.since(clock()));
+        timer.map_or(LOOK_EVERY, |timer| {
+            timer.clamp(Duration::from_millis(1), LOOK_EVERY)
+        })
+    }
+
+    /// Saves and gives back everything, waits for what is being written, says goodbye.
+    fn drain(mut self) -> Result<()> {
+        self.status.state = WorkerState::Draining;
+        self.say(true);
+        while !self.sessions.is_empty() {
+            let members: Vec<usize> = self.sessions[0].present().map(|(place, _)| place).collect();
+            for member in members {
+                self.give_back(0, member);
+            }
+            self.close(0);
+        }
+        let Worker {
+            store,
+            id,
+            publisher,
+            keeper,
+            log,
+            ..
+        } = self;
+        drop(publisher);
+        drop(keeper);
+        let forgotten = store.forget_worker(&id);
+        log.say(
+            Level::Info,
+            "ended; everything that ran is saved",
+            json!({}),
+        );
+        Ok(forgotten?)
+    }
+}

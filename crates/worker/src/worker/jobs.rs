@@ -1,0 +1,434 @@
+//! Beginning, stepping, parking and ending sessions.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lowtide_core::Bytes;
+use lowtide_core::job::{JobId, JobState};
+use lowtide_core::lifecycle::Event;
+use lowtide_core::schedule::{SessionState, Switch};
+use lowtide_engine::Blame;
+use lowtide_engine::processor::{Opened, Order, Product, Run};
+use lowtide_jobs::report::WorkerState;
+use lowtide_jobs::{Job, Lease, StoreError};
+use serde_json::json;
+
+use super::{Worker, clock};
+use crate::log::Level;
+use crate::publisher::Finished;
+use crate::session::{Open, saved_file};
+
+impl Worker {
+    pub(super) fn switch(&mut self, switch: &Switch) {
+        if let Some(job) = switch.park {
+            self.tallies.parked.add();
+            self.park(job);
+        }
+        for eviction in &switch.evict {
+            self.shelf
+                .tell(&eviction.model, Event::MakeRoom { to: eviction.to });
+        }
+    }
+
+    pub(super) fn place(&self, job: JobId) -> Option<usize> {
+        self.sessions.iter().position(|open| open.view.id == job)
+    }
+
+    pub(super) fn park(&mut self, job: JobId) {
+        let Some(place) = self.place(job) else { return };
+        self.checkpoint(place);
+        let open = &mut self.sessions[place];
+        open.park();
+        let model = open.view.model.clone();
+        let leases: Vec<Lease> = open
+            .present()
+            .map(|(_, member)| member.lease.clone())
+            .collect();
+        for lease in leases {
+            let answer = self.store.park(&lease, clock());
+            self.keeper.heard(&lease, &answer);
+        }
+        self.shelf.tell(&model, Event::JobParks);
+    }
+
+    pub(super) fn resume(&mut self, job: JobId) {
+        let Some(place) = self.place(job) else { return };
+        let open = &mut self.sessions[place];
+        open.view.state = SessionState::Active { since: clock() };
+        let model = open.view.model.clone();
+        let leases: Vec<Lease> = open
+            .present()
+            .map(|(_, member)| member.lease.clone())
+            .collect();
+        for lease in leases {
+            let answer = self.store.unpark(&lease, clock());
+            self.keeper.heard(&lease, &answer);
+        }
+        let told = self.shelf.tell(&model, Event::JobResumes);
+        if let Some(error) = told.failed {
+            self.fail(place, &error);
+        }
+    }
+
+    /// Claims jobs and makes one session of them. What cannot be claimed is somebody else's.
+    pub(super) fn start(&mut self, jobs: &[JobId], kind: &str, model: &str) {
+        let mut claimed = Vec::new();
+        let mut saved = Vec::new();
+        for &job in jobs {
+            let session = self.queue.take(job);
+            match self.store.claim(job, &self.id, self.options.lease, clock()) {
+                Ok(claim) => {
+                    self.keeper.keep(&claim.lease);
+                    self.tallies.started.add();
+                    claimed.push((claim.lease, claim.job));
+                    saved.push(session.and_then(|session| saved_file(&self.folder, &session)));
+                }
+                Err(StoreError::NotClaimable { .. } | StoreError::NotFound { .. }) => {}
+                Err(error) => {
+                    let text = format!("job {job} could not be claimed: {error}");
+                    self.log
+                        .say(Level::Warn, text, json!({ "job": job.to_string() }));
+                }
+            }
+        }
+        let Some((_, first)) = claimed.first() else {
+            return;
+        };
+        let wishes = first.wishes;
+        self.shelf.count_use(model);
+        self.shelf
+            .wishes(model, wishes.after_job, wishes.keep_alive);
+        self.status.state = WorkerState::Loading;
+        self.say(true);
+        let keep_alive = wishes.keep_alive;
+        let told = self.shelf.tell(model, Event::JobBegins { keep_alive });
+        let run = match told.failed {
+            Some(error) => Err(error),
+            None => self.begin(kind, model, &claimed, &saved),
+        };
+        match run {
+            Ok(run) => {
+                let open = Open::new(&claimed, saved, run, clock());
+                self.log_start(&open, kind);
+                self.sessions.push(open);
+            }
+            Err(error) if claimed.len() > 1 => {
+                // One of them may be the trouble: each runs by itself.
+                self.shelf.tell(model, Event::JobEnds);
+                self.one_by_one(claimed, kind, model, &error);
+            }
+            Err(error) => {
+                let (lease, _) = &claimed[0];
+                self.fail_job(lease, &error);
+                self.shelf.tell(model, Event::JobEnds);
+            }
+        }
+    }
+
+    pub(super) fn one_by_one(
+        &mut self,
+        claimed: Vec<(Lease, Job)>,
+        kind: &str,
+        model: &str,
+        error: &lowtide_engine::Error,
+    ) {
+        let text = format!(
+            "{} jobs could not share a batch and run one by one: {error}",
+            claimed.len()
+        );
+        self.log.say(Level::Warn, text, json!({ "model": model }));
+        let mut claimed = claimed.into_iter();
+        let Some((lease, job)) = claimed.next() else {
+            return;
+        };
+        for (lease, _) in claimed {
+            let back = self.store.give_back(&lease, None, clock());
+            self.keeper.let_go(&lease);
+            self.note_refusal(&lease, back.map(drop));
+        }
+        let keep_alive = job.wishes.keep_alive;
+        let told = self.shelf.tell(model, Event::JobBegins { keep_alive });
+        let claimed = [(lease, job)];
+        let run = match told.failed {
+            Some(error) => Err(error),
+            None => self.begin(kind, model, &claimed, &[None]),
+        };
+        match run {
+            Ok(run) => {
+                let open = Open::new(&claimed, vec![None], run, clock());
+                self.log_start(&open, kind);
+                self.sessions.push(open);
+            }
+            Err(error) => {
+                self.fail_job(&claimed[0].0, &error);
+                self.shelf.tell(model, Event::JobEnds);
+            }
+        }
+    }
+
+    /// The run of these jobs. A saved session that cannot be used is left, and the job begins anew.
+    pub(super) fn begin(
+        &mut self,
+        kind: &str,
+        model: &str,
+        claimed: &[(Lease, Job)],
+        saved: &[Option<PathBuf>],
+    ) -> lowtide_engine::Result<Box<dyn Run>> {
+        let opened = self.shelf.opened(model, kind)?;
+        let requests = claimed
+            .iter()
+            .map(|(_, job)| {
+                serde_json::from_str(&job.request).map_err(|cause| {
+                    lowtide_engine::Error::request("request", format!("is no JSON: {cause}"))
+                })
+            })
+            .collect::<lowtide_engine::Result<Vec<serde_json::Value>>>()?;
+        if saved.iter().any(Option::is_some) {
+            let orders = requests.iter().zip(saved).map(|(request, file)| Order {
+                request: request.clone(),
+                resume: file.as_deref(),
+            });
+            match guarded(&opened, orders.collect()) {
+                Ok(run) => return Ok(run),
+                Err(error) => {
+                    let text = format!("a saved session cannot go on and begins anew: {error}");
+                    self.log.say(Level::Warn, text, json!({ "model": model }));
+                }
+            }
+        }
+        let orders = requests.into_iter().map(|request| Order {
+            request,
+            resume: None,
+        });
+        guarded(&opened, orders.collect())
+    }
+
+    pub(super) fn log_start(&self, open: &Open, kind: &str) {
+        let jobs: Vec<String> = open
+            .members
+            .iter()
+            .map(|member| member.lease.job.to_string())
+            .collect();
+        let text = format!(
+            "job {} begins: {kind} on {}, {}, about {:.1} s, peak {}",
+            jobs.join(" and "),
+            open.view.model,
+            open.members[0].priority_word,
+            open.view.remaining_s,
+            open.view.peak
+        );
+        let fields = json!({ "jobs": jobs, "kind": kind, "model": open.view.model, "seconds": open.view.remaining_s,
+                             "peak": open.view.peak.0 });
+        self.log.say(Level::Info, text, fields);
+    }
+
+    /// One step of the active session.
+    pub(super) fn step(&mut self) {
+        let Some(place) = self.sessions.iter().position(Open::is_active) else {
+            return;
+        };
+        if self.status.state != WorkerState::Busy {
+            self.status.state = WorkerState::Busy;
+            self.say(false);
+        }
+        let open = &mut self.sessions[place];
+        let start = Instant::now();
+        let stepped = catch_unwind(AssertUnwindSafe(|| open.step()));
+        let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.tallies.busy_us.add_many(took);
+        let rungs = open.new_rungs();
+        if rungs > 0 {
+            self.tallies.rungs.add_many(rungs as u64);
+            let text = format!(
+                "memory was refused to job {}: {rungs} rungs were taken, and the step was tried again",
+                open.view.id
+            );
+            self.log.say(
+                Level::Warn,
+                text,
+                json!({ "job": open.view.id.to_string() }),
+            );
+        }
+        match stepped {
+            Ok(Ok(None)) => self.stepped(place),
+            Ok(Ok(Some(products))) => self.finished(place, products),
+            Ok(Err(error)) => self.fail(place, &error),
+            Err(panic) => {
+                let model = self.sessions[place].view.model.clone();
+                let reason = format!("the program panicked: {}; this is a bug", words(&panic));
+                self.fail_with(place, &reason, true);
+                self.shelf.abandon(&model);
+            }
+        }
+    }
+
+    pub(super) fn stepped(&mut self, place: usize) {
+        let open = &mut self.sessions[place];
+        let previews = self.options.previews && open.preview_is_due();
+        let progress = open.progress.clone();
+        let members: Vec<(usize, Lease)> = open
+            .present()
+            .map(|(place, member)| (place, member.lease.clone()))
+            .collect();
+        for (member, lease) in members {
+            let preview = if previews { open.preview(member) } else { None };
+            self.keeper.note(&lease, progress.clone(), preview);
+        }
+        if open.unsaved >= self.options.checkpoint_every {
+            self.checkpoint(place);
+        }
+    }
+
+    /// Saves what a session has reached, in case this process vanishes.
+    pub(super) fn checkpoint(&mut self, place: usize) {
+        self.sessions[place].unsaved = Duration::ZERO;
+        let present = self.sessions[place].present();
+        let members: Vec<usize> = present.map(|(member, _)| member).collect();
+        for member in members {
+            let open = &mut self.sessions[place];
+            let lease = open.members[member].lease.clone();
+            match open.save(member, &self.folder, &self.id) {
+                Ok(Some(session)) => {
+                    let answer = self.store.checkpoint(&lease, session, clock());
+                    self.keeper.heard(&lease, &answer);
+                }
+                Ok(None) => {}
+                Err(error) => self.log_unsaved(&lease, &error),
+            }
+        }
+    }
+
+    pub(super) fn log_unsaved(&self, lease: &Lease, error: &lowtide_engine::Error) {
+        let text = format!(
+            "job {} could not be saved and would begin anew: {error}",
+            lease.job
+        );
+        self.log
+            .say(Level::Warn, text, json!({ "job": lease.job.to_string() }));
+    }
+
+    pub(super) fn finished(&mut self, place: usize, products: Vec<(usize, Product)>) {
+        let open = self.sessions.swap_remove(place);
+        let Open {
+            view,
+            members,
+            began,
+            computed,
+            ..
+        } = open;
+        let line = format!(
+            "{} in {:.2} s, {:.2} s of them computing",
+            view.model,
+            began.elapsed().as_secs_f64(),
+            computed.as_secs_f64()
+        );
+        let mut members: Vec<_> = members.into_iter().map(Some).collect();
+        for (place, product) in products {
+            let Some(member) = members.get_mut(place).and_then(Option::take) else {
+                continue;
+            };
+            if let Some(read) = product.report["bytes_read"].as_u64() {
+                self.tallies.bytes_read.add_many(read);
+            }
+            if let Some(load_s) = product.report["seconds"]["load"].as_f64() {
+                self.shelf.note_load(&view.model, load_s);
+            }
+            self.publisher.publish(Finished {
+                lease: member.lease,
+                product,
+                sessions: member.files,
+                line: line.clone(),
+            });
+        }
+        for member in members.into_iter().flatten() {
+            self.keeper.let_go(&member.lease);
+        }
+        self.shelf.tell(&view.model, Event::JobEnds);
+    }
+
+    pub(super) fn fail(&mut self, place: usize, error: &lowtide_engine::Error) {
+        let (reason, retryable) = self.judged(error);
+        self.fail_with(place, &reason, retryable);
+    }
+
+    /// Whether another attempt may do better: not where the request is wrong; where nothing fits, only if something
+    /// else holds memory now.
+    pub(super) fn judged(&self, error: &lowtide_engine::Error) -> (String, bool) {
+        let others = self.sessions.len() > 1 || self.shelf.held() > Bytes::ZERO;
+        let retryable = match error.blame() {
+            Blame::User => false,
+            Blame::Fit => others,
+            Blame::Program => true,
+        };
+        let unread = matches!(
+            error,
+            lowtide_engine::Error::Weights(lowtide_weights::Error::Io { .. })
+        );
+        let retryable = retryable || unread;
+        (error.to_string(), retryable)
+    }
+
+    pub(super) fn fail_with(&mut self, place: usize, reason: &str, retryable: bool) {
+        let open = self.sessions.swap_remove(place);
+        for member in open.members.iter().filter(|member| !member.gone) {
+            self.fail_lease(&member.lease, reason, retryable);
+        }
+        let (active, model) = (open.is_active(), open.view.model.clone());
+        drop(open);
+        self.shelf.tell(
+            &model,
+            if active {
+                Event::JobEnds
+            } else {
+                Event::ParkedJobLeaves
+            },
+        );
+    }
+
+    pub(super) fn fail_job(&mut self, lease: &Lease, error: &lowtide_engine::Error) {
+        let (reason, retryable) = self.judged(error);
+        self.fail_lease(lease, &reason, retryable);
+    }
+
+    pub(super) fn fail_lease(&mut self, lease: &Lease, reason: &str, retryable: bool) {
+        self.tallies.failed.add();
+        let told = self.store.fail(lease, reason, retryable, clock());
+        self.keeper.let_go(lease);
+        let job = lease.job;
+        let text = match &told {
+            Ok(JobState::Failed) => format!("job {job} failed: {reason}"),
+            Ok(_) => format!("job {job} is tried again later: {reason}"),
+            Err(error) => {
+                format!("job {job} failed ({reason}), which the queue did not take: {error}")
+            }
+        };
+        let fields = json!({ "job": job.to_string(), "reason": reason, "retryable": retryable });
+        self.log.say(Level::Warn, text, fields);
+    }
+
+    pub(super) fn note_refusal(&self, lease: &Lease, answer: lowtide_jobs::Result<()>) {
+        if let Err(error) = answer {
+            let text = format!("job {}: {error}", lease.job);
+            self.log
+                .say(Level::Warn, text, json!({ "job": lease.job.to_string() }));
+        }
+    }
+}
+
+/// Starts a run; a panic is a failed job.
+fn guarded(
+    opened: &Arc<dyn Opened>,
+    orders: Vec<Order<'_>>,
+) -> lowtide_engine::Result<Box<dyn Run>> {
+    catch_unwind(AssertUnwindSafe(|| opened.start(orders)))
+        .unwrap_or_else(|panic| Err(lowtide_engine::Error::Panicked(words(&panic))))
+}
+
+/// What a panic said.
+fn words(panic: &Box<dyn std::any::Any + Send>) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "without a word".to_owned())
+}
