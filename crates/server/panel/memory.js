@@ -105,7 +105,7 @@ function bandsOf(sample) {
 
 function labelOf(band) {
   if (band.startsWith('model ')) return band.slice(6);
-  return { cache: say('memory.cache'), job: say('queue.title'), other: say('memory.other') }[band];
+  return { cache: say('memory.cache'), job: say('memory.jobs'), other: say('memory.other') }[band];
 }
 
 /** The samples in sight, thinned to what the eye can tell apart; of each group the fullest is kept. */
@@ -197,10 +197,11 @@ function area(run, lower, upper, x, y) {
 
 function grid(top, y) {
   const group = svg('g', { class: 'grid' });
-  for (const share of [0, 1 / 3, 2 / 3]) {
-    const at = y(top * share);
+  const full = fits() ? top : Math.max(budget, 1);
+  for (const share of [0, 0.25, 0.5, 0.75]) {
+    const at = y(full * share);
     group.append(svg('line', { x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at }));
-    if (share) group.append(svg('text', { x: EDGE.left + 2, y: at - 4, text: bytes(top * share) }));
+    if (share === 0.5) group.append(svg('text', { x: EDGE.left + 2, y: at - 4, text: bytes(full * share) }));
   }
   return group;
 }

@@ -6,7 +6,7 @@ import { machine } from './machine.js';
 import { bytes, onLanguage, reason, say } from './words.js';
 
 const MOVE_TIMEOUT_MS = 45_000;
-const MARKS = { unloaded: '⚪', host: '🟡', device: '🟢' };
+const PLACES = new Set(['unloaded', 'host', 'device']);
 
 let listed = [];
 const moving = new Set();
@@ -96,9 +96,8 @@ function card(first) {
   const acts = Object.fromEntries([['load', 'load'], ['offload', 'offload'], ['release', 'release']].map(([order, icon]) => [order, button({ word: say(`models.${order}`), icon, kind: 'quiet', act: () => move(name, order), data: { act: order } })]));
   const node = el('li', { class: 'model' }, el('div', { class: 'head' }, mark, el('h3', { text: name, title: name }), amount), el('p', { class: 'state' }, where), meter, words, el('div', { class: 'row acts' }, ...Object.values(acts)));
   node.update = (model) => {
-    const residency = MARKS[model.residency] ? model.residency : 'unloaded';
+    const residency = PLACES.has(model.residency) ? model.residency : 'unloaded';
     node.dataset.residency = residency;
-    mark.textContent = MARKS[residency];
     where.textContent = model.moving_to ? say(`models.moving_${model.moving_to}`) : say(`models.${residency}`);
     const held = model.device_bytes || 0;
     amount.textContent = held ? say('models.bytes', { held, all: model.bytes }) : bytes(model.bytes || 0);

@@ -1,7 +1,7 @@
 // The panel: starts its parts, and holds them together when the service comes and goes.
 
 import { listen } from './api.js';
-import { byId, el, fill, recall, remember, throttle } from './dom.js';
+import { byId, el, fill, recall, remember, throttle, toast } from './dom.js';
 import { startExplain } from './explain.js';
 import { startGallery } from './gallery.js';
 import { jobs } from './jobs.js';
@@ -26,7 +26,10 @@ function showLink(up) {
   connected = up;
   byId('link').hidden = up;
   document.body.dataset.link = up ? 'up' : 'down';
-  if (up && !was) lookAtAll();
+  if (up && !was) {
+    if (machine.known) toast(say('link.back'));
+    lookAtAll();
+  }
   showMachine();
 }
 
