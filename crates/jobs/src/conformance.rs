@@ -34,7 +34,8 @@ pub use control::{
 pub use leases::{
     a_job_is_done_once, a_stale_attempt_changes_nothing, an_ended_lease_goes_back_and_then_fails,
     candidates_come_in_order_and_no_priority_hides_another, failures_wait_and_are_limited,
-    of_many_claims_one_wins, sessions_are_kept_where_they_can_go_on,
+    jobs_of_a_dead_worker_go_back_at_once, of_many_claims_one_wins,
+    sessions_are_kept_where_they_can_go_on,
 };
 pub use log::{
     changes_by_others_are_noticed, commands_are_given_until_acknowledged,
@@ -71,6 +72,7 @@ macro_rules! for_each_promise {
             a_job_is_done_once,
             a_stale_attempt_changes_nothing,
             an_ended_lease_goes_back_and_then_fails,
+            jobs_of_a_dead_worker_go_back_at_once,
             failures_wait_and_are_limited,
             sessions_are_kept_where_they_can_go_on,
             a_waiting_job_is_cancelled_at_once,

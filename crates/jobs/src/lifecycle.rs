@@ -401,8 +401,7 @@ impl Job {
                 return Passed::Nothing;
             }
             let reason = format!("worker {} stopped renewing its lease", holder.worker);
-            let why = (AttemptEnd::LeaseExpired, reason);
-            return Passed::LeaseEnded(self.set_back(Setback::Lost, why, policy, now));
+            return Passed::LeaseEnded(self.lose(reason, policy, now));
         }
         match self.missed(now) {
             Some(start_by) if self.state == JobState::Queued => {
@@ -414,6 +413,26 @@ impl Job {
             }
             _ => Passed::Nothing,
         }
+    }
+
+    /// Its worker is known to have died: nobody waits for the end of the lease. `None` where another one has it.
+    pub fn worker_died(
+        &mut self,
+        worker: &WorkerId,
+        policy: &Policy,
+        now: Moment,
+    ) -> Option<Happening> {
+        let holder = self.holder.as_ref()?;
+        if holder.worker != *worker {
+            return None;
+        }
+        let reason = format!("worker {worker} died");
+        Some(self.lose(reason, policy, now))
+    }
+
+    fn lose(&mut self, reason: String, policy: &Policy, now: Moment) -> Happening {
+        let why = (AttemptEnd::LeaseExpired, reason);
+        self.set_back(Setback::Lost, why, policy, now)
     }
 
     fn wrong_state(&self, verb: &'static str) -> StoreError {

@@ -347,6 +347,11 @@ impl JobStore for SqliteStore {
         self.note(move |tx| tx.forget_worker(&worker))
     }
 
+    fn bury(&self, worker: &WorkerId, now: Moment) -> Result<u64> {
+        let worker = worker.clone();
+        self.write(move |tx| tx.bury(&worker, now))
+    }
+
     fn workers(&self) -> Result<Vec<WorkerStatus>> {
         self.read(workers::workers)
     }

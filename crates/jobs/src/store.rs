@@ -414,6 +414,10 @@ pub trait JobStore: Send + Sync {
     /// Forgets a worker that said goodbye.
     fn forget_worker(&self, worker: &WorkerId) -> Result<()>;
 
+    /// Ends the leases of a worker that is known to have died, as of a process that its parent saw end, and forgets it;
+    /// returns how many jobs go back to the queue, or fail for good. Without this they wait until their leases end.
+    fn bury(&self, worker: &WorkerId, now: Moment) -> Result<u64>;
+
     /// All workers known, also those that count as gone.
     fn workers(&self) -> Result<Vec<WorkerStatus>>;
 }

@@ -198,6 +198,33 @@ pub fn a_stale_attempt_changes_nothing(fixture: &dyn Fixture) {
     assert_eq!(get(&*store, id(1)).outcome, Some(outcome(2)));
 }
 
+/// Whoever saw a worker die need not wait for its leases; jobs of others are left alone, and what the dead one wrote
+/// does not count any more.
+pub fn jobs_of_a_dead_worker_go_back_at_once(fixture: &dyn Fixture) {
+    let store = fixture.open(strict());
+    for number in 1..=3 {
+        submit(&*store, number, at(0));
+    }
+    let dead = claim(&*store, id(1), at(1)).lease;
+    store.park(&dead, at(2)).expect("the lease is good");
+    let other = store
+        .claim(id(2), &worker("two"), LEASE, at(1))
+        .expect("it waits")
+        .lease;
+    assert_eq!(store.bury(&worker("three"), at(3)), Ok(0));
+    assert_eq!(store.bury(&dead.worker, at(3)), Ok(1));
+    assert_eq!(store.bury(&dead.worker, at(3)), Ok(0), "once");
+    let job = get(&*store, id(1));
+    assert_eq!((job.state, job.setbacks.losses), (JobState::Queued, 1));
+    lost(store.complete(&dead, outcome(1), at(4)));
+    store
+        .complete(&other, outcome(2), at(4))
+        .expect("its worker lives");
+    assert_eq!(state(&*store, id(3)), JobState::Queued);
+    let until = job.not_before.expect("it waits a little");
+    assert_eq!(claim(&*store, id(1), until).lease.attempt, 2);
+}
+
 /// A worker that vanishes costs a wait; a job that makes worker after worker vanish is given up, with its history.
 pub fn an_ended_lease_goes_back_and_then_fails(fixture: &dyn Fixture) {
     let store = fixture.open(strict());

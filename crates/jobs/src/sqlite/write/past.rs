@@ -5,7 +5,7 @@ use lowtide_core::job::{JobId, Moment};
 use super::{MINUTE_MS, Tx, millis};
 use crate::sqlite::fault::Sql;
 use crate::sqlite::rows::{self, At};
-use crate::{Passed, Removed, Retention, Swept};
+use crate::{Passed, Removed, Retention, Swept, WorkerId};
 
 /// Most jobs one call looks at: a writer must not keep the others waiting.
 const JOBS_MAX: u32 = 512;
@@ -43,6 +43,25 @@ impl Tx<'_> {
         }
         self.tidy(now)?;
         Ok(swept)
+    }
+
+    /// Ends the leases of a worker that died, and forgets it.
+    pub(in crate::sqlite) fn bury(&self, worker: &WorkerId, now: Moment) -> Sql<u64> {
+        let mut statement = self.connection.prepare_cached(&format!(
+            "SELECT {} FROM jobs WHERE lease_until IS NOT NULL",
+            rows::COLUMNS
+        ))?;
+        let jobs = statement.query_map([], rows::read)?;
+        let mut ended = 0;
+        for job in jobs.collect::<rusqlite::Result<Vec<_>>>()? {
+            let mut job = job;
+            if let Some(happening) = job.worker_died(worker, self.policy, now) {
+                self.finish(&job, happening, now)?;
+                ended += 1;
+            }
+        }
+        self.forget_worker(worker)?;
+        Ok(ended)
     }
 
     fn tidy(&self, now: Moment) -> Sql<()> {
