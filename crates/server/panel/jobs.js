@@ -78,6 +78,7 @@ class Jobs extends EventTarget {
   /** Jobs that wait, those that are begun first at the top. */
   async #next() {
     const { jobs } = await get(`v1/jobs?state=queued&limit=${ACTIVE_MAX}&order=turn`);
+    // Those without a position cannot be begun yet; they come last.
     return jobs.sort((a, b) => (a.position ?? Infinity) - (b.position ?? Infinity) || a.seq - b.seq);
   }
 

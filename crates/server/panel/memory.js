@@ -170,6 +170,8 @@ function drawChart({ now, top, x, y, seen }, most) {
     }
     picture.append(svg('path', { class: 'reserved', d: line(run, (sample) => sample.reserved || 0, x, y) }));
   }
+  const half = (fits() ? top : Math.max(budget, 1)) / 2;
+  picture.append(svg('text', { class: 'half', x: EDGE.left + 3, y: y(half) - 4, text: bytes(half) }));
   if (budget) picture.append(budgetLine(top, y));
   picture.append(svg('g', { id: 'memory-cursor' }));
   fill(byId('memory-chart'), picture);
@@ -201,7 +203,6 @@ function grid(top, y) {
   for (const share of [0, 0.25, 0.5, 0.75]) {
     const at = y(full * share);
     group.append(svg('line', { x1: EDGE.left, x2: width - EDGE.right, y1: at, y2: at }));
-    if (share === 0.5) group.append(svg('text', { x: EDGE.left + 2, y: at - 4, text: bytes(full * share) }));
   }
   return group;
 }

@@ -14,6 +14,7 @@ import { cancelShown, stageSubmitted, startStage } from './stage.js';
 import { current, LANGUAGES, onLanguage, say, startWords, useLanguage } from './words.js';
 
 let connected = false;
+let everUp = false;
 let stream = null;
 
 /** Everything that may have changed while nobody listened. */
@@ -27,7 +28,8 @@ function showLink(up) {
   byId('link').hidden = up;
   document.body.dataset.link = up ? 'up' : 'down';
   if (up && !was) {
-    if (machine.known) toast(say('link.back'));
+    if (everUp) toast(say('link.back'));
+    everUp = true;
     lookAtAll();
   }
   showMachine();
