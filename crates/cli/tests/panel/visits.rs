@@ -1,0 +1,289 @@
+//! What people do with the panel.
+
+use crate::cdp::CTRL;
+use crate::{Page, Visit};
+
+const HEART: &str = "a red heart on a yellow background";
+
+fn make(page: &Page, prompt: &str) {
+    page.click("#make-prompt");
+    page.eval("document.querySelector('#make-prompt').select()");
+    page.write(prompt);
+    page.press("Enter", CTRL);
+}
+
+fn is_done(page: &Page) {
+    page.wait(
+        "the picture is there",
+        "document.querySelector('#stage').dataset.state === 'done' && \
+         document.querySelector('#stage-view .picture img').naturalWidth > 0",
+    );
+}
+
+/// Notes what the stage shows from now on: how far it was, and whether an unfinished picture was seen.
+fn watch(page: &Page) {
+    page.eval(
+        "window.seen = { steps: new Set(), preview: false };
+         new MutationObserver(() => {
+             const bar = document.querySelector('#stage-bar progress');
+             if (bar && bar.hasAttribute('value')) seen.steps.add(bar.value);
+             const image = document.querySelector('#stage-view .preview');
+             if (image && !image.hidden && image.src.startsWith('data:image/')) seen.preview = true;
+         }).observe(document.querySelector('#stage'), { subtree: true, childList: true, attributes: true });",
+    );
+}
+
+#[test]
+fn a_picture_is_planned_made_watched_and_found_again() {
+    let Some(visit) = Visit::begin(
+        "a_picture_is_planned_made_watched_and_found_again",
+        1280,
+        800,
+    ) else {
+        return;
+    };
+    let page = &visit.page;
+    page.press("/", 0);
+    assert_eq!(page.text("document.activeElement.id"), "make-prompt");
+    page.write(HEART);
+    page.wait(
+        "the plan says how much memory it takes",
+        "/\\d.*[KMG]iB/.test(document.querySelector('#plan .strong').textContent)",
+    );
+    page.click("#make-steps");
+    page.write("30");
+    assert_eq!(
+        page.text("document.querySelector('[name=preset]:checked').value"),
+        "standard"
+    );
+    page.click("#make-seed");
+    page.write("18446744073709551614");
+    watch(page);
+    page.press("Enter", CTRL);
+    page.wait(
+        "the steps are counted",
+        "seen.steps.size >= 3 && document.querySelector('#stage').dataset.state === 'running'",
+    );
+    page.screenshot("running");
+    is_done(page);
+    assert_eq!(page.eval("seen.preview"), true);
+    page.wait(
+        "it is in the gallery",
+        "document.querySelectorAll('#gallery-list .thumb').length === 1",
+    );
+    page.screenshot("light");
+    page.click("#gallery-list .thumb");
+    page.wait(
+        "its settings are told",
+        "document.querySelector('#picture').open && \
+         document.querySelector('#picture-facts').innerText.includes('18446744073709551614')",
+    );
+    assert_eq!(
+        page.text("document.querySelector('#picture-prompt').textContent"),
+        HEART
+    );
+    page.screenshot("picture");
+    page.press("Escape", 0);
+    page.wait(
+        "Escape closed it",
+        "!document.querySelector('#picture').open",
+    );
+    page.prefer("dark");
+    page.screenshot("dark");
+    visit.end();
+}
+
+#[test]
+fn memory_falls_when_a_hand_moves_the_model_away() {
+    let Some(visit) = Visit::begin("memory_falls_when_a_hand_moves_the_model_away", 1280, 1000)
+    else {
+        return;
+    };
+    let page = &visit.page;
+    let held = "Number(document.querySelector('#memory-now').dataset.bytes)";
+    let demo = "#models-list [data-key=demo]";
+    let reaches = |place: &str| {
+        page.wait(
+            &format!("demo is {place}"),
+            &format!("document.querySelector('{demo}').dataset.residency === '{place}'"),
+        );
+    };
+    make(page, HEART);
+    is_done(page);
+    reaches("device");
+    let weights = page.number(
+        "fetch('/v1/models').then((r) => r.json()).then((list) => list.data.find((m) => m.id === 'demo').lowtide.bytes)",
+    );
+    page.wait(
+        "the weights are in memory",
+        &format!("{held} >= {weights} / 2"),
+    );
+    let before = page.number(held);
+
+    page.click(&format!("{demo} [data-act=offload]"));
+    reaches("host");
+    page.wait(
+        "memory fell",
+        &format!("{held} <= {before} - {weights} / 2"),
+    );
+    page.screenshot("offloaded");
+
+    page.click(&format!("{demo} [data-act=load]"));
+    reaches("device");
+    page.wait("memory rose", &format!("{held} >= {weights} / 2"));
+
+    page.click(&format!("{demo} [data-act=release]"));
+    reaches("unloaded");
+    page.wait(
+        "memory fell",
+        &format!("{held} <= {before} - {weights} / 2"),
+    );
+    // The chart drew what was: a band for the model, the line of the budget.
+    assert!(page.number("document.querySelectorAll('#memory-chart .band-0').length") >= 1.0);
+    assert_eq!(
+        page.number("document.querySelectorAll('#memory-chart .budget line').length"),
+        1.0
+    );
+    page.screenshot("released");
+    visit.end();
+}
+
+#[test]
+fn every_language_fits_on_a_narrow_screen() {
+    let Some(visit) = Visit::begin("every_language_fits_on_a_narrow_screen", 1280, 800) else {
+        return;
+    };
+    let page = &visit.page;
+    make(page, HEART);
+    is_done(page);
+    let mut titles = Vec::new();
+    for language in ["zh-Hans", "zh-Hant", "ru", "en"] {
+        page.choose("#language", language);
+        page.wait(
+            "the language is in use",
+            &format!("document.documentElement.lang === '{language}'"),
+        );
+        titles.push(page.text("document.querySelector('#make-title').textContent"));
+        for width in [360, 390, 760, 1000, 1280, 1920] {
+            page.resize(width, 844);
+            page.wait(
+                &format!("{language} fits in {width} pixels"),
+                "document.documentElement.scrollWidth <= innerWidth",
+            );
+            if width == 390 || width == 1280 {
+                page.screenshot(&format!("{language}-{width}"));
+            }
+        }
+    }
+    assert_eq!(
+        titles,
+        ["生成图片", "產生圖片", "Новая картинка", "Make a picture"]
+    );
+    visit.end();
+}
+
+#[test]
+fn a_picture_that_is_dropped_gives_its_settings_back() {
+    let Some(visit) = Visit::begin(
+        "a_picture_that_is_dropped_gives_its_settings_back",
+        1280,
+        800,
+    ) else {
+        return;
+    };
+    let page = &visit.page;
+    page.click("#make-negative");
+    page.write("blue: dark, \"deep\"");
+    for (field, value) in [
+        ("steps", "7"),
+        ("guidance", "2.5"),
+        ("seed", "9007199254740993"),
+    ] {
+        page.click(&format!("#make-{field}"));
+        page.write(value);
+    }
+    make(page, "a red heart, on a yellow: background");
+    is_done(page);
+    let file = page.text(
+        "fetch(document.querySelector('#stage-view .picture img').src).then((r) => r.arrayBuffer())
+            .then((b) => btoa(Array.from(new Uint8Array(b), (c) => String.fromCharCode(c)).join('')))",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let picture = folder.path().join("heart.png");
+    std::fs::write(&picture, crate::cdp::base64(&file)).unwrap();
+    page.click("#make-reset");
+    let form = "['prompt', 'negative', 'steps', 'guidance', 'seed', 'width', 'height'].map((name) => \
+                document.querySelector(`#make-${name}`).value).join('|')";
+    assert_eq!(page.text(form), "||||||");
+    page.drop_file(&picture);
+    let wanted =
+        "a red heart, on a yellow: background|blue: dark, \"deep\"|7|2.5|9007199254740993|128|128";
+    page.wait("the settings are back", &format!("{form} === {wanted:?}"));
+
+    // A file that ends in the middle changes nothing, and says so.
+    let whole = std::fs::read(&picture).unwrap();
+    std::fs::write(&picture, &whole[..20]).unwrap();
+    page.drop_file(&picture);
+    page.wait(
+        "the broken file is named",
+        "[...document.querySelectorAll('.toast.bad')].some((node) => node.textContent.includes('heart.png'))",
+    );
+    assert_eq!(page.text(form), wanted);
+    visit.end();
+}
+
+#[test]
+fn the_queue_obeys_hands() {
+    let Some(visit) = Visit::begin("the_queue_obeys_hands", 1280, 900) else {
+        return;
+    };
+    let page = &visit.page;
+    page.click("#queue-hold");
+    page.wait(
+        "it is held",
+        "!document.querySelector('#queue-held').hidden",
+    );
+    for prompt in [
+        "a blue cat face",
+        "a green frog",
+        "<img src=x onerror=alert(1)>",
+    ] {
+        let rows = page.number("document.querySelectorAll('#queue-list .job').length");
+        make(page, prompt);
+        page.wait(
+            "it waits",
+            &format!("document.querySelectorAll('#queue-list .job').length === {rows} + 1"),
+        );
+    }
+    let first = "document.querySelector('#queue-list .job .prompt').textContent";
+    page.wait(
+        "the first is first",
+        &format!("{first} === 'a blue cat face'"),
+    );
+    page.wait(
+        "markup is only text",
+        "[...document.querySelectorAll('#queue-list .prompt')].some((node) => node.textContent.startsWith('<img'))",
+    );
+    page.click("#queue-list .job:last-child [data-act=front]");
+    page.wait("the last is first", &format!("{first}.startsWith('<img')"));
+    page.screenshot("queue");
+    page.click("#queue-list .job:first-child [data-act=cancel]");
+    page.wait("it is gone", &format!("{first} === 'a blue cat face'"));
+    page.click("#queue-list .job:last-child [data-act=pause]");
+    page.wait(
+        "the other is paused",
+        "document.querySelector('#queue-list .job:last-child').dataset.state === 'paused'",
+    );
+    page.click("#queue-hold");
+    page.wait(
+        "the one that waits is made",
+        "document.querySelectorAll('#gallery-list .thumb').length === 1",
+    );
+    page.click("#queue-list [data-act=resume]");
+    page.wait(
+        "then the other",
+        "document.querySelectorAll('#gallery-list .thumb').length === 2 && \
+         !document.querySelector('#queue-list .job')",
+    );
+    visit.end();
+}
