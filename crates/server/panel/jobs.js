@@ -5,6 +5,9 @@ import { get } from './api.js';
 import { throttle } from './dom.js';
 
 const ACTIVE_MAX = 60;
+const QUEUE_PAGE = 100;
+const WALK_PAGES_MAX = 20;
+const WALK_MS = 5_000;
 const FAILED_MAX = 20;
 const GALLERY_PAGE = 24;
 const GALLERY_MAX = 480;
@@ -36,6 +39,7 @@ class Jobs extends EventTarget {
   #asked = [];
   #asking = 0;
   #refreshing = null;
+  #walked = { at: 0, jobs: [] };
 
   refreshSoon = throttle(REFRESH_MS, () => this.refresh().catch(() => {}));
 
@@ -61,13 +65,15 @@ class Jobs extends EventTarget {
       list('running', ACTIVE_MAX),
       list('parked', ACTIVE_MAX),
       list('paused', ACTIVE_MAX),
-      this.#next(),
+      list('queued', QUEUE_PAGE).then((page) => this.#next(page)),
       list('failed', FAILED_MAX),
       list('done', GALLERY_PAGE),
     ]);
     this.held = Boolean(queue.held);
     this.counts = queue.states || queue.counts || {};
-    this.active = [...running.jobs, ...parked.jobs, ...queued, ...paused.jobs].slice(0, ACTIVE_MAX);
+    const begun = new Set([...running.jobs, ...parked.jobs, ...paused.jobs].map((job) => job.id));
+    const waiting = queued.filter((job) => !begun.has(job.id));
+    this.active = [...running.jobs, ...parked.jobs, ...waiting, ...paused.jobs].slice(0, ACTIVE_MAX);
     this.failed = failed.jobs;
     this.#mergeDone(done);
     for (const id of this.live.keys()) if (!this.active.some((job) => job.id === id)) this.live.delete(id);
@@ -75,11 +81,26 @@ class Jobs extends EventTarget {
     this.dispatchEvent(new Event('change'));
   }
 
-  /** Jobs that wait, those that are begun first at the top. */
-  async #next() {
-    const { jobs } = await get(`v1/jobs?state=queued&limit=${ACTIVE_MAX}&order=turn`);
-    // Those without a position cannot be begun yet; they come last.
-    return jobs.sort((a, b) => (a.position ?? Infinity) - (b.position ?? Infinity) || a.seq - b.seq);
+  /**
+   * Jobs that wait, those that are begun first at the top. The service lists the newest first, so a long queue has to be
+   * walked through to find its head: that is done now and then, and in between what was found is shown.
+   */
+  async #next(page) {
+    const byTurn = (list) => list.sort((a, b) => (a.position ?? Infinity) - (b.position ?? Infinity) || a.seq - b.seq);
+    if (!page.next) {
+      this.#walked = { at: 0, jobs: [] };
+      return byTurn(page.jobs);
+    }
+    if (this.#walked.at && performance.now() - this.#walked.at < WALK_MS) return this.#walked.jobs;
+    const all = [...page.jobs];
+    let next = page.next;
+    for (let count = 1; next && count < WALK_PAGES_MAX; count += 1) {
+      const more = await get(`v1/jobs?state=queued&limit=${QUEUE_PAGE}&before=${encodeURIComponent(next)}`);
+      all.push(...more.jobs);
+      next = more.next;
+    }
+    this.#walked = { at: performance.now(), jobs: byTurn(all).slice(0, ACTIVE_MAX) };
+    return this.#walked.jobs;
   }
 
   #mergeDone(page) {
@@ -118,6 +139,7 @@ class Jobs extends EventTarget {
       this.refreshSoon();
     } else if (ORDER_CHANGES.has(name)) {
       if (name !== 'submitted') this.#details.delete(id);
+      if (name === 'moved' || name === 'cancelled') this.#walked.at = 0;
       if (OVER.has(name)) this.dispatchEvent(new CustomEvent('over', { detail: { id, state: name, reason: data.reason } }));
       this.refreshSoon();
     }
