@@ -12,6 +12,7 @@ const FAILED_MAX = 20;
 const GALLERY_PAGE = 24;
 const GALLERY_MAX = 480;
 const REFRESH_MS = 700;
+const REORDER_MS = 250;
 const DETAILS_AT_ONCE = 4;
 const DETAILS_MAX = 2_000;
 const OVER = new Set(['done', 'failed', 'cancelled']);
@@ -23,6 +24,9 @@ const ORDER_CHANGES = new Set([
 
 /** Whether nothing more happens to a job by itself. */
 export const isOver = (job) => OVER.has(job.state);
+
+/** Jobs that wait, the next one first; those without a place cannot be begun yet. */
+const byTurn = (list) => list.sort((a, b) => (a.position ?? Infinity) - (b.position ?? Infinity) || a.seq - b.seq);
 
 /** The lists, and events: `change` (lists), `progress` and `preview` (one job; `detail` is its id), `over` (the job). */
 class Jobs extends EventTarget {
@@ -40,6 +44,12 @@ class Jobs extends EventTarget {
   #asking = 0;
   #refreshing = null;
   #walked = { at: 0, jobs: [] };
+
+  #reorderSoon = throttle(REORDER_MS, () => {
+    const waits = (job) => job.state === 'queued';
+    this.active = [...this.active.filter((job) => ['running', 'parked'].includes(job.state)), ...byTurn(this.active.filter(waits)), ...this.active.filter((job) => job.state === 'paused')];
+    this.dispatchEvent(new Event('change'));
+  });
 
   refreshSoon = throttle(REFRESH_MS, () => this.refresh().catch(() => {}));
 
@@ -86,7 +96,6 @@ class Jobs extends EventTarget {
    * walked through to find its head: that is done now and then, and in between what was found is shown.
    */
   async #next(page) {
-    const byTurn = (list) => list.sort((a, b) => (a.position ?? Infinity) - (b.position ?? Infinity) || a.seq - b.seq);
     if (!page.next) {
       this.#walked = { at: 0, jobs: [] };
       return byTurn(page.jobs);
@@ -135,8 +144,9 @@ class Jobs extends EventTarget {
       this.dispatchEvent(new CustomEvent('preview', { detail: id }));
     } else if (name === 'position') {
       const job = this.active.find((other) => other.id === id);
-      if (job) Object.assign(job, { position: data.position, eta_s: data.eta_s });
-      this.refreshSoon();
+      if (!job) return;
+      Object.assign(job, { position: data.position, eta_s: data.eta_s });
+      this.#reorderSoon();
     } else if (ORDER_CHANGES.has(name)) {
       if (name !== 'submitted') this.#details.delete(id);
       if (name === 'moved' || name === 'cancelled') this.#walked.at = 0;

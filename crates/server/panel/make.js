@@ -215,7 +215,8 @@ export async function go() {
   try {
     const answer = await post('v1/jobs', job);
     key = null;
-    const count = answer.position ?? 0;
+    // The next one is in place 1.
+    const count = (answer.position ?? 1) - 1;
     toast(count > 0 ? say('make.queued', { count }) : say('make.queued_next'));
     submitted(answer, job);
   } catch (error) {

@@ -232,6 +232,7 @@ function showFigures() {
   const { memory, utilisation, watts } = machine;
   byId('memory-empty').hidden = Boolean(memory) || samples.length > 0;
   byId('memory-figures').hidden = !memory;
+  byId('memory-headline').hidden = !memory;
   byId('memory-scale').textContent = say(fits() ? 'memory.scale_budget' : 'memory.scale_fit');
   if (!memory) return;
   byId('memory-now').textContent = bytes(memory.allocated);

@@ -138,7 +138,7 @@ function showFailure() {
 export function doing(job) {
   if (job.cancel_requested) return say('queue.cancelling');
   if (job.pause_requested) return say('queue.pausing');
-  if (job.state === 'queued') return job.position > 0 ? say('stage.waiting_place', { place: job.position + 1 }) : say('stage.waiting');
+  if (job.state === 'queued') return job.position > 1 ? say('stage.waiting_place', { place: job.position }) : say('stage.waiting');
   const progress = jobs.progressOf(job);
   if (job.state !== 'running' || !progress) return say(`state.${job.state}`);
   const phase = say(`phase.${progress.phase}`);
