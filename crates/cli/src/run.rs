@@ -156,6 +156,7 @@ fn options(config: &Config) -> Options {
         },
         // One job a process: there is no next one to keep weights for.
         keep_weights: false,
+        ..Options::default()
     }
 }
 

@@ -2,4 +2,5 @@
 
 pub mod cpu;
 pub mod figures;
+pub(crate) mod limits;
 pub mod memory;

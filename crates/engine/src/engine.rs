@@ -1,9 +1,9 @@
 //! An opened model on a device: plans jobs and starts sessions.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use lowtide_core::{Budget, Bytes, DeviceProfile, Plan, plan};
+use lowtide_core::{Budget, Bytes, DeviceProfile, Plan, Quality, plan};
 use lowtide_kernels as kernels;
 use lowtide_kernels::memory;
 use lowtide_models::{Compute, Precision};
@@ -11,11 +11,14 @@ use lowtide_weights::ModelFolder;
 
 use crate::device::cpu;
 use crate::device::memory::Memory;
-use crate::job::Job;
-use crate::pipeline::z_image::ZImage;
-use crate::prompt::PromptEncoder;
+use crate::job::{Job, Planned, pipeline};
+use crate::pipeline::z_image::{Shape, ZImage};
+use crate::processor::CacheFigures;
+use crate::prompt::{self, PromptEncoder};
+use crate::prompt_cache::PromptCache;
 use crate::request::TextToImage;
-use crate::session::{Saved, Session};
+use crate::session::work::Work;
+use crate::session::{Makings, Saved, Session};
 use crate::stream::Failure;
 use crate::{Error, Result};
 
@@ -56,6 +59,20 @@ pub struct Options {
     pub precision: PrecisionChoice,
     /// Whether weights stay in memory after the phase that used them, as far as the budget allows, for the next job.
     pub keep_weights: bool,
+    /// Bytes of what was made of prompts that are kept for jobs that say the same; by default 64 MiB, 0 is none.
+    pub prompt_cache: Option<Bytes>,
+}
+
+/// What is kept of prompts unless the options say otherwise: some hundreds of them, of a large model.
+const PROMPT_CACHE_DEFAULT: Bytes = Bytes::mib(64);
+
+/// One job of a session.
+#[derive(Clone, Debug)]
+pub struct Start<'a> {
+    /// What is asked.
+    pub request: TextToImage,
+    /// A file that [`Session::save`] wrote for the same request, to go on from.
+    pub resume: Option<&'a Path>,
 }
 
 /// An opened model on the CPU.
@@ -65,6 +82,9 @@ pub struct Engine {
     options: Options,
     compute: Compute,
     profile: DeviceProfile,
+    prompts: Arc<PromptCache>,
+    /// Bytes of the chat template around a prompt, once they were needed.
+    template_bytes: OnceLock<usize>,
 }
 
 impl Engine {
@@ -86,6 +106,10 @@ impl Engine {
             options,
             compute: Compute { precision },
             profile,
+            prompts: Arc::new(PromptCache::new(
+                options.prompt_cache.unwrap_or(PROMPT_CACHE_DEFAULT),
+            )),
+            template_bytes: OnceLock::new(),
         })
     }
 
@@ -122,7 +146,59 @@ impl Engine {
     /// # Errors
     /// When the request cannot be, or nothing fits.
     pub fn plan(&self, request: &TextToImage) -> Result<Plan> {
-        Ok(self.prepare(request.clone(), false)?.plan)
+        request.check(self.model.multiple())?;
+        let prompts = self.tokenize(&[request])?;
+        let work = Work::new(vec![(
+            request.clone(),
+            prompts.into_iter().flatten().collect(),
+        )]);
+        Ok(self.planned(&work, false)?.plan)
+    }
+
+    /// Predicts what `members` requests like this one cost together, without opening the tokenizer: tokens are bounded
+    /// by the bytes of the texts, so the true cost is not above this. `budget`: what the device allows; `None`: as things
+    /// are in this process.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`].
+    pub fn forecast(
+        &self,
+        request: &TextToImage,
+        members: usize,
+        budget: Option<Budget>,
+    ) -> Result<Plan> {
+        request.check(self.model.multiple())?;
+        let (texts, uses) = self.bounds(request, members)?;
+        let shape = self.model.shape(request, (texts, uses), false)?;
+        let budget = budget.unwrap_or_else(|| self.budget());
+        Ok(self.planned_for(shape, request.quality, budget)?.plan)
+    }
+
+    /// Upper bounds of the token counts of `members` requests like this one, and who uses which text.
+    fn bounds(
+        &self,
+        request: &TextToImage,
+        members: usize,
+    ) -> Result<(Vec<usize>, Vec<Vec<usize>>)> {
+        let template = match self.template_bytes.get() {
+            Some(&bytes) => bytes,
+            None => {
+                let bytes = prompt::template_bytes(&self.folder)?;
+                *self.template_bytes.get_or_init(|| bytes)
+            }
+        };
+        let bound = |text: &str| prompt::tokens_max(template, text);
+        let mut texts = Vec::new();
+        let mut uses = Vec::new();
+        for _ in 0..members {
+            let first = texts.len();
+            texts.push(bound(&request.prompt));
+            if request.guided() {
+                texts.push(bound(request.negative.as_deref().unwrap_or("")));
+            }
+            uses.push((first..texts.len()).collect());
+        }
+        Ok((texts, uses))
     }
 
     /// Plans a job and starts it; `keep_values` keeps latents and f32 pictures in the outcome.
@@ -130,48 +206,130 @@ impl Engine {
     /// # Errors
     /// As [`Engine::plan`].
     pub fn start(&self, request: TextToImage, keep_values: bool) -> Result<Session> {
-        let job = self.prepare(request, keep_values)?;
-        Ok(self.session(job))
+        let start = Start {
+            request,
+            resume: None,
+        };
+        self.start_all(vec![start], keep_values)
     }
 
-    fn session(&self, job: Job) -> Session {
-        Session::new(
-            self.model.clone(),
-            self.compute,
-            self.profile.clone(),
-            job,
-            self.options.keep_weights,
+    /// Starts several jobs in one session, which agree in everything but texts and seeds. Each gives the bytes it would
+    /// give alone.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`]; and as [`Engine::resume`] for those that go on from a file.
+    pub fn start_all(&self, starts: Vec<Start<'_>>, keep_values: bool) -> Result<Session> {
+        let Some(first) = starts.first() else {
+            return Err(Error::request("orders", "are none (this is a bug)"));
+        };
+        if !starts
+            .iter()
+            .all(|start| first.request.agrees_with(&start.request))
+        {
+            return Err(Error::request(
+                "orders",
+                "differ in more than texts and seeds (this is a bug)",
+            ));
+        }
+        let mut saved = Vec::with_capacity(starts.len());
+        for start in &starts {
+            start.request.check(self.model.multiple())?;
+            let open = |file| self.open_saved(file, &start.request);
+            saved.push(start.resume.map(open).transpose()?);
+        }
+        let fresh: Vec<&TextToImage> = starts
+            .iter()
+            .zip(&saved)
+            .filter(|(_, saved)| saved.is_none())
+            .map(|(start, _)| &start.request)
+            .collect();
+        let mut fresh = self.tokenize(&fresh)?.into_iter();
+        let prompts = saved.iter().map(|saved| match saved {
+            Some(saved) => saved.prompts(),
+            None => fresh.next().expect("one for each that is not saved"),
+        });
+        let prompts: Vec<_> = prompts.collect();
+        let requests = starts.into_iter().map(|start| start.request);
+        self.begin(
+            Work::new(requests.zip(prompts).collect()),
+            saved,
+            keep_values,
         )
     }
 
-    /// Goes on with a session that [`Session::save`] wrote, on the plan that fits now; the result is the same to the
-    /// byte.
+    fn open_saved(&self, file: &Path, request: &TextToImage) -> Result<Saved> {
+        let saved = Saved::open(file, &self.model, self.compute)?;
+        let same = TextToImage {
+            noise: request.noise.clone(),
+            ..saved.request()
+        };
+        match same == *request {
+            true => Ok(saved),
+            false => {
+                let problem = format!("{}: belongs to another request", file.display());
+                Err(Error::request("session", problem))
+            }
+        }
+    }
+
+    fn begin(
+        &self,
+        mut work: Work,
+        saved: Vec<Option<Saved>>,
+        keep_values: bool,
+    ) -> Result<Session> {
+        let planned = match self.planned(&work, keep_values) {
+            // What was made of earlier prompts gives way to this job.
+            Err(Error::DoesNotFit(_)) if self.prompts.clear() > Bytes::ZERO => {
+                self.planned(&work, keep_values)?
+            }
+            planned => planned?,
+        };
+        for (member, saved) in saved.into_iter().enumerate() {
+            if let Some(saved) = saved {
+                saved.restore(&self.model, &planned.shape, &mut work, member)?;
+            }
+        }
+        let makings = Makings {
+            model: self.model.clone(),
+            compute: self.compute,
+            profile: self.profile.clone(),
+            prompts: self.prompts.clone(),
+            keep: self.options.keep_weights,
+            keep_after: self.options.keep_weights,
+        };
+        Ok(Session::new(makings, Job { work, planned }))
+    }
+
+    /// Goes on with a job that [`Session::save`] wrote, on the plan that fits now; the result is the same to the byte.
     ///
     /// # Errors
     /// When the file is no session of this model and precision, or nothing fits.
     pub fn resume(&self, file: &Path) -> Result<Session> {
         let saved = Saved::open(file, &self.model, self.compute)?;
-        let job = self.planned(saved.request(), saved.prompts(), saved.keep_values())?;
-        saved.restore(self.session(job))
+        let work = Work::new(vec![(saved.request(), saved.prompts())]);
+        let keep_values = saved.keep_values();
+        self.begin(work, vec![Some(saved)], keep_values)
+    }
+
+    /// The cache of what was made of prompts, in numbers.
+    pub fn prompt_cache(&self) -> CacheFigures {
+        self.prompts.figures()
     }
 
     /// Bytes of weights kept in memory between phases and jobs.
     pub fn kept(&self) -> Bytes {
-        self.model
-            .parts()
-            .map(|part| part.blocks.kept())
-            .into_iter()
-            .sum()
+        self.model.kept()
     }
 
-    /// Forgets all kept weights and says how many bytes that gave back. Weights that a running session uses go when it
-    /// is done with them.
+    /// Forgets all kept weights, and what was made of prompts, and says how many bytes that gave back. Weights that a
+    /// running session uses go when it is done with them.
     pub fn forget_weights(&self) -> Bytes {
-        let kept = self.kept();
+        let kept = self.kept() + self.prompts.clear();
         for part in self.model.parts() {
             part.blocks.forget_unless(|_| false);
         }
-        memory::trim();
+        cpu::give_back();
         kept
     }
 
@@ -197,62 +355,55 @@ impl Engine {
         Ok(self.kept())
     }
 
-    fn prepare(&self, request: TextToImage, keep_values: bool) -> Result<Job> {
-        request.check(self.model.multiple())?;
-        let prompts = self.tokenize(&request)?;
-        self.planned(request, prompts, keep_values)
-    }
-
-    fn planned(
-        &self,
-        request: TextToImage,
-        prompts: Vec<Vec<u32>>,
-        keep_values: bool,
-    ) -> Result<Job> {
-        let lengths = prompts.iter().map(Vec::len).collect();
-        let shape = self.model.shape(&request, lengths, keep_values)?;
-        if let Some(noise) = &request.noise {
-            let expected = self.model.transformer_config.channels
-                * shape.latent.0
-                * shape.latent.1
-                * shape.count;
-            if noise.len() != expected {
-                let problem = format!(
-                    "holds {} values; this size and count need {expected}",
-                    noise.len()
-                );
+    fn planned(&self, work: &Work, keep_values: bool) -> Result<Planned> {
+        let request = work.settings();
+        let texts = work.texts.iter().map(|text| text.ids.len()).collect();
+        let uses = work
+            .members
+            .iter()
+            .map(|member| member.texts().collect())
+            .collect();
+        let shape = self.model.shape(request, (texts, uses), keep_values)?;
+        let values = self.model.transformer_config.channels * shape.latent.0 * shape.latent.1;
+        for member in &work.members {
+            let expected = values * request.count;
+            let given = member.request.noise.as_ref().map_or(expected, Vec::len);
+            if given != expected {
+                let problem = format!("holds {given} values; this size and count need {expected}");
                 return Err(Error::request("noise", problem));
             }
         }
+        self.planned_for(shape, request.quality, self.budget())
+    }
+
+    fn planned_for(&self, shape: Shape, quality: Quality, budget: Budget) -> Result<Planned> {
         let vars = self.model.vars(&shape);
-        let mut pipeline = self.model.pipeline(&shape);
-        for phase in &mut pipeline.phases {
-            phase.reuse = self.options.keep_weights;
-        }
-        let plan = plan(
-            &pipeline,
-            &vars,
-            &self.profile,
-            &self.budget(),
-            request.quality,
-        )?;
-        Ok(Job {
-            request,
+        let reuse = self.options.keep_weights;
+        let pipeline = pipeline(&self.model, &shape, reuse);
+        let plan = plan(&pipeline, &vars, &self.profile, &budget, quality)?;
+        Ok(Planned {
             shape,
             vars,
             plan,
-            prompts,
+            quality,
+            reuse,
         })
     }
 
-    /// The tokenizer lives only here: it is large beside a small model.
-    fn tokenize(&self, request: &TextToImage) -> Result<Vec<Vec<u32>>> {
-        let encoder = PromptEncoder::open(&self.folder)?;
-        let mut prompts = vec![encoder.encode(&request.prompt)?];
-        if request.guided() {
-            prompts.push(encoder.encode(request.negative.as_deref().unwrap_or(""))?);
+    /// Token ids of the texts of each request. The tokenizer lives only here: it is large beside a small model.
+    fn tokenize(&self, requests: &[&TextToImage]) -> Result<Vec<Vec<Vec<u32>>>> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(prompts)
+        let encoder = PromptEncoder::open(&self.folder)?;
+        let texts = |request: &&TextToImage| {
+            let mut prompts = vec![encoder.encode(&request.prompt)?];
+            if request.guided() {
+                prompts.push(encoder.encode(request.negative.as_deref().unwrap_or(""))?);
+            }
+            Ok(prompts)
+        };
+        requests.iter().map(texts).collect()
     }
 }
 

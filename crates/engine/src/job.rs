@@ -1,36 +1,54 @@
 //! A planned job: what was asked, what it measures, how it will run.
 
-use lowtide_core::{Budget, Bytes, DeviceProfile, PhasePlan, Plan, Vars, plan};
+use lowtide_core::{Budget, Bytes, DeviceProfile, PhasePlan, PipelineLayout, Plan, Vars, plan};
 
 use crate::Result;
 use crate::pipeline::z_image::{Shape, ZImage};
-use crate::request::TextToImage;
+use crate::session::work::Work;
 
-/// A planned job, ready to start.
+/// A planned job, ready to start: one request, or several that share a batch.
 pub(crate) struct Job {
-    pub(crate) request: TextToImage,
+    pub(crate) work: Work,
+    pub(crate) planned: Planned,
+}
+
+/// How a job will run.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
     pub(crate) shape: Shape,
     pub(crate) vars: Vars,
     pub(crate) plan: Plan,
-    /// Token ids of the prompt and, with guidance, of the negative prompt.
-    pub(crate) prompts: Vec<Vec<u32>>,
+    pub(crate) quality: lowtide_core::Quality,
+    /// Whether a later job is expected to use the weights again.
+    pub(crate) reuse: bool,
 }
 
-/// Plans one phase anew with less, after memory was refused although the plan said it would do.
+/// What the job's phases consist of, as the planner sees them.
+pub(crate) fn pipeline(model: &ZImage, shape: &Shape, reuse: bool) -> PipelineLayout {
+    let mut pipeline = model.pipeline(shape);
+    for phase in &mut pipeline.phases {
+        phase.reuse = reuse;
+    }
+    pipeline
+}
+
+/// Plans one phase anew with `budget`, after memory was refused although the plan said it would do, or after others took
+/// some.
 pub(crate) fn replan(
     model: &ZImage,
-    job: &Job,
+    planned: &Planned,
     profile: &DeviceProfile,
     phase: usize,
-    total: Bytes,
+    budget: Budget,
 ) -> Result<PhasePlan> {
-    let mut pipeline = model.pipeline(&job.shape);
+    let mut pipeline = pipeline(model, &planned.shape, planned.reuse);
     let only = pipeline.phases.swap_remove(phase);
     pipeline.phases = vec![only];
-    let budget = Budget {
-        total,
-        in_use: job.plan.budget.in_use,
-    };
-    let mut plan = plan(&pipeline, &job.vars, profile, &budget, job.request.quality)?;
+    let mut plan = plan(&pipeline, &planned.vars, profile, &budget, planned.quality)?;
     Ok(plan.phases.remove(0))
+}
+
+/// The same budget with less in all.
+pub(crate) fn less(budget: Budget, total: Bytes) -> Budget {
+    Budget { total, ..budget }
 }

@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+mod defaults;
 pub mod device;
 mod engine;
 mod error;
@@ -14,14 +15,16 @@ pub mod pipeline;
 pub mod processor;
 pub mod processors;
 pub mod prompt;
+mod prompt_cache;
 mod request;
 mod session;
 pub mod stream;
 
-pub use engine::{Engine, Options, PrecisionChoice};
+pub use defaults::Defaults;
+pub use engine::{Engine, Options, PrecisionChoice, Start};
 pub use error::{Blame, Error, Result};
 pub use request::{
-    COUNT_MAX, Image, Outcome, PROMPT_BYTES_MAX, Progress, Report, SIDE_MAX, STEPS_MAX, Step,
-    TextToImage, drawn_seed,
+    COUNT_MAX, Image, Outcome, PROMPT_BYTES_MAX, Progress, Report, SIDE_MAX, STEPS_MAX, Sketch,
+    Step, TextToImage, drawn_seed,
 };
 pub use session::Session;

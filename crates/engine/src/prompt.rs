@@ -21,6 +21,29 @@ pub struct PromptEncoder {
     template: String,
 }
 
+/// Bytes a chat template puts around a prompt, without opening the tokenizer.
+///
+/// # Errors
+/// As [`PromptEncoder::open`].
+pub fn template_bytes(folder: &ModelFolder) -> Result<usize> {
+    let template = template_of(folder)?;
+    let text = render(&template, "").map_err(|e| Error::Tokenizer {
+        model: folder.name.clone(),
+        problem: format!("chat template: {e:#}"),
+    })?;
+    Ok(text.len())
+}
+
+/// The most tokens that `prompt` in a template of `template_bytes` can give: one a byte, where composing characters can
+/// make at most three bytes of one that is not ASCII, and a few a tokenizer puts around the whole.
+pub fn tokens_max(template_bytes: usize, prompt: &str) -> usize {
+    const AROUND: usize = 8;
+    const COMPOSED: usize = 3;
+    let plain = prompt.bytes().filter(u8::is_ascii).count();
+    let bytes = template_bytes + plain + COMPOSED * (prompt.len() - plain);
+    (bytes + AROUND).min(PROMPT_TOKENS_MAX)
+}
+
 impl PromptEncoder {
     /// Reads `tokenizer/tokenizer.json` and the chat template of a model.
     ///
@@ -46,12 +69,7 @@ impl PromptEncoder {
         tokenizer
             .with_truncation(None)
             .map_err(|e| wrong(e.to_string()))?;
-        let template = match folder.read_text(TEMPLATE_FILE)? {
-            Some(template) => template,
-            None => template_in_config(folder)?.ok_or_else(|| {
-                missing("the chat template is missing (tokenizer/chat_template.jinja)")
-            })?,
-        };
+        let template = template_of(folder)?;
         Ok(PromptEncoder {
             model,
             tokenizer,
@@ -68,9 +86,8 @@ impl PromptEncoder {
             model: self.model.clone(),
             problem,
         };
-        let text = self
-            .render(prompt)
-            .map_err(|e| wrong(format!("chat template: {e:#}")))?;
+        let text =
+            render(&self.template, prompt).map_err(|e| wrong(format!("chat template: {e:#}")))?;
         let encoding = self
             .tokenizer
             .encode(text, true)
@@ -82,25 +99,35 @@ impl PromptEncoder {
         }
         Ok(ids)
     }
+}
 
-    fn render(&self, prompt: &str) -> std::result::Result<String, minijinja::Error> {
-        let mut environment = Environment::new();
-        // The reference renders with these two, and templates rely on them for their line breaks.
-        environment.set_syntax(
-            SyntaxConfig::builder()
-                .trim_blocks(true)
-                .lstrip_blocks(true)
-                .build()?,
-        );
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_template("chat", &self.template)?;
-        environment.get_template("chat")?.render(context! {
-            messages => [context! { role => "user", content => prompt }],
-            add_generation_prompt => true,
-            enable_thinking => true,
-        })
+/// The chat template of a model.
+fn template_of(folder: &ModelFolder) -> Result<String> {
+    if let Some(template) = folder.read_text(TEMPLATE_FILE)? {
+        return Ok(template);
     }
+    template_in_config(folder)?.ok_or_else(|| Error::Incomplete {
+        model: folder.name.clone(),
+        what: "the chat template is missing (tokenizer/chat_template.jinja)".to_owned(),
+    })
+}
+
+fn render(template: &str, prompt: &str) -> std::result::Result<String, minijinja::Error> {
+    let mut environment = Environment::new();
+    // The reference renders with these two, and templates rely on them for their line breaks.
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_template("chat", template)?;
+    environment.get_template("chat")?.render(context! {
+        messages => [context! { role => "user", content => prompt }],
+        add_generation_prompt => true,
+        enable_thinking => true,
+    })
 }
 
 /// The template inside tokenizer_config.json: a text, or a list of named ones.

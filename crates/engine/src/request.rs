@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Range;
 use std::time::Duration;
 
 use lowtide_core::{Bytes, Plan, Quality};
@@ -27,7 +28,7 @@ pub fn drawn_seed() -> u64 {
 }
 
 /// Pictures from a text.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TextToImage {
     /// What to draw.
     pub prompt: String,
@@ -126,6 +127,18 @@ impl TextToImage {
         Ok(())
     }
 
+    /// Whether `other` can share a batch: everything but texts, seed and given noise is the same.
+    pub fn agrees_with(&self, other: &TextToImage) -> bool {
+        let theirs = TextToImage {
+            prompt: self.prompt.clone(),
+            negative: self.negative.clone(),
+            seed: self.seed,
+            noise: self.noise.clone(),
+            ..other.clone()
+        };
+        *self == theirs
+    }
+
     /// Whether the guidance needs a second sequence a picture.
     pub fn guided(&self) -> bool {
         self.guidance > 0.0
@@ -169,11 +182,24 @@ pub struct Image {
     pub seed: u64,
 }
 
+/// A small look at a picture in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sketch<'a> {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// 3 bytes a pixel, row by row.
+    pub rgb: &'a [u8],
+}
+
 /// What a job gives.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// The pictures.
+    /// The pictures of all members that were not dropped.
     pub images: Vec<Image>,
+    /// By member: which of the pictures are its; `None` for one that was dropped.
+    pub members: Vec<Option<Range<usize>>>,
     /// Shape of `latents`: (N, C, h, w).
     pub latents_shape: [usize; 4],
     /// The latents that were decoded; empty unless asked for.
@@ -199,4 +225,8 @@ pub struct Report {
     pub bytes_read: u64,
     /// Rungs taken after an unexpected refusal of memory.
     pub rungs_taken: usize,
+    /// Different texts the job needed, prompts and negative prompts.
+    pub prompts: usize,
+    /// How many of them were not encoded, since what is made of them was still there.
+    pub prompts_cached: usize,
 }

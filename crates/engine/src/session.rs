@@ -1,27 +1,33 @@
-//! A job in progress: a step machine that can be looked at, and dropped, between any two steps.
+//! Jobs in progress: a step machine that can be looked at, and dropped, between any two steps.
 //!
 //! `encode` and `refine` are one step each, `denoise` one a step of the schedule, `decode` one a picture. A step leaves
-//! the state as it was when it fails, so that it can be tried again on a lower rung.
+//! the state as it was when it fails, so that it can be tried again on a lower rung. The jobs of a session go through
+//! it together; what each has reached is in [`work`], and decides which phase comes next.
 
 mod denoise;
+mod phases;
 mod saved;
+pub(crate) mod sketch;
+pub(crate) mod work;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lowtide_core::{Bytes, DeviceProfile, PhasePlan};
+use lowtide_core::{Budget, Bytes, DeviceProfile, PhasePlan};
+use lowtide_kernels as kernels;
 use lowtide_kernels::memory;
-use lowtide_models::autoencoder_kl::{self, DecodeMode};
-use lowtide_models::z_image::{self, Pass};
-use lowtide_models::{Compute, Tensor, qwen3};
+use lowtide_models::Compute;
 
-use crate::job::{Job, replan};
-use crate::pipeline::z_image::{Part, ZImage};
-use crate::request::{Image, Outcome, Progress, Report, Step};
-use crate::session::denoise::Denoise;
+use crate::device::limits::Seat;
+use crate::job::{Job, Planned, less, replan};
+use crate::pipeline::z_image::ZImage;
+use crate::prompt_cache::PromptCache;
+use crate::request::{Outcome, Progress, Report, Sketch, Step};
+use crate::session::denoise::Round;
 pub(crate) use crate::session::saved::Saved;
-use crate::stream::{Failure, Stream, Traffic};
+use crate::session::work::Work;
+use crate::stream::Stream;
 use crate::{Error, Result};
 
 const ENCODE: usize = 0;
@@ -32,96 +38,114 @@ const DECODE: usize = 3;
 /// The phases in order.
 const PHASES: [&str; 4] = ["encode", "refine", "denoise", "decode"];
 
-/// Where a job stands: what the next step needs.
-enum Stage {
-    Encode,
-    Refine {
-        states: Vec<Tensor>,
-    },
-    Denoise(Box<Denoise>),
-    Decode {
-        latents: Vec<Tensor>,
-        images: Vec<Image>,
-        values: Vec<f32>,
-    },
-    Over,
-}
+/// Others may take this much more than the plan knew of before it is made anew.
+const OTHERS_SLACK: Bytes = Bytes::mib(1);
 
-/// A job in progress.
+/// A measured speed beyond this factor of the predicted one, either way, says more about the machine's load than about
+/// the steps to come.
+const SPEED_FACTOR_MAX: f64 = 20.0;
+
+/// One or several jobs in progress.
 pub struct Session {
     context: Context,
-    stage: Stage,
+    work: Work,
+    round: Option<Round>,
     stream: Option<Stream>,
+    /// The phase in which the stream was started, the peak is measured, and kept buffers are bounded.
+    entered: Option<usize>,
+    over: bool,
 }
 
-/// Everything about a job that does not change from step to step, and the report that grows.
+/// What a session is made with.
+pub(crate) struct Makings {
+    pub(crate) model: Arc<ZImage>,
+    pub(crate) compute: Compute,
+    pub(crate) profile: DeviceProfile,
+    pub(crate) prompts: Arc<PromptCache>,
+    /// Whether blocks that stayed outlive their phase.
+    pub(crate) keep: bool,
+    /// Whether they outlive the session.
+    pub(crate) keep_after: bool,
+}
+
+/// Everything about a session that does not change from step to step, and the report that grows.
 struct Context {
-    model: Arc<ZImage>,
-    compute: Compute,
-    profile: DeviceProfile,
-    job: Job,
+    makings: Makings,
+    planned: Planned,
+    seat: Seat,
     seconds: BTreeMap<&'static str, f64>,
     waited: BTreeMap<&'static str, f64>,
     peak: BTreeMap<&'static str, Bytes>,
     bytes_read: u64,
     rungs_taken: usize,
-    /// Whether blocks that stayed outlive their phase.
-    keep: bool,
+    prompts_cached: usize,
+    /// What the plan said about the steps done.
+    predicted_s: f64,
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
         self.park();
-        self.stage = Stage::Over;
-        memory::set_cache_limit(None);
-        memory::trim();
-        memory::set_budget(None);
+        if !self.context.makings.keep_after {
+            for part in self.context.makings.model.parts() {
+                part.blocks.forget_unless(|_| false);
+            }
+        }
     }
 }
 
 impl Session {
-    pub(crate) fn new(
-        model: Arc<ZImage>,
-        compute: Compute,
-        profile: DeviceProfile,
-        job: Job,
-        keep: bool,
-    ) -> Session {
-        memory::set_budget(Some(job.plan.budget.total.0));
+    pub(crate) fn new(makings: Makings, job: Job) -> Session {
+        let Job { work, planned } = job;
         let context = Context {
-            model,
-            compute,
-            profile,
-            job,
+            makings,
+            planned,
+            seat: Seat::take(),
             seconds: BTreeMap::new(),
             waited: BTreeMap::new(),
             peak: BTreeMap::new(),
             bytes_read: 0,
             rungs_taken: 0,
-            keep,
+            prompts_cached: 0,
+            predicted_s: 0.0,
         };
-        let session = Session {
+        context.seat.own(context.planned.plan.budget.total);
+        let mut session = Session {
             context,
-            stage: Stage::Encode,
+            work,
+            round: None,
             stream: None,
+            entered: None,
+            over: false,
         };
-        session.context.enter(ENCODE);
+        session.take_cached_prompts();
         session
     }
 
-    /// Gives the weights back and keeps what the job has reached: a few tensors. The next [`Session::step`] goes on from
-    /// there, to the same bytes.
-    pub fn park(&mut self) {
-        let phase = self.phase();
-        if phase < PHASES.len() {
-            self.context.close(&mut self.stream, phase);
+    fn take_cached_prompts(&mut self) {
+        for text in self.work.uncaptioned() {
+            let text = &mut self.work.texts[text];
+            text.caption = self.context.makings.prompts.get(&text.ids);
+            self.context.prompts_cached += usize::from(text.caption.is_some());
         }
+    }
+
+    /// Gives the weights back and keeps what the jobs have reached: a few tensors. The next [`Session::step`] goes on
+    /// from there, to the same bytes.
+    pub fn park(&mut self) {
+        self.leave();
         memory::trim();
     }
 
-    /// The plan in force. It changes only when memory was refused unexpectedly and a rung was taken.
+    /// The plan in force. It changes only when memory was refused unexpectedly and a rung was taken, or when others
+    /// took memory while the session was parked.
     pub fn plan(&self) -> &lowtide_core::Plan {
-        &self.context.job.plan
+        &self.context.planned.plan
+    }
+
+    /// Rungs taken after memory was refused.
+    pub fn rungs_taken(&self) -> usize {
+        self.context.rungs_taken
     }
 
     /// Does one step.
@@ -129,28 +153,36 @@ impl Session {
     /// # Errors
     /// After an error the session is over.
     pub fn step(&mut self) -> Result<Step> {
+        if self.over {
+            return Err(Error::request("session", "is over"));
+        }
+        self.come_back();
         let start = Instant::now();
-        let phase = self.phase();
-        let (done, total) = loop {
-            match self.advance() {
-                Ok(counted) => break counted,
+        let Some(phase) = self.phase() else {
+            // All members were dropped.
+            return Ok(Step::Finished(Box::new(self.finish())));
+        };
+        self.enter(phase);
+        let before = self.counted(phase);
+        loop {
+            match self.advance(phase) {
+                Ok(()) => break,
                 Err(error) => match out_of_memory(&error) {
-                    Some(refused) if phase < PHASES.len() => self.take_rung(phase, refused)?,
-                    _ => {
-                        self.stage = Stage::Over;
+                    Some(refused) => self.take_rung(phase, refused)?,
+                    None => {
+                        self.over = true;
                         return Err(error);
                     }
                 },
             }
-        };
+        }
         let elapsed = start.elapsed();
+        let (done, total) = self.counted(phase);
+        let share = (done - before.0.min(done)) as f64 / total.max(1) as f64;
+        self.context.predicted_s += share * self.context.planned.plan.phases[phase].seconds;
         *self.context.seconds.entry(PHASES[phase]).or_default() += elapsed.as_secs_f64();
         self.context.note_peak(phase);
-        if let Stage::Decode {
-            latents, images, ..
-        } = &self.stage
-            && images.len() == latents.len()
-        {
+        if self.phase().is_none() {
             return Ok(Step::Finished(Box::new(self.finish())));
         }
         let memory = Bytes(memory::live());
@@ -163,309 +195,233 @@ impl Session {
         }))
     }
 
-    fn phase(&self) -> usize {
-        match &self.stage {
-            Stage::Encode => ENCODE,
-            Stage::Refine { .. } => REFINE,
-            Stage::Denoise(_) => DENOISE,
-            Stage::Decode { .. } => DECODE,
-            Stage::Over => PHASES.len(),
+    /// The phase of the next step; `None` when there is nothing left to do.
+    fn phase(&self) -> Option<usize> {
+        let work = &self.work;
+        if !work.unfinished().is_empty() {
+            return Some(
+                match (work.unencoded().is_empty(), work.uncaptioned().is_empty()) {
+                    (false, _) => ENCODE,
+                    (true, false) => REFINE,
+                    (true, true) => DENOISE,
+                },
+            );
+        }
+        work.undecoded().map(|_| DECODE)
+    }
+
+    /// Units of a phase that are done, and in all.
+    fn counted(&self, phase: usize) -> (usize, usize) {
+        match phase {
+            ENCODE => (usize::from(self.work.unencoded().is_empty()), 1),
+            REFINE => (usize::from(self.work.uncaptioned().is_empty()), 1),
+            DENOISE => self.work.denoised(),
+            _ => self.work.decoded(),
         }
     }
 
-    /// One step of the present stage; moves to the next stage when it was the last. Returns (done, total).
-    fn advance(&mut self) -> Result<(usize, usize)> {
-        let Session {
-            context,
-            stage,
-            stream,
-        } = self;
-        match stage {
-            Stage::Encode => {
-                let states = context.encode(stream)?;
-                context.leave(stream, REFINE);
-                *stage = Stage::Refine { states };
-                Ok((1, 1))
-            }
-            Stage::Refine { states } => {
-                let captions = context.refine(stream, states)?;
-                context.leave(stream, DENOISE);
-                *stage = Stage::Denoise(Box::new(Denoise::new(
-                    &context.model,
-                    &context.job,
-                    captions,
-                )?));
-                Ok((1, 1))
-            }
-            Stage::Denoise(denoise) => {
-                context.denoise(stream, denoise)?;
-                let counted = denoise.counted();
-                if counted.0 == counted.1 {
-                    let latents = denoise.take_latents();
-                    context.leave(stream, DECODE);
-                    *stage = context.decoding(latents);
-                }
-                Ok(counted)
-            }
-            Stage::Decode {
-                latents,
-                images,
-                values,
-            } => {
-                let left = latents.len() - images.len();
-                let picture = context.decode(stream, &latents[images.len()], left as u64)?;
-                images.push(context.image(&picture, images.len()));
-                if context.job.shape.keep_values {
-                    values.extend(picture.data().iter().map(|&x| unit(x)));
-                }
-                Ok((images.len(), latents.len()))
-            }
-            Stage::Over => Err(Error::request("session", "is over")),
+    /// Takes the limits over where another session had them; what that one still holds may call for another plan.
+    fn come_back(&mut self) {
+        if self.context.seat.owns() {
+            return;
+        }
+        let total = self.context.planned.plan.budget.total;
+        self.context.seat.own(total);
+        self.entered = None;
+        if self.stream.is_none() {
+            self.refit();
+        }
+    }
+
+    /// Plans the phases to come anew when others hold more than the plan knew of. Where nothing fits any more the plan
+    /// stays, and rungs are taken when memory is refused.
+    fn refit(&mut self) {
+        let context = &mut self.context;
+        let own = context.makings.model.kept() + Bytes::from(self.work.bytes());
+        let not_others = Bytes::from(kernels::scratch_allocated()) + own;
+        let in_use = Bytes(memory::live()).saturating_sub(not_others);
+        let known = context.planned.plan.budget;
+        if in_use <= known.in_use + OTHERS_SLACK {
+            return;
+        }
+        let budget = Budget { in_use, ..known };
+        let phases: Result<Vec<PhasePlan>> = (0..PHASES.len())
+            .map(|phase| {
+                replan(
+                    &context.makings.model,
+                    &context.planned,
+                    &context.makings.profile,
+                    phase,
+                    budget,
+                )
+            })
+            .collect();
+        if let Ok(phases) = phases {
+            let plan = &mut context.planned.plan;
+            plan.budget = budget;
+            plan.peak = phases
+                .iter()
+                .map(|phase| phase.peak)
+                .max()
+                .unwrap_or(plan.peak);
+            plan.phases = phases;
+            self.round = None;
         }
     }
 
     /// After a refusal that the plan did not foresee: the next rung below the one that failed.
     fn take_rung(&mut self, phase: usize, refused: memory::OutOfMemory) -> Result<()> {
-        self.stream = None;
+        self.leave();
         memory::trim();
         let context = &mut self.context;
-        let failed = &context.job.plan.phases[phase];
-        let less = Bytes(failed.peak.0.saturating_sub(1));
-        match replan(&context.model, &context.job, &context.profile, phase, less) {
+        let failed = &context.planned.plan.phases[phase];
+        let budget = less(
+            context.planned.plan.budget,
+            Bytes(failed.peak.0.saturating_sub(1)),
+        );
+        match replan(
+            &context.makings.model,
+            &context.planned,
+            &context.makings.profile,
+            phase,
+            budget,
+        ) {
             Ok(rung) => {
                 context.rungs_taken += 1;
-                context.job.plan.phases[phase] = rung;
-                if let Stage::Denoise(denoise) = &mut self.stage {
-                    denoise.restart_round();
-                }
-                context.enter(phase);
+                context.planned.plan.phases[phase] = rung;
+                self.round = None;
+                self.enter(phase);
                 Ok(())
             }
-            Err(Error::DoesNotFit(_)) => {
-                self.stage = Stage::Over;
-                Err(Error::OutOfMemory {
-                    phase: PHASES[phase],
-                    source: refused,
+            Err(error) => {
+                self.over = true;
+                Err(match error {
+                    Error::DoesNotFit(_) => Error::OutOfMemory {
+                        phase: PHASES[phase],
+                        source: refused,
+                    },
+                    other => other,
                 })
             }
-            Err(other) => Err(other),
         }
+    }
+
+    /// Nobody waits for `member` any more: no work is done for it from the next step on.
+    pub fn drop_member(&mut self, member: usize) {
+        self.work.drop_member(member);
+        if self
+            .round
+            .as_ref()
+            .is_some_and(|round| !round.goes_on(&self.work))
+        {
+            self.round = None;
+        }
+    }
+
+    /// What `member` looks like so far: its first picture, decoded or as a sketch of the latent. `None` before the first
+    /// denoising step.
+    pub fn sketch(&self, member: usize) -> Option<Sketch<'_>> {
+        let member = self
+            .work
+            .members
+            .get(member)
+            .filter(|member| member.wanted)?;
+        let picture = &self.work.pictures[member.pictures.start];
+        if let Some(image) = &picture.image {
+            return Some(Sketch {
+                width: image.width,
+                height: image.height,
+                rgb: &image.rgb,
+            });
+        }
+        let (height, width) = self.context.planned.shape.latent;
+        let rgb = &picture.sketch[..];
+        (!rgb.is_empty()).then_some(Sketch { width, height, rgb })
+    }
+
+    /// Predicted seconds that remain, corrected by what the steps so far took.
+    pub fn remaining_s(&self) -> f64 {
+        let Some(next) = self.phase() else {
+            return 0.0;
+        };
+        let left = |phase: usize| {
+            let (done, total) = self.counted(phase);
+            let share = 1.0 - done as f64 / total.max(1) as f64;
+            share * self.context.planned.plan.phases[phase].seconds
+        };
+        let predicted: f64 = (next..PHASES.len()).map(left).sum();
+        let measured: f64 = self.context.seconds.values().sum();
+        let speed = match self.context.predicted_s > 0.0 {
+            true => measured / self.context.predicted_s,
+            false => 1.0,
+        };
+        predicted * speed.clamp(1.0 / SPEED_FACTOR_MAX, SPEED_FACTOR_MAX)
+    }
+
+    /// Bytes it holds between two steps, the model's weights not included; it keeps them while it is parked.
+    pub fn holds(&self) -> Bytes {
+        Bytes::from(self.work.bytes())
+    }
+
+    /// Predicted peak of what is to come, above what others use, weights included.
+    pub fn peak(&self) -> Bytes {
+        let plan = self.plan();
+        let peaks = plan.phases[self.phase().unwrap_or(DECODE)..].iter();
+        let most = peaks.map(|phase| phase.peak).max().unwrap_or_default();
+        most.saturating_sub(plan.budget.in_use)
     }
 
     fn finish(&mut self) -> Outcome {
-        let context = &mut self.context;
-        context.leave(&mut self.stream, PHASES.len());
-        let Stage::Decode {
-            latents,
-            images,
-            values,
-        } = std::mem::replace(&mut self.stage, Stage::Over)
-        else {
-            unreachable!("only a decoded job finishes")
-        };
-        let (h, w) = context.job.shape.latent;
-        let latents_shape = [
-            latents.len(),
-            context.model.transformer_config.channels,
-            h,
-            w,
-        ];
-        let kept = if context.job.shape.keep_values {
-            &latents[..]
-        } else {
-            &[]
-        };
-        let report = Report {
-            plan: context.job.plan.clone(),
-            seconds: context.seconds.clone(),
-            waited: context.waited.clone(),
-            peak: context.peak.clone(),
-            bytes_read: context.bytes_read,
-            rungs_taken: context.rungs_taken,
-        };
-        let latents = kept
-            .iter()
-            .flat_map(|latent| latent.data())
-            .copied()
-            .collect();
+        self.leave();
+        self.over = true;
+        let context = &self.context;
+        let (h, w) = context.planned.shape.latent;
+        let pictures = std::mem::take(&mut self.work.pictures);
+        let wanted = |i: usize| self.work.members[i].wanted;
+        let (mut images, mut latents, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let mut members = Vec::new();
+        for (i, member) in self.work.members.iter().enumerate() {
+            let first = members
+                .iter()
+                .flatten()
+                .map(|range: &std::ops::Range<usize>| range.end)
+                .max();
+            let first = first.unwrap_or(0);
+            members.push(wanted(i).then(|| first..first + member.pictures.len()));
+        }
+        for picture in pictures
+            .into_iter()
+            .filter(|picture| wanted(picture.member))
+        {
+            images.extend(picture.image);
+            if context.planned.shape.keep_values {
+                values.extend(picture.values);
+                latents.extend(
+                    picture
+                        .latent
+                        .iter()
+                        .flat_map(|latent| latent.data())
+                        .copied(),
+                );
+            }
+        }
+        let channels = context.makings.model.transformer_config.channels;
         Outcome {
+            latents_shape: [images.len(), channels, h, w],
             images,
-            latents_shape,
+            members,
             latents,
             values,
-            report,
-        }
-    }
-}
-
-impl Context {
-    /// Begins a phase: freed buffers may be kept up to its predicted peak, and its own peak is measured.
-    fn enter(&self, phase: usize) {
-        memory::trim();
-        if let Some(plan) = self.job.plan.phases.get(phase) {
-            let others = self.make_room(phase, plan);
-            memory::set_cache_limit(Some(plan.peak.0.saturating_add(others.0)));
-        }
-        memory::reset_peak();
-    }
-
-    /// Forgets blocks that earlier phases kept until this phase fits beside the rest; returns how many bytes of other
-    /// phases are still kept. The phase just over is needed again last, so it goes first.
-    fn make_room(&self, phase: usize, plan: &PhasePlan) -> Bytes {
-        let budget = self.job.plan.budget;
-        let own = plan.peak.saturating_sub(budget.in_use);
-        let allowed = budget
-            .total
-            .saturating_sub(budget.in_use)
-            .saturating_sub(own);
-        let others = || -> Bytes {
-            (0..PHASES.len())
-                .filter(|&p| p != phase)
-                .map(|p| self.part(p).0.blocks.kept())
-                .sum()
-        };
-        for before in 1..PHASES.len() {
-            if others() <= allowed {
-                break;
-            }
-            let oldest = (phase + PHASES.len() - before) % PHASES.len();
-            self.part(oldest).0.blocks.forget_unless(|_| false);
-        }
-        others()
-    }
-
-    /// Ends the present phase, whatever stream it had, and begins the next.
-    fn leave(&mut self, stream: &mut Option<Stream>, next: usize) {
-        self.note_peak(next - 1);
-        self.close(stream, next - 1);
-        self.enter(next);
-    }
-
-    /// Ends a stream, and keeps or forgets what it held.
-    fn close(&mut self, stream: &mut Option<Stream>, phase: usize) {
-        let Some(stream) = stream.take() else { return };
-        let Traffic { bytes_read, waited } = stream.traffic();
-        self.bytes_read += bytes_read;
-        *self.waited.entry(PHASES[phase]).or_default() += waited.as_secs_f64();
-        if self.keep {
-            stream.shelve();
-        } else {
-            drop(stream);
-            self.part(phase).0.blocks.forget_unless(|_| false);
-        }
-    }
-
-    fn note_peak(&mut self, phase: usize) {
-        if let Some(name) = PHASES.get(phase) {
-            let peak = self.peak.entry(name).or_default();
-            *peak = (*peak).max(Bytes(memory::peak()));
-        }
-    }
-
-    fn part(&self, phase: usize) -> (&Part, &'static str) {
-        match phase {
-            ENCODE => (&self.model.text_encoder, "text_encoder"),
-            REFINE => (&self.model.captions, "transformer"),
-            DENOISE => (&self.model.transformer, "transformer"),
-            _ => (&self.model.vae, "vae"),
-        }
-    }
-
-    /// Starts the phase's stream unless it runs already.
-    fn open(&self, stream: &mut Option<Stream>, phase: usize, visits: u64) -> Result<()> {
-        if stream.is_some() {
-            return Ok(());
-        }
-        let (part, component) = self.part(phase);
-        let started = Stream::start(part.blocks.clone(), &self.job.plan.phases[phase], visits)
-            .map_err(|failure| match failure {
-                Failure::Memory(refused) => lowtide_models::Error::OutOfMemory(refused),
-                other => lowtide_models::Error::Source(Box::new(other)),
-            });
-        *stream = Some(started.map_err(self.model.wrap(component))?);
-        Ok(())
-    }
-
-    fn encode(&self, stream: &mut Option<Stream>) -> Result<Vec<Tensor>> {
-        self.open(stream, ENCODE, 1)?;
-        let source = stream.as_mut().expect("just opened");
-        let mut states = self
-            .job
-            .prompts
-            .iter()
-            .map(|ids| self.model.embed(ids))
-            .collect::<Result<Vec<_>>>()?;
-        let about = (&self.model.text_config, self.model.table());
-        qwen3::encode(source, self.compute, about, &mut states)
-            .map_err(self.model.wrap("text_encoder"))?;
-        Ok(states)
-    }
-
-    fn refine(&self, stream: &mut Option<Stream>, states: &[Tensor]) -> Result<Vec<Tensor>> {
-        self.open(stream, REFINE, 1)?;
-        let source = stream.as_mut().expect("just opened");
-        let chunk_rows = self.rung(REFINE, "chunk_rows");
-        let pass = Pass {
-            compute: self.compute,
-            config: &self.model.transformer_config,
-            chunk_rows,
-        };
-        z_image::refine_captions(source, pass, states).map_err(self.model.wrap("transformer"))
-    }
-
-    fn denoise(&self, stream: &mut Option<Stream>, denoise: &mut Denoise) -> Result<()> {
-        let visits = denoise.visits_left(self.rung(DENOISE, "batch"));
-        self.open(stream, DENOISE, visits)?;
-        let source = stream.as_mut().expect("just opened");
-        let plan = &self.job.plan.phases[DENOISE];
-        denoise.step(&self.model, self.compute, &self.job, (plan, source))
-    }
-
-    /// The stage after denoising. Its lists are exactly as large as planned: one that grows would hold twice that for a
-    /// moment.
-    fn decoding(&self, latents: Vec<Tensor>) -> Stage {
-        let shape = &self.job.shape;
-        let values = if shape.keep_values {
-            3 * shape.width * shape.height * shape.count
-        } else {
-            0
-        };
-        Stage::Decode {
-            latents,
-            images: Vec::with_capacity(shape.count),
-            values: Vec::with_capacity(values),
-        }
-    }
-
-    fn decode(&self, stream: &mut Option<Stream>, latent: &Tensor, visits: u64) -> Result<Tensor> {
-        self.open(stream, DECODE, visits)?;
-        let source = stream.as_mut().expect("just opened");
-        let plan = &self.job.plan.phases[DECODE];
-        let mode = DecodeMode::planned(&plan.mode, &plan.vars)
-            .expect("the mode is one of those the VAE offered");
-        autoencoder_kl::decode(source, self.compute, &self.model.vae_config, latent, &mode)
-            .map_err(self.model.wrap("vae"))
-    }
-
-    fn rung(&self, phase: usize, var: &str) -> usize {
-        rung(&self.job.plan.phases[phase], var)
-    }
-
-    fn image(&self, picture: &Tensor, index: usize) -> Image {
-        let (width, height) = (self.job.shape.width, self.job.shape.height);
-        let plane = width * height;
-        let data = picture.data();
-        let mut rgb = Vec::with_capacity(3 * plane);
-        for at in 0..plane {
-            for channel in 0..3 {
-                rgb.push((unit(data[channel * plane + at]) * 255.0).round_ties_even() as u8);
-            }
-        }
-        Image {
-            width,
-            height,
-            rgb,
-            seed: self.job.request.seed.wrapping_add(index as u64),
+            report: Report {
+                plan: context.planned.plan.clone(),
+                seconds: context.seconds.clone(),
+                waited: context.waited.clone(),
+                peak: context.peak.clone(),
+                bytes_read: context.bytes_read,
+                rungs_taken: context.rungs_taken,
+                prompts: self.work.texts.len(),
+                prompts_cached: context.prompts_cached,
+            },
         }
     }
 }
@@ -473,11 +429,6 @@ impl Context {
 /// The value of a ladder that the plan chose.
 fn rung(plan: &PhasePlan, var: &str) -> usize {
     plan.vars.get(var).map_or(1, |value| value.max(1) as usize)
-}
-
-/// From the network's -1..1 to 0..1.
-fn unit(x: f32) -> f32 {
-    (x / 2.0 + 0.5).clamp(0.0, 1.0)
 }
 
 fn out_of_memory(error: &Error) -> Option<memory::OutOfMemory> {

@@ -131,6 +131,11 @@ pub fn set_budget(bytes: Option<u64>) {
     BUDGET.store(bytes.unwrap_or(u64::MAX), Relaxed);
 }
 
+/// The limit of [`set_budget`] in force.
+pub fn budget() -> Option<u64> {
+    Some(BUDGET.load(Relaxed)).filter(|&bytes| bytes != u64::MAX)
+}
+
 /// Sets the number of live bytes up to which freed buffers are kept (a phase's predicted peak), and trims to it.
 pub fn set_cache_limit(bytes: Option<u64>) {
     CACHE_LIMIT.store(bytes.unwrap_or(u64::MAX), Relaxed);

@@ -149,14 +149,14 @@ impl Config {
         PATCH * PATCH * self.channels
     }
 
-    /// Multiplications and additions of one layer for `rows` tokens, without attention's scores.
-    pub fn layer_flops(&self, rows: u64) -> f64 {
-        2.0 * rows as f64 * (4 * self.dim * self.dim + 3 * self.dim * self.hidden()) as f64
+    /// Multiplications and additions of one layer a token, without attention's scores.
+    pub fn layer_flops(&self) -> f64 {
+        2.0 * (4 * self.dim * self.dim + 3 * self.dim * self.hidden()) as f64
     }
 
-    /// Multiplications and additions of the scores and values of one layer, for one sequence of `tokens`.
-    pub fn attention_flops(&self, tokens: u64) -> f64 {
-        4.0 * (tokens as f64).powi(2) * self.dim as f64
+    /// Multiplications and additions of the scores and values of one layer, for one query and one key.
+    pub fn attention_flops(&self) -> f64 {
+        4.0 * self.dim as f64
     }
 
     /// Checks that a picture of h x w latent pixels with a caption of `caption_tokens` has positions in this model.
@@ -590,7 +590,7 @@ pub fn layout(headers: &dyn Headers, config: &Config) -> Result<ComponentLayout>
 pub fn refine_captions(
     source: &mut dyn BlockSource,
     pass: Pass<'_>,
-    captions: &[Tensor],
+    captions: &[&Tensor],
 ) -> Result<Vec<Tensor>> {
     let config = pass.config;
     let mut refined = Vec::with_capacity(captions.len());
@@ -599,7 +599,7 @@ pub fn refine_captions(
         let embedder = CaptionEmbedder::load(&weights, config)?;
         for caption in captions {
             let (tokens, _) = caption.dims2()?;
-            let normed = embedder.norm.forward(caption, None)?;
+            let normed = embedder.norm.forward(*caption, None)?;
             let embedded = embedder.linear.forward(pass.compute, &normed)?;
             let mut rows = Tensor::new(&[padded(tokens), config.dim])?;
             rows.part_mut(0..tokens).copy_from(embedded.all())?;
@@ -739,7 +739,7 @@ pub fn velocities(
     source: &mut dyn BlockSource,
     pass: Pass<'_>,
     sequences: &Sequences,
-    (latents, captions): (&[Tensor], &[&Tensor]),
+    (latents, captions): (&[&Tensor], &[&Tensor]),
     time: f32,
 ) -> Result<Vec<Tensor>> {
     let config = pass.config;
@@ -751,7 +751,7 @@ pub fn velocities(
         let embedders = Embedders::load(&weights, config)?;
         for (p, &(picture, _)) in pairs.iter().enumerate() {
             let rows = p * rows_image..(p + 1) * rows_image;
-            embedders.picture(pass.compute, &latents[picture], pictures.part_mut(rows))?;
+            embedders.picture(pass.compute, latents[picture], pictures.part_mut(rows))?;
         }
         embedders.time(pass.compute, time * config.time_scale)?
     };

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use lowtide_core::{
-    ComponentLayout, Dtype, Formula, Ladder, Mode, PhaseLayout, PipelineLayout, TensorLayout, Vars,
+    Bytes, ComponentLayout, Dtype, Formula, Ladder, Mode, PhaseLayout, PipelineLayout,
+    TensorLayout, Vars,
 };
 use lowtide_kernels as kernels;
 use lowtide_models::flow_match::FlowMatchEuler;
@@ -15,6 +16,7 @@ use lowtide_models::{Headers, Tensor, autoencoder_kl, qwen3, z_image};
 use lowtide_weights::{Checkpoint, ModelFolder};
 
 use crate::request::TextToImage;
+use crate::session::sketch::Sketcher;
 use crate::stream::Blocks;
 use crate::{Error, Result};
 
@@ -55,6 +57,8 @@ pub struct ZImage {
     pub transformer: Part,
     /// The VAE's decoder.
     pub vae: Part,
+    /// How latents become a small look at the picture.
+    pub(crate) sketcher: Sketcher,
     text_checkpoint: Arc<Checkpoint>,
 }
 
@@ -78,14 +82,23 @@ pub struct Shape {
     pub height: usize,
     /// Latent rows and columns.
     pub latent: (usize, usize),
-    /// Pictures.
+    /// Pictures of all members together.
     pub count: usize,
     /// Steps.
     pub steps: usize,
-    /// Token counts of the prompt and, with guidance, of the negative prompt.
-    pub prompts: Vec<usize>,
+    /// Token counts of the texts, each text once.
+    pub texts: Vec<usize>,
+    /// By member: which text is its prompt and, with guidance, which its negative prompt.
+    pub members: Vec<Vec<usize>>,
     /// Whether f32 pictures are kept beside the 8-bit ones.
     pub keep_values: bool,
+}
+
+impl Shape {
+    /// Sequences a picture: two with guidance.
+    pub fn sequences(&self) -> usize {
+        self.members.iter().map(Vec::len).max().unwrap_or(1)
+    }
 }
 
 impl ZImage {
@@ -148,6 +161,7 @@ impl ZImage {
             captions: part(&transformer_checkpoint, captions, "transformer")?,
             transformer: part(&transformer_checkpoint, steps, "transformer")?,
             vae: part(&vae_checkpoint, vae, "vae")?,
+            sketcher: Sketcher::of(folder, transformer_config.channels)?,
             text_config,
             transformer_config,
             vae_config,
@@ -164,6 +178,14 @@ impl ZImage {
             &self.captions,
             &self.text_encoder,
         ]
+    }
+
+    /// Bytes of its weights that are kept in memory between phases.
+    pub fn kept(&self) -> Bytes {
+        self.parts()
+            .map(|part| part.blocks.kept())
+            .into_iter()
+            .sum()
     }
 
     /// Says whose error it is.
@@ -224,21 +246,21 @@ impl ZImage {
         Ok(rows)
     }
 
-    /// The sizes of a job, checked against the model.
+    /// The sizes of a job, checked against the model: token counts of its texts, and which of them each member uses.
     ///
     /// # Errors
     /// [`Error::Request`], or [`Error::Model`] when the model has no such positions.
     pub fn shape(
         &self,
         request: &TextToImage,
-        prompts: Vec<usize>,
+        (texts, members): (Vec<usize>, Vec<Vec<usize>>),
         keep_values: bool,
     ) -> Result<Shape> {
         request.check(self.multiple())?;
         let scale = self.vae_config.scale();
         let (width, height) = (request.width, request.height);
         let latent = (height / scale, width / scale);
-        for &tokens in &prompts {
+        for &tokens in &texts {
             let checked = self.transformer_config.check_positions(latent, tokens);
             checked.map_err(self.wrap("transformer"))?;
         }
@@ -246,9 +268,10 @@ impl ZImage {
             width,
             height,
             latent,
-            count: request.count,
+            count: request.count * members.len(),
             steps: request.steps,
-            prompts,
+            texts,
+            members,
             keep_values,
         })
     }
@@ -270,16 +293,23 @@ impl ZImage {
 
     /// The variables that the formulas of [`ZImage::pipeline`] speak of.
     pub fn vars(&self, shape: &Shape) -> Vars {
-        let longest = shape.prompts.iter().copied().max().unwrap_or(0);
+        let longest = shape.texts.iter().copied().max().unwrap_or(0);
         let captions: Vec<usize> = shape
-            .prompts
+            .texts
             .iter()
             .map(|&tokens| z_image::padded(tokens))
             .collect();
         let longest_caption = captions.iter().copied().max().unwrap_or(0);
-        let mut lengths = captions.clone();
-        lengths.sort_unstable();
-        lengths.dedup();
+        let distinct = |texts: &mut dyn Iterator<Item = usize>| {
+            let mut lengths: Vec<usize> = texts.map(|text| captions[text]).collect();
+            lengths.sort_unstable();
+            lengths.dedup();
+            lengths.len()
+        };
+        let members = shape.members.iter();
+        let lengths_a_picture = members
+            .map(|texts| distinct(&mut texts.iter().copied()))
+            .max();
         let image_tokens = z_image::padded(z_image::image_tokens(shape.latent));
         let values = self.transformer_config.channels * shape.latent.0 * shape.latent.1;
         Vars::from_iter([
@@ -290,12 +320,13 @@ impl ZImage {
             ("prompt_tokens", longest as u64),
             (
                 "all_prompt_tokens",
-                shape.prompts.iter().sum::<usize>() as u64,
+                shape.texts.iter().sum::<usize>() as u64,
             ),
             ("caption_tokens", longest_caption as u64),
             ("all_caption_tokens", captions.iter().sum::<usize>() as u64),
-            ("caption_lengths", lengths.len() as u64),
-            ("sequences", shape.prompts.len() as u64),
+            ("caption_lengths", lengths_a_picture.unwrap_or(0) as u64),
+            ("tables", distinct(&mut (0..captions.len())) as u64),
+            ("sequences", shape.sequences() as u64),
             ("image_tokens", image_tokens as u64),
             ("tokens", (image_tokens + longest_caption) as u64),
             ("latent_values", values as u64),
@@ -333,7 +364,7 @@ impl ZImage {
         let config = &self.transformer_config;
         let (d, f) = (config.dim as f64, config.hidden() as f64);
         let longest = shape
-            .prompts
+            .texts
             .iter()
             .map(|&tokens| z_image::padded(tokens))
             .max()
@@ -351,7 +382,7 @@ impl ZImage {
                 .plus(F32 * d, &["all_caption_tokens"]),
             flops: Formula::sum(&[
                 (
-                    (config.refiners as f64) * config.layer_flops(1),
+                    (config.refiners as f64) * config.layer_flops(),
                     &["all_caption_tokens"],
                 ),
                 (2.0 * d * config.caption_dim as f64, &["all_caption_tokens"]),
@@ -409,7 +440,7 @@ impl ZImage {
                 vars.get("caption_tokens").unwrap_or(0),
             )
         };
-        let sequences = shape.prompts.len() as u64;
+        let sequences = shape.sequences() as u64;
         let rows = shape.count as u64 * sequences * (image + caption);
         let layers = config.layers as f64;
         let mode = Mode {
@@ -418,15 +449,15 @@ impl ZImage {
             activation: self.denoise_activation(),
             flops: Formula::sum(&[
                 (
-                    layers * config.layer_flops(1),
+                    layers * config.layer_flops(),
                     &["batch", "sequences", "tokens"],
                 ),
                 (
-                    layers * config.attention_flops(1),
+                    layers * config.attention_flops(),
                     &["batch", "sequences", "tokens", "tokens"],
                 ),
                 (
-                    config.refiners as f64 * config.layer_flops(1),
+                    config.refiners as f64 * config.layer_flops(),
                     &["batch", "caption_lengths", "image_tokens"],
                 ),
             ]),
@@ -437,12 +468,9 @@ impl ZImage {
             resident_blocks: Vec::new(),
         };
         let held = Formula::sum(&[
-            (F32 * 2.0, &["count", "latent_values"]),
+            (F32 * 2.0 + self.sketch_bytes(), &["count", "latent_values"]),
             (F32 * d, &["all_caption_tokens"]),
-            (
-                F32 * config.head_dim() as f64,
-                &["caption_lengths", "tokens"],
-            ),
+            (F32 * config.head_dim() as f64, &["tables", "tokens"]),
             (scratch, &[]),
         ]);
         let mut phase = phase(
@@ -456,11 +484,16 @@ impl ZImage {
         phase
     }
 
+    /// Bytes of a sketch for each value of a latent: three a pixel, of any number of channels.
+    fn sketch_bytes(&self) -> f64 {
+        3.0 / self.transformer_config.channels as f64
+    }
+
     fn decode(&self, shape: &Shape, scratch: f64) -> PhaseLayout {
         let modes = autoencoder_kl::modes(&self.vae_config, shape.latent.0, shape.latent.1);
         let pixel = 3.0 + if shape.keep_values { 3.0 * F32 } else { 0.0 };
         let held = Formula::sum(&[
-            (F32, &["count", "latent_values"]),
+            (F32 + self.sketch_bytes(), &["count", "latent_values"]),
             (pixel, &["count", "width", "height"]),
             (scratch, &[]),
         ]);

@@ -1,222 +1,171 @@
 //! The denoising loop: rounds of pictures, steps of the schedule, guidance.
 
+use std::collections::BTreeMap;
+
 use lowtide_core::PhasePlan;
 use lowtide_models::z_image::{Pass, Sequences, velocities};
-use lowtide_models::{Compute, Tensor, flow_match, noise};
+use lowtide_models::{Compute, Tensor, flow_match, z_image};
 
 use crate::Result;
-use crate::job::Job;
-use crate::pipeline::z_image::ZImage;
+use crate::pipeline::z_image::{Shape, ZImage};
+use crate::request::TextToImage;
 use crate::session::rung;
+use crate::session::work::Work;
 use crate::stream::Stream;
 
-/// The state of the denoising phase. A round is one batch of pictures through all steps.
-pub(crate) struct Denoise {
-    /// All pictures' latents, done, in progress and still noise: (C, h, w) each.
-    latents: Vec<Tensor>,
-    /// The refined caption of the prompt and, with guidance, of the negative prompt.
-    captions: Vec<Tensor>,
-    sigmas: Vec<f32>,
-    /// First picture of the round.
-    first: usize,
-    /// The step of the round that comes next.
-    step: usize,
-    round: Option<Round>,
-}
-
-/// What a round needs: made when it begins.
-struct Round {
-    pictures: usize,
-    /// With all sequences, and with the prompt's alone for steps without guidance.
+/// Pictures that go through their steps together. They have the same number of steps behind them.
+pub(crate) struct Round {
+    /// Their places.
+    pictures: Vec<usize>,
+    /// With all sequences, and with the prompts' alone for steps without guidance.
     sequences: Sequences,
     unguided: Option<Sequences>,
 }
 
-impl Denoise {
-    /// Goes on with what [`Denoise::saved`] told: `first` pictures done, `step` steps of a round of `pictures`.
-    pub(crate) fn resumed(
-        model: &ZImage,
-        job: &Job,
-        (captions, latents): (Vec<Tensor>, Vec<Tensor>),
-        (first, step, pictures): (usize, usize, usize),
-    ) -> Result<Denoise> {
-        let image_tokens = lowtide_models::z_image::image_tokens(job.shape.latent);
-        let sigmas = model.scheduler.sigmas(job.shape.steps, image_tokens);
-        let mut denoise = Denoise {
-            latents,
-            captions,
-            sigmas,
-            first,
-            step,
-            round: None,
-        };
-        if pictures > 0 {
-            denoise.round = Some(denoise.begin_round(model, job, pictures)?);
-        }
-        Ok(denoise)
-    }
-
-    /// Captions, latents, and (pictures done, steps of the round, pictures of the round).
-    pub(crate) fn saved(&self) -> (&[Tensor], &[Tensor], (usize, usize, usize)) {
-        let pictures = self.round.as_ref().map_or(0, |round| round.pictures);
-        (
-            &self.captions,
-            &self.latents,
-            (self.first, self.step, pictures),
-        )
-    }
-
-    pub(crate) fn new(model: &ZImage, job: &Job, captions: Vec<Tensor>) -> Result<Denoise> {
-        let (h, w) = job.shape.latent;
-        let shape = [model.transformer_config.channels, h, w];
-        let len: usize = shape.iter().product();
-        let picture = |index: usize| {
-            let values = match &job.request.noise {
-                Some(given) => given[index * len..(index + 1) * len].to_vec(),
-                None => noise::randn(job.request.seed.wrapping_add(index as u64), len),
-            };
-            Tensor::from_slice(&shape, &values)
-        };
-        let latents = (0..job.shape.count)
-            .map(picture)
-            .collect::<lowtide_models::Result<_>>();
-        let latents = latents.map_err(model.wrap("transformer"))?;
-        Denoise::resumed(model, job, (captions, latents), (0, 0, 0))
-    }
-
-    /// Steps done and steps in all, over all rounds.
-    pub(crate) fn counted(&self) -> (usize, usize) {
-        let steps = self.sigmas.len() - 1;
-        let in_round = self.round.as_ref().map_or(0, |round| round.pictures);
-        (
-            self.first * steps + self.step * in_round,
-            self.latents.len() * steps,
-        )
-    }
-
-    /// Visits of the blocks that are still to come when rounds have `batch` pictures from the next one on.
-    pub(crate) fn visits_left(&self, batch: usize) -> u64 {
-        let steps = (self.sigmas.len() - 1) as u64;
-        let (this_round, after) = match &self.round {
-            Some(round) => (
-                steps - self.step as u64,
-                self.latents.len() - self.first - round.pictures,
-            ),
-            None => (0, self.latents.len() - self.first),
-        };
-        this_round + steps * after.div_ceil(batch.max(1)) as u64
-    }
-
-    pub(crate) fn take_latents(&mut self) -> Vec<Tensor> {
-        self.round = None;
-        std::mem::take(&mut self.latents)
-    }
-
-    /// After a rung was taken the batch may be smaller, and pictures of an unfinished round go on from where they are
-    /// only together; so the round's tables are made anew for the pictures it had.
-    pub(crate) fn restart_round(&mut self) {
-        if self.step == 0 {
-            self.round = None;
-        }
-    }
-
-    /// One step of the present round.
-    pub(crate) fn step(
-        &mut self,
-        model: &ZImage,
-        compute: Compute,
-        job: &Job,
-        (plan, source): (&PhasePlan, &mut Stream),
-    ) -> Result<()> {
-        if self.round.is_none() {
-            self.round = Some(self.begin_round(model, job, rung(plan, "batch"))?);
-        }
-        let round = self.round.as_ref().expect("just begun");
-        let pictures = &self.latents[self.first..self.first + round.pictures];
-        let (from, to) = (self.sigmas[self.step], self.sigmas[self.step + 1]);
-        let time = model.scheduler.time(from);
-        let request = &job.request;
-        let guided =
-            request.guided() && !(request.cfg_truncation <= 1.0 && time > request.cfg_truncation);
-        let sequences = match (&round.unguided, guided) {
-            (Some(unguided), false) => unguided,
-            _ => &round.sequences,
-        };
-        let texts = if guided {
-            &self.captions[..]
-        } else {
-            &self.captions[..1]
-        };
-        let captions: Vec<&Tensor> = texts
+impl Round {
+    /// The next round of at most `batch` pictures: those that have come farthest go first, so that what was interrupted
+    /// is finished before anything is begun.
+    pub(crate) fn begin(model: &ZImage, work: &Work, shape: &Shape, batch: usize) -> Result<Round> {
+        let unfinished = work.unfinished();
+        let farthest = unfinished
             .iter()
-            .flat_map(|text| std::iter::repeat_n(text, pictures.len()))
+            .map(|&i| work.pictures[i].steps)
+            .max()
+            .unwrap_or(0);
+        let pictures: Vec<usize> = unfinished
+            .into_iter()
+            .filter(|&i| work.pictures[i].steps == farthest)
+            .take(batch)
             .collect();
-        let pass = Pass {
-            compute,
-            config: &model.transformer_config,
-            chunk_rows: rung(plan, "chunk_rows"),
-        };
-        let mut predicted = velocities(source, pass, sequences, (pictures, &captions), time)
-            .map_err(model.wrap("transformer"))?;
-
-        let negative = predicted.split_off(round.pictures);
-        for (positive, negative) in predicted.iter_mut().zip(&negative) {
-            guide(
-                positive,
-                negative,
-                request.guidance,
-                request.cfg_normalization,
-            );
-        }
-        let range = self.first..self.first + round.pictures;
-        for (latent, velocity) in self.latents[range].iter_mut().zip(&mut predicted) {
-            // The network predicts the way from noise to picture; the schedule runs the other way.
-            velocity.data_mut().iter_mut().for_each(|v| *v = -*v);
-            flow_match::step(latent, velocity, from, to);
-        }
-        self.step += 1;
-        if self.step + 1 == self.sigmas.len() {
-            self.first += round.pictures;
-            self.step = 0;
-            self.round = None;
-        }
-        Ok(())
-    }
-
-    fn begin_round(&self, model: &ZImage, job: &Job, batch: usize) -> Result<Round> {
-        let pictures = batch.min(self.latents.len() - self.first);
-        let lengths: Vec<usize> = self
-            .captions
-            .iter()
-            .map(|caption| caption.shape()[0])
-            .collect();
-        let repeated = |lengths: &[usize]| -> Vec<usize> {
-            lengths
-                .iter()
-                .flat_map(|&length| std::iter::repeat_n(length, pictures))
-                .collect()
-        };
-        let make = |lengths: &[usize]| {
+        let texts = |negative: bool| texts(work, &pictures, negative);
+        let make = |texts: Vec<usize>| {
+            let rows = |text: usize| z_image::padded(work.texts[text].ids.len());
+            let captions = texts.into_iter().map(rows).collect();
             Sequences::new(
                 &model.transformer_config,
-                job.shape.latent,
-                pictures,
-                repeated(lengths),
+                shape.latent,
+                pictures.len(),
+                captions,
             )
             .map_err(model.wrap("transformer"))
         };
-        let truncated = job.request.guided() && job.request.cfg_truncation <= 1.0;
-        let unguided = if truncated {
-            Some(make(&lengths[..1])?)
-        } else {
-            None
-        };
+        let settings = work.settings();
+        let truncated = settings.guided() && settings.cfg_truncation <= 1.0;
         Ok(Round {
+            unguided: truncated.then(|| make(texts(false))).transpose()?,
+            sequences: make(texts(settings.guided()))?,
             pictures,
-            sequences: make(&lengths)?,
-            unguided,
         })
     }
+
+    /// Whether all its pictures are wanted and lack steps.
+    pub(crate) fn goes_on(&self, work: &Work) -> bool {
+        self.pictures.iter().all(|&i| {
+            let picture = &work.pictures[i];
+            work.wants(picture) && picture.steps < work.steps
+        })
+    }
+
+    /// One step of all its pictures.
+    pub(crate) fn step(
+        &self,
+        model: &ZImage,
+        compute: Compute,
+        work: &mut Work,
+        (plan, source): (&PhasePlan, &mut Stream),
+    ) -> Result<()> {
+        let first = &work.pictures[self.pictures[0]];
+        let image_tokens = z_image::image_tokens(size_of_latent(first.latent.as_ref()));
+        let sigmas = model.scheduler.sigmas(work.steps, image_tokens);
+        let (from, to) = (sigmas[first.steps], sigmas[first.steps + 1]);
+        let time = model.scheduler.time(from);
+        let settings = work.settings();
+        let guided = guided_at(settings, time);
+        let (guidance, limit) = (settings.guidance, settings.cfg_normalization);
+        let sequences = match (&self.unguided, guided) {
+            (Some(unguided), false) => unguided,
+            _ => &self.sequences,
+        };
+        let mut predicted = {
+            let latents: Vec<&Tensor> = self.pictures.iter().map(|&i| latent(work, i)).collect();
+            let captions: Vec<&Tensor> = texts(work, &self.pictures, guided)
+                .into_iter()
+                .map(|text| work.texts[text].caption.as_deref().expect("refined before"))
+                .collect();
+            let pass = Pass {
+                compute,
+                config: &model.transformer_config,
+                chunk_rows: rung(plan, "chunk_rows"),
+            };
+            velocities(source, pass, sequences, (&latents, &captions), time)
+                .map_err(model.wrap("transformer"))?
+        };
+        let negative = predicted.split_off(self.pictures.len());
+        for (positive, negative) in predicted.iter_mut().zip(&negative) {
+            guide(positive, negative, guidance, limit);
+        }
+        for (&i, velocity) in self.pictures.iter().zip(&mut predicted) {
+            let picture = &mut work.pictures[i];
+            let latent = picture.latent.as_mut().expect("drawn before");
+            // The network predicts the way from noise to picture: at its end is what the picture will be like.
+            let ahead = |k: usize| latent.data()[k] + from * velocity.data()[k];
+            picture.sketch = model.sketcher.sketch(latent.shape(), ahead);
+            // The schedule runs the other way.
+            velocity.data_mut().iter_mut().for_each(|v| *v = -*v);
+            flow_match::step(latent, velocity, from, to);
+            picture.steps += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Visits of the blocks that are still to come when rounds begun from now on have `batch` pictures.
+pub(crate) fn visits_left(work: &Work, round: Option<&Round>, batch: usize) -> u64 {
+    let mut waiting: BTreeMap<usize, usize> = BTreeMap::new();
+    for i in work.unfinished() {
+        *waiting.entry(work.pictures[i].steps).or_default() += 1;
+    }
+    let mut visits = 0;
+    if let Some(round) = round {
+        let steps = work.pictures[round.pictures[0]].steps;
+        if let Some(count) = waiting.get_mut(&steps) {
+            *count -= round.pictures.len().min(*count);
+        }
+        visits += work.steps - steps;
+    }
+    for (steps, count) in waiting {
+        visits += count.div_ceil(batch.max(1)) * (work.steps - steps);
+    }
+    visits as u64
+}
+
+/// The texts of a batch of sequences: every picture's prompt, then, if asked for, every picture's negative prompt.
+fn texts(work: &Work, pictures: &[usize], negative: bool) -> Vec<usize> {
+    let member = |&i: &usize| &work.members[work.pictures[i].member];
+    let mut texts: Vec<usize> = pictures.iter().map(|i| member(i).positive).collect();
+    if negative {
+        texts.extend(pictures.iter().filter_map(|i| member(i).negative));
+    }
+    texts
+}
+
+fn latent(work: &Work, picture: usize) -> &Tensor {
+    work.pictures[picture]
+        .latent
+        .as_ref()
+        .expect("drawn before")
+}
+
+fn size_of_latent(latent: Option<&Tensor>) -> (usize, usize) {
+    match latent.map(Tensor::shape) {
+        Some(&[_, h, w]) => (h, w),
+        _ => (0, 0),
+    }
+}
+
+/// Whether the step at `time` is a guided one.
+fn guided_at(settings: &TextToImage, time: f32) -> bool {
+    settings.guided() && !(settings.cfg_truncation <= 1.0 && time > settings.cfg_truncation)
 }
 
 /// `positive += scale (positive - negative)`, its norm kept below `limit` times what it was.

@@ -1,26 +1,27 @@
 //! A session on a disk: what a job has reached, in one safetensors file of a few MB, so that it can go on in another
-//! process, to the same bytes.
+//! process, to the same bytes. Of jobs that share a session each has its own file, and goes on alone.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use lowtide_core::{Dtype, Quality, TensorLayout};
-use lowtide_models::{Compute, Precision, Tensor};
+use lowtide_models::{Compute, Precision, Tensor, z_image};
 use lowtide_weights::{Checkpoint, SafetensorsWriter};
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::z_image::ZImage;
+use crate::pipeline::z_image::{Shape, ZImage};
 use crate::request::{Image, TextToImage};
-use crate::session::denoise::Denoise;
-use crate::session::{Session, Stage};
+use crate::session::Session;
+use crate::session::work::{Member, Picture, Text, Work};
 use crate::{Error, Result};
 
 /// Key of the state in the file's free text.
 const STATE_KEY: &str = "lowtide_session";
 
 /// Changes when older files cannot be read any more.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
-/// Everything about a session that is not a tensor.
+/// Everything about a job that is not a tensor.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     version: u32,
@@ -28,7 +29,6 @@ struct State {
     /// Bytes of the transformer's weights, which tells models of one name apart.
     weights: u64,
     precision: String,
-    stage: String,
     prompt: String,
     negative: Option<String>,
     width: usize,
@@ -41,19 +41,35 @@ struct State {
     count: usize,
     exact: bool,
     keep_values: bool,
-    prompts: Vec<Vec<u32>>,
-    /// Pictures done, steps done of the round, pictures of the round.
-    reached: (usize, usize, usize),
-    /// Tensors of the stage: hidden states or captions, latents, finished pictures.
-    tensors: (usize, usize, usize),
     noise: bool,
+    /// The prompt and, with guidance, the negative prompt.
+    texts: Vec<SavedText>,
+    pictures: Vec<SavedPicture>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedText {
+    ids: Vec<u32>,
+    reached: TextReached,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TextReached {
+    Nothing,
+    State,
+    Caption,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedPicture {
+    steps: usize,
+    latent: bool,
+    image: bool,
 }
 
 fn precision_name(precision: Precision) -> &'static str {
-    match precision {
-        Precision::F32 => "f32",
-        Precision::Bf16 => "bf16",
-    }
+    crate::device::cpu::precision_word(precision)
 }
 
 /// One tensor on its way into the file.
@@ -78,137 +94,59 @@ fn f32_entry(name: String, shape: &[usize], values: &[f32]) -> Entry<'static> {
     }
 }
 
-/// What a session has got so far.
-struct Reached<'a> {
-    stage: &'static str,
-    /// Hidden states or refined captions.
-    texts: &'a [Tensor],
-    latents: &'a [Tensor],
-    images: &'a [Image],
-    values: &'a [f32],
-    /// Pictures done, steps done of the round, pictures of the round.
-    counts: (usize, usize, usize),
-}
-
 impl Session {
-    /// Writes what the job has reached to `file`, whole or not at all. The session can go on afterwards.
+    /// Writes what job `member` has reached to `file`, whole or not at all; the session can go on afterwards. Returns
+    /// `false`, and writes nothing, when it has reached nothing yet or was dropped.
     ///
     /// # Errors
     /// When the session is over or the file cannot be written.
-    pub fn save(&self, file: &Path) -> Result<()> {
-        let Some(Reached {
-            stage,
-            texts,
-            latents,
-            images,
-            values,
-            counts,
-        }) = self.reached()
-        else {
+    pub fn save(&self, member: usize, file: &Path) -> Result<bool> {
+        if self.over {
             let problem = "is over; there is nothing to save";
             return Err(Error::request("session", problem));
+        }
+        let Some(member) = self.work.members.get(member).filter(|member| member.wanted) else {
+            return Ok(false);
         };
-        let mut entries = Vec::new();
-        for (prefix, tensors) in [("text", texts), ("latent", latents)] {
-            for (i, tensor) in tensors.iter().enumerate() {
-                entries.push(f32_entry(
-                    format!("{prefix}.{i}"),
-                    tensor.shape(),
-                    tensor.data(),
-                ));
-            }
+        let texts: Vec<&Text> = member.texts().map(|text| &self.work.texts[text]).collect();
+        let pictures = &self.work.pictures[member.pictures.clone()];
+        let entries = entries(&texts, pictures, &self.noise_to_save(member, pictures));
+        let state = self.state(member, &texts, pictures);
+        let reached = |text: &SavedText| text.reached != TextReached::Nothing;
+        if !state.texts.iter().any(reached) && !state.pictures.iter().any(|p| p.latent || p.image) {
+            return Ok(false);
         }
-        for (i, image) in images.iter().enumerate() {
-            let shape = vec![image.height, image.width, 3];
-            let layout = TensorLayout {
-                name: format!("image.{i}"),
-                dtype: Dtype::U8,
-                shape,
-            };
-            entries.push(Entry {
-                layout,
-                bytes: (&image.rgb[..]).into(),
-            });
-        }
-        if !values.is_empty() {
-            entries.push(f32_entry("values".to_owned(), &[values.len()], values));
-        }
-        // Given noise is in the latents once denoising has begun.
-        let noise = self
-            .context
-            .job
-            .request
-            .noise
-            .as_ref()
-            .filter(|_| matches!(stage, "encode" | "refine"));
-        if let Some(noise) = noise {
-            entries.push(f32_entry("noise".to_owned(), &[noise.len()], noise));
-        }
-        let state = self.state(
-            stage,
-            counts,
-            (texts.len(), latents.len(), images.len()),
-            noise.is_some(),
-        );
-        write(file, &state, &entries)
+        write(file, &state, &entries)?;
+        Ok(true)
     }
 
-    fn reached(&self) -> Option<Reached<'_>> {
-        let nothing = Reached {
-            stage: "encode",
-            texts: &[],
-            latents: &[],
-            images: &[],
-            values: &[],
-            counts: (0, 0, 0),
-        };
-        match &self.stage {
-            Stage::Encode => Some(nothing),
-            Stage::Refine { states } => Some(Reached {
-                stage: "refine",
-                texts: states,
-                ..nothing
-            }),
-            Stage::Denoise(denoise) => {
-                let (texts, latents, counts) = denoise.saved();
-                Some(Reached {
-                    stage: "denoise",
-                    texts,
-                    latents,
-                    counts,
-                    ..nothing
-                })
-            }
-            Stage::Decode {
-                latents,
-                images,
-                values,
-            } => Some(Reached {
-                stage: "decode",
-                latents,
-                images,
-                values,
-                ..nothing
-            }),
-            Stage::Over => None,
-        }
+    /// Given noise, as long as it is not in the latents.
+    fn noise_to_save<'s>(&self, member: &'s Member, pictures: &[Picture]) -> Option<&'s [f32]> {
+        let drawn = pictures.iter().any(|picture| picture.latent.is_some());
+        member.request.noise.as_deref().filter(|_| !drawn)
     }
 
-    fn state(
-        &self,
-        stage: &str,
-        reached: (usize, usize, usize),
-        tensors: (usize, usize, usize),
-        noise: bool,
-    ) -> State {
-        let (job, model) = (&self.context.job, &self.context.model);
-        let request = &job.request;
+    fn state(&self, member: &Member, texts: &[&Text], pictures: &[Picture]) -> State {
+        let makings = &self.context.makings;
+        let request = &member.request;
+        let text = |text: &&Text| SavedText {
+            ids: text.ids.clone(),
+            reached: match (&text.caption, &text.state) {
+                (Some(_), _) => TextReached::Caption,
+                (None, Some(_)) => TextReached::State,
+                (None, None) => TextReached::Nothing,
+            },
+        };
+        let picture = |picture: &Picture| SavedPicture {
+            steps: picture.steps,
+            latent: picture.latent.is_some(),
+            image: picture.image.is_some(),
+        };
         State {
             version: VERSION,
-            model: model.name.clone(),
-            weights: model.transformer.layout.bytes().0,
-            precision: precision_name(self.context.compute.precision).to_owned(),
-            stage: stage.to_owned(),
+            model: makings.model.name.clone(),
+            weights: makings.model.transformer.layout.bytes().0,
+            precision: precision_name(makings.compute.precision).to_owned(),
             prompt: request.prompt.clone(),
             negative: request.negative.clone(),
             width: request.width,
@@ -220,13 +158,54 @@ impl Session {
             seed: request.seed,
             count: request.count,
             exact: request.quality == Quality::Exact,
-            keep_values: job.shape.keep_values,
-            prompts: job.prompts.clone(),
-            reached,
-            tensors,
-            noise,
+            keep_values: self.context.planned.shape.keep_values,
+            noise: self.noise_to_save(member, pictures).is_some(),
+            texts: texts.iter().map(text).collect(),
+            pictures: pictures.iter().map(picture).collect(),
         }
     }
+}
+
+/// Every tensor of a job.
+fn entries<'a>(texts: &[&Text], pictures: &'a [Picture], noise: &Option<&[f32]>) -> Vec<Entry<'a>> {
+    let mut entries = Vec::new();
+    for (i, text) in texts.iter().enumerate() {
+        if let Some(tensor) = text.caption.as_deref().or(text.state.as_ref()) {
+            entries.push(f32_entry(
+                format!("text.{i}"),
+                tensor.shape(),
+                tensor.data(),
+            ));
+        }
+    }
+    for (i, picture) in pictures.iter().enumerate() {
+        if let Some(latent) = &picture.latent {
+            entries.push(f32_entry(
+                format!("latent.{i}"),
+                latent.shape(),
+                latent.data(),
+            ));
+        }
+        if let Some(image) = &picture.image {
+            let layout = TensorLayout {
+                name: format!("image.{i}"),
+                dtype: Dtype::U8,
+                shape: vec![image.height, image.width, 3],
+            };
+            entries.push(Entry {
+                layout,
+                bytes: (&image.rgb[..]).into(),
+            });
+        }
+        if !picture.values.is_empty() {
+            let values = &picture.values;
+            entries.push(f32_entry(format!("values.{i}"), &[values.len()], values));
+        }
+    }
+    if let Some(noise) = noise {
+        entries.push(f32_entry("noise".to_owned(), &[noise.len()], noise));
+    }
+    entries
 }
 
 fn write(file: &Path, state: &State, entries: &[Entry<'_>]) -> Result<()> {
@@ -276,9 +255,13 @@ impl Saved {
                 state.precision
             )));
         }
-        if state.prompts.is_empty() || state.prompts.iter().any(Vec::is_empty) {
+        let texts = if state.guidance > 0.0 { 2 } else { 1 };
+        if state.texts.len() != texts
+            || state.texts.iter().any(|text| text.ids.is_empty())
+            || state.pictures.len() != state.count
+        {
             return Err(wrong(
-                "its state is damaged: a prompt without tokens".to_owned(),
+                "its state is damaged: counts that do not agree".to_owned(),
             ));
         }
         let noise = if state.noise {
@@ -311,83 +294,68 @@ impl Saved {
         }
     }
 
+    /// The token ids of its texts.
     pub(crate) fn prompts(&self) -> Vec<Vec<u32>> {
-        self.state.prompts.clone()
+        self.state
+            .texts
+            .iter()
+            .map(|text| text.ids.clone())
+            .collect()
     }
 
     pub(crate) fn keep_values(&self) -> bool {
         self.state.keep_values
     }
 
-    /// Puts `session`, which is at its beginning, where the file says.
-    pub(crate) fn restore(self, mut session: Session) -> Result<Session> {
-        let (texts, latents, images) = self.state.tensors;
-        let context = &session.context;
-        let config = &context.model.transformer_config;
-        let (h, w) = context.job.shape.latent;
-        let sequences = self.state.prompts.len();
-        let text = |width: usize, padded: bool| {
-            let rows = |i: usize| {
-                let tokens = self.state.prompts.get(i).map_or(0, Vec::len);
-                if padded {
-                    lowtide_models::z_image::padded(tokens)
-                } else {
-                    tokens
-                }
-            };
-            (0..texts)
-                .map(|i| self.tensor(&format!("text.{i}"), &[rows(i), width]))
-                .collect::<Result<Vec<_>>>()
+    /// Puts job `member` of `work`, which is at its beginning, where the file says.
+    pub(crate) fn restore(
+        self,
+        model: &ZImage,
+        shape: &Shape,
+        work: &mut Work,
+        member: usize,
+    ) -> Result<()> {
+        let config = &model.transformer_config;
+        let (texts, pictures) = {
+            let member = &work.members[member];
+            (member.texts().collect::<Vec<_>>(), member.pictures.clone())
         };
-        let latent = || {
-            (0..latents)
-                .map(|i| self.tensor(&format!("latent.{i}"), &[config.channels, h, w]))
-                .collect::<Result<Vec<_>>>()
-        };
-        let damaged =
-            || Error::request("session", "its state is damaged: counts that do not agree");
-        let stage = match self.state.stage.as_str() {
-            "encode" => Stage::Encode,
-            "refine" if texts == sequences => Stage::Refine {
-                states: text(config.caption_dim, false)?,
-            },
-            "denoise" if texts == sequences && latents == self.state.count => {
-                let (first, step, pictures) = self.state.reached;
-                if first + pictures > latents
-                    || step >= self.state.steps
-                    || (pictures == 0 && step > 0)
-                {
-                    return Err(damaged());
+        for (i, (saved, place)) in self.state.texts.iter().zip(texts).enumerate() {
+            let text = &mut work.texts[place];
+            let (name, tokens) = (format!("text.{i}"), saved.ids.len());
+            match saved.reached {
+                TextReached::Nothing => {}
+                TextReached::State => {
+                    text.state = Some(self.tensor(&name, &[tokens, config.caption_dim])?);
                 }
-                let tensors = (text(config.dim, true)?, latent()?);
-                Stage::Denoise(Box::new(Denoise::resumed(
-                    &context.model,
-                    &context.job,
-                    tensors,
-                    self.state.reached,
-                )?))
-            }
-            "decode" if latents == self.state.count && images < latents => {
-                let images = (0..images)
-                    .map(|i| self.image(i))
-                    .collect::<Result<Vec<_>>>()?;
-                let values = if self.state.keep_values && !images.is_empty() {
-                    values(&self.file, "values")?
-                } else {
-                    Vec::new()
-                };
-                Stage::Decode {
-                    latents: latent()?,
-                    images,
-                    values,
+                TextReached::Caption => {
+                    let caption = self.tensor(&name, &[z_image::padded(tokens), config.dim])?;
+                    text.caption = Some(Arc::new(caption));
                 }
             }
-            _ => return Err(damaged()),
-        };
-        session.stage = stage;
-        let phase = session.phase();
-        session.context.enter(phase);
-        Ok(session)
+        }
+        let (h, w) = shape.latent;
+        for (i, (saved, place)) in self.state.pictures.iter().zip(pictures).enumerate() {
+            let damaged = saved.steps > self.state.steps
+                || (saved.steps > 0 && !saved.latent && !saved.image);
+            if damaged || (saved.image && saved.steps < self.state.steps) {
+                let problem = format!("its state is damaged: picture {i}");
+                return Err(Error::request("session", problem));
+            }
+            let picture = &mut work.pictures[place];
+            picture.steps = saved.steps;
+            if saved.latent {
+                picture.latent =
+                    Some(self.tensor(&format!("latent.{i}"), &[config.channels, h, w])?);
+            }
+            if saved.image {
+                picture.image = Some(self.image(i)?);
+                if self.state.keep_values {
+                    picture.values = values(&self.file, &format!("values.{i}"))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
