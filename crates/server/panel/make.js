@@ -8,18 +8,21 @@ import { onLanguage, reason, say } from './words.js';
 const KIND = 'text-to-image';
 const PLAN_AFTER_MS = 350;
 const SEEDS = 2 ** 32;
-/** The steps of the presets people know. */
-const PRESETS = { standard: 30, fast: 20 };
+const CHOICES = ['quality', 'output_format'];
+const BESIDE = ['cfg_normalization', 'cfg_truncation'];
 const NUMBERS = ['width', 'height', 'steps', 'guidance', 'count'];
 const KEPT = ['model', 'prompt', 'negative', 'seed', ...NUMBERS];
 
 let schema = {};
 let models = [];
 let asked = false;
+let chosen = false;
 let submitted = () => {};
 let key = null;
 let planTurn = null;
 let planned = null;
+/** What a job was made with that has no field in the form: it is made with it again. */
+let beside = {};
 
 const field = (name) => byId(`make-${name}`);
 
@@ -33,8 +36,11 @@ export function startMake(onSubmitted) {
   });
   form.addEventListener('input', changed);
   field('model').addEventListener('change', showDefaults);
-  field('preset').addEventListener('change', (event) => choosePreset(event.target.value));
-  field('steps').addEventListener('input', markPreset);
+  field('preset').addEventListener('change', () => {
+    // What the preset says counts where the form says nothing.
+    field('steps').value = '';
+    changed();
+  });
   byId('make-dice').addEventListener('click', drawSeed);
   byId('make-swap').addEventListener('click', () => {
     const [width, height] = [field('width').value || field('width').placeholder, field('height').value || field('height').placeholder];
@@ -53,7 +59,7 @@ export function startMake(onSubmitted) {
     event.target.value = '';
   });
   onLanguage(() => {
-    showPreset();
+    showPresets();
     showPlan();
     showModels();
   });
@@ -70,6 +76,9 @@ export async function loadKinds() {
   const wanted = field('model').value || recall('make.model') || (kind && kind.model_default);
   showModels(wanted);
   for (const name of NUMBERS) bound(field(name), schema[name]);
+  if (!chosen) CHOICES.forEach(showChoice);
+  chosen = true;
+  showPresets();
   changed();
 }
 
@@ -94,25 +103,30 @@ function showDefaults() {
     const value = defaults[name] ?? (schema[name] && schema[name].default);
     field(name).placeholder = value ?? (name === 'count' ? 1 : '');
   }
-  markPreset();
 }
 
-function showPreset() {
-  for (const [name, count] of Object.entries(PRESETS)) {
-    byId(`make-preset-${name}`).title = say('make.preset_steps', { count });
-  }
+/** The presets the service offers, and none of them. */
+function showPresets() {
+  const names = ((schema.preset && schema.preset.enum) || []).filter((name) => typeof name === 'string');
+  const chosen = preset();
+  const known = { standard: say('make.preset_standard'), fast: say('make.preset_fast') };
+  const order = [...Object.keys(known).filter((name) => names.includes(name)), ...names.filter((name) => !(name in known))];
+  const segment = (value, text) => el('label', {}, el('input', { type: 'radio', name: 'preset', value, checked: value === chosen }), el('span', { text }));
+  fill(byId('make-presets'), segment('', say('make.preset_own')), ...order.map((name) => segment(name, known[name] || name)));
+  field('preset').hidden = order.length === 0;
 }
 
-function choosePreset(name) {
-  field('steps').value = PRESETS[name] ?? '';
-  changed();
+function preset() {
+  const chosen = field('preset').querySelector('input:checked');
+  return chosen ? chosen.value : '';
 }
 
-/** Steps typed by hand may be those of a preset. */
-function markPreset() {
-  const steps = Number(field('steps').value);
-  const name = field('steps').value === '' ? 'own' : Object.keys(PRESETS).find((one) => PRESETS[one] === steps);
-  for (const radio of field('preset').querySelectorAll('input')) radio.checked = radio.value === name;
+/** The words of a field that has a fixed choice. */
+function showChoice(name) {
+  const rule = schema[name] || {};
+  const there = (rule.enum || []).filter((value) => typeof value === 'string');
+  for (const option of field(name).options) option.hidden = there.length > 0 && !there.includes(option.value);
+  if (rule.default) field(name).value = rule.default;
 }
 
 /** Draws a seed and shows it. */
@@ -122,12 +136,13 @@ export function drawSeed() {
 }
 
 function request() {
-  const made = { prompt: field('prompt').value };
+  const made = { ...beside, prompt: field('prompt').value };
+  if (preset()) made.preset = preset();
   const negative = field('negative').value.trim();
   if (negative) made['negative' in schema || !('negative_prompt' in schema) ? 'negative' : 'negative_prompt'] = negative;
   for (const name of NUMBERS) if (field(name).value !== '') made[name] = Number(field(name).value);
   if (/^\d{1,20}$/.test(field('seed').value)) made.seed = field('seed').value;
-  if (field('quality').value) made.quality = field('quality').value;
+  for (const name of CHOICES) if (name in schema && field(name).value) made[name] = field(name).value;
   return made;
 }
 
@@ -146,7 +161,6 @@ function changed() {
 
 function recallForm() {
   for (const name of KEPT) if (name !== 'model') field(name).value = recall(`make.${name}`) ?? '';
-  markPreset();
 }
 
 const planSoon = settle(PLAN_AFTER_MS, plan);
@@ -182,6 +196,9 @@ function showPlan() {
     fill(box, el('p', { class: 'strong', text: say('plan.refused') }), el('p', { text: reason(planned.error) }));
     return;
   }
+  // What was left out is filled in by the model and the preset: that stands in the fields, faintly.
+  const { request: filled = {} } = planned.answer;
+  for (const name of NUMBERS) if (filled[name] !== undefined && filled[name] !== null) field(name).placeholder = filled[name];
   const { seconds: time, peak_bytes: peak, budget_bytes: budget, reasons = [], approximate = [] } = planned.answer;
   const line = say(budget ? 'plan.line' : 'plan.line_short', { seconds: time, peak, budget });
   const why = el('details', { open: box.querySelector('details[open]') ? true : undefined }, el('summary', { text: say('plan.why') }), el('ul', { lang: 'en' }, ...reasons.map((text) => el('li', { text }))));
@@ -232,7 +249,9 @@ export async function go() {
 export function restore(settings) {
   for (const name of ['prompt', 'negative', 'seed', ...NUMBERS]) field(name).value = settings[name] ?? '';
   if (settings.negative_prompt) field('negative').value = settings.negative_prompt;
-  if (settings.quality) field('quality').value = settings.quality;
+  for (const name of CHOICES) if (settings[name]) field(name).value = settings[name];
+  beside = Object.fromEntries(BESIDE.filter((name) => settings[name] !== undefined && settings[name] !== null).map((name) => [name, settings[name]]));
+  for (const radio of field('preset').querySelectorAll('input')) radio.checked = radio.value === '';
   if (settings.model && models.some((model) => model.id === settings.model)) field('model').value = settings.model;
   else if (settings.model) toast(say('make.no_such_model', { model: settings.model, kept: field('model').value }), true);
   showDefaults();

@@ -50,11 +50,10 @@ fn a_picture_is_planned_made_watched_and_found_again() {
         "the plan says how much memory it takes",
         "/\\d.*[KMG]iB/.test(document.querySelector('#plan .strong').textContent)",
     );
-    page.click("#make-steps");
-    page.write("30");
-    assert_eq!(
-        page.text("document.querySelector('[name=preset]:checked').value"),
-        "standard"
+    page.click("#make-presets label:nth-child(2)");
+    page.wait(
+        "the preset's steps stand in the field",
+        "document.querySelector('#make-steps').placeholder === '30'",
     );
     page.click("#make-seed");
     page.write("18446744073709551614");
