@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use lowtide_core::{Budget, Bytes, DeviceProfile, Plan, Quality, plan};
+use lowtide_core::{Budget, Bytes, DeviceProfile, Plan, PlanError, Quality, UnknownVariable, plan};
 use lowtide_kernels as kernels;
 use lowtide_kernels::memory;
 use lowtide_models::{Compute, Precision};
@@ -172,6 +172,47 @@ impl Engine {
         let shape = self.model.shape(request, (texts, uses), false)?;
         let budget = budget.unwrap_or_else(|| self.budget());
         Ok(self.planned_for(shape, request.quality, budget)?.plan)
+    }
+
+    /// What each further member adds to the peak of a job that is planned so, and to its seconds, when they share the
+    /// batch.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`].
+    pub fn one_more(&self, request: &TextToImage, plan: &Plan) -> Result<(Bytes, f64)> {
+        let cost = |members: usize| -> Result<(Vec<Bytes>, f64)> {
+            let (texts, uses) = self.bounds(request, members)?;
+            let shape = self.model.shape(request, (texts, uses), false)?;
+            let vars = self.model.vars(&shape);
+            let (mut bytes, mut flops) = (Vec::new(), 0.0);
+            for (layout, planned) in self.model.pipeline(&shape).phases.iter().zip(&plan.phases) {
+                let mode = &layout.modes[planned.mode_index];
+                let mut vars = vars.clone();
+                for ladder in &mode.ladders {
+                    let value = planned.vars.get(&ladder.var).unwrap_or(ladder.full);
+                    vars.set(ladder.var.clone(), value);
+                }
+                vars.set("batch", shape.count as u64);
+                let formula = |error: UnknownVariable| {
+                    Error::Plan(PlanError::Formula {
+                        phase: layout.name.clone(),
+                        source: error,
+                    })
+                };
+                let held = layout.held.bytes(&vars).map_err(formula)?;
+                bytes.push(held + mode.activation.bytes(&vars).map_err(formula)?);
+                flops += mode.flops.eval(&vars).map_err(formula)? * layout.passes as f64;
+            }
+            Ok((bytes, flops))
+        };
+        let ((one, flops_one), (two, flops_two)) = (cost(1)?, cost(2)?);
+        let more = one
+            .iter()
+            .zip(&two)
+            .map(|(one, two)| two.saturating_sub(*one))
+            .max();
+        let seconds = (flops_two - flops_one).max(0.0) / self.profile.flops_per_s;
+        Ok((more.unwrap_or_default(), seconds))
     }
 
     /// Upper bounds of the token counts of `members` requests like this one, and who uses which text.

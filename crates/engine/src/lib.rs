@@ -11,6 +11,7 @@ pub mod device;
 mod engine;
 mod error;
 mod job;
+mod parameters;
 pub mod pipeline;
 pub mod processor;
 pub mod processors;
@@ -23,6 +24,7 @@ pub mod stream;
 pub use defaults::Defaults;
 pub use engine::{Engine, Options, PrecisionChoice, Start};
 pub use error::{Blame, Error, Result};
+pub use parameters::MadeBy;
 pub use request::{
     COUNT_MAX, Image, Outcome, PROMPT_BYTES_MAX, Progress, Report, SIDE_MAX, STEPS_MAX, Sketch,
     Step, TextToImage, drawn_seed,

@@ -3,6 +3,7 @@
 mod fields;
 mod no_op;
 mod noise;
+mod text_to_image;
 
 use std::sync::Arc;
 
@@ -10,5 +11,9 @@ use crate::processor::Processor;
 
 /// All of them. A new kind is a file beside this one and a line here.
 pub fn all() -> Vec<Arc<dyn Processor>> {
-    vec![Arc::new(noise::Noise), Arc::new(no_op::NoOp)]
+    vec![
+        Arc::new(text_to_image::TextToImages),
+        Arc::new(noise::Noise),
+        Arc::new(no_op::NoOp),
+    ]
 }

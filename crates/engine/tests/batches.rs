@@ -53,7 +53,7 @@ fn requests() -> Vec<TextToImage> {
     texts.into_iter().enumerate().map(request).collect()
 }
 
-fn start<'a>(engine: &Engine, requests: &[TextToImage], resume: Option<&'a Path>) -> Session {
+fn start(engine: &Engine, requests: &[TextToImage], resume: Option<&Path>) -> Session {
     let start = |request: &TextToImage| Start {
         request: request.clone(),
         resume,

@@ -1,0 +1,361 @@
+//! `text-to-image`: pictures from a text, by a diffusion model in a folder.
+
+mod request;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lowtide_core::{Budget, Bytes, Plan};
+use lowtide_media::{Format, Pixels, encode, shrunk};
+use lowtide_weights::ModelFolder;
+use serde_json::{Map, Value, json};
+
+use crate::defaults::Defaults;
+use crate::device::cpu::precision_word;
+use crate::parameters::MadeBy;
+use crate::processor::{
+    BatchForecast, BatchKey, CacheFigures, Card, File, Forecast, Opened, Order, Processor, Product,
+    Run, Stepped,
+};
+use crate::request::{Image, Outcome};
+use crate::session::Session;
+use crate::{Engine, Error, Options, Result, Start, Step};
+use request::Request;
+
+/// The pipeline that is built in.
+const CLASS: &str = "ZImagePipeline";
+
+/// Largest side of a preview, pixels.
+const PREVIEW_SIDE_MAX: u32 = 256;
+
+/// The kind.
+pub(super) struct TextToImages;
+
+impl Processor for TextToImages {
+    fn kind(&self) -> &'static str {
+        "text-to-image"
+    }
+
+    fn about(&self) -> &'static str {
+        "Draws pictures from a text"
+    }
+
+    fn schema(&self) -> Value {
+        request::schema()
+    }
+
+    fn runs(&self, folder: &ModelFolder) -> bool {
+        folder.class_name == CLASS
+    }
+
+    fn open(
+        &self,
+        model: &str,
+        folder: Option<ModelFolder>,
+        options: Options,
+    ) -> Result<Arc<dyn Opened>> {
+        let folder = folder.ok_or_else(|| Error::Incomplete {
+            model: model.to_owned(),
+            what: "text-to-image needs a model's folder".to_owned(),
+        })?;
+        let defaults = Defaults::of(&folder)?;
+        let engine = Engine::open(folder, options)?;
+        let name = model.to_owned();
+        Ok(Arc::new(Painter(Arc::new(Studio {
+            engine,
+            defaults,
+            name,
+        }))))
+    }
+}
+
+/// An opened model and what it is called.
+struct Studio {
+    engine: Engine,
+    defaults: Defaults,
+    name: String,
+}
+
+impl Studio {
+    fn read(&self, request: &Value) -> Result<Request> {
+        Request::read(request, &self.defaults, self.engine.model().multiple())
+    }
+}
+
+struct Painter(Arc<Studio>);
+
+impl Opened for Painter {
+    fn card(&self) -> Card {
+        let model = self.0.engine.model();
+        let mut components: Vec<(String, usize, Bytes)> = Vec::new();
+        for part in [
+            &model.text_encoder,
+            &model.captions,
+            &model.transformer,
+            &model.vae,
+        ] {
+            let layout = &part.layout;
+            let (blocks, bytes) = (layout.blocks.len(), layout.bytes());
+            // The caption layers belong to the transformer.
+            match components
+                .iter_mut()
+                .find(|(name, ..)| *name == layout.name)
+            {
+                Some((_, all_blocks, all_bytes)) => {
+                    *all_blocks += blocks;
+                    *all_bytes += bytes;
+                }
+                None => components.push((layout.name.clone(), blocks, bytes)),
+            }
+        }
+        let Defaults {
+            width,
+            height,
+            steps,
+            guidance,
+        } = self.0.defaults;
+        Card {
+            bytes: components.iter().map(|&(_, _, bytes)| bytes).sum(),
+            components,
+            defaults: json!({
+                "width": width, "height": height, "steps": steps, "guidance": guidance, "count": 1,
+                "quality": "exact", "output_format": "png",
+            }),
+        }
+    }
+
+    fn check(&self, request: &Value) -> Result<Value> {
+        Ok(self.0.read(request)?.json())
+    }
+
+    fn forecast(&self, request: &Value, budget: Option<Budget>) -> Result<Forecast> {
+        let request = self.0.read(request)?;
+        let engine = &self.0.engine;
+        let budget = budget.unwrap_or_else(|| engine.budget());
+        let plan = engine.forecast(&request.engine, 1, Some(budget))?;
+        let (more, more_seconds) = engine.one_more(&request.engine, &plan)?;
+        let size = |side: usize| u32::try_from(side).expect("sides have a bound far below 2^32");
+        let key = BatchKey {
+            size: [size(request.engine.width), size(request.engine.height)],
+            settings: request.settings(),
+        };
+        Ok(Forecast {
+            seconds: plan.seconds,
+            peak: plan.peak.saturating_sub(plan.budget.in_use),
+            batch: Some(BatchForecast {
+                key,
+                more,
+                more_seconds,
+            }),
+            plan: Some(plan),
+        })
+    }
+
+    fn start(&self, orders: Vec<Order<'_>>) -> Result<Box<dyn Run>> {
+        let began = Instant::now();
+        let mut requests = Vec::with_capacity(orders.len());
+        let mut starts = Vec::with_capacity(orders.len());
+        for order in &orders {
+            let request = self.0.read(&order.request)?;
+            starts.push(Start {
+                request: request.engine.clone(),
+                resume: order.resume,
+            });
+            requests.push(request);
+        }
+        let session = self.0.engine.start_all(starts, false)?;
+        Ok(Box::new(Painting {
+            studio: self.0.clone(),
+            requests,
+            session,
+            start_s: began.elapsed().as_secs_f64(),
+        }))
+    }
+
+    fn held(&self) -> Bytes {
+        self.0.engine.kept()
+    }
+
+    fn load(&self) -> Result<Bytes> {
+        self.0.engine.preload()
+    }
+
+    fn forget(&self) -> Bytes {
+        self.0.engine.forget_weights()
+    }
+
+    fn prompt_cache(&self) -> CacheFigures {
+        self.0.engine.prompt_cache()
+    }
+}
+
+/// Jobs in progress.
+struct Painting {
+    studio: Arc<Studio>,
+    requests: Vec<Request>,
+    session: Session,
+    /// Seconds it took to read prompts and plan.
+    start_s: f64,
+}
+
+impl Painting {
+    fn products(&self, outcome: &Outcome) -> Result<Vec<Option<Product>>> {
+        let product = |(request, images): (&Request, &Option<std::ops::Range<usize>>)| {
+            let images = images.clone().map(|range| &outcome.images[range]);
+            images
+                .map(|images| self.product(request, images, outcome))
+                .transpose()
+        };
+        self.requests
+            .iter()
+            .zip(&outcome.members)
+            .map(product)
+            .collect()
+    }
+
+    fn product(&self, request: &Request, images: &[Image], outcome: &Outcome) -> Result<Product> {
+        let began = Instant::now();
+        let made = MadeBy {
+            model: &self.studio.name,
+            precision: self.studio.engine.precision(),
+            approximate: &outcome.report.plan.approximate,
+        };
+        let file = |image: &Image| {
+            let text = made.parameters(&request.engine, image);
+            Ok(File {
+                media_type: request.format.media_type().to_owned(),
+                content: encode(pixels(image), request.format, &text)?,
+            })
+        };
+        let files = images.iter().map(file).collect::<Result<_>>()?;
+        let report = self.report(images, outcome, began.elapsed().as_secs_f64());
+        Ok(Product { files, report })
+    }
+
+    fn report(&self, images: &[Image], outcome: &Outcome, write_s: f64) -> Value {
+        let report = &outcome.report;
+        let plan = &report.plan;
+        let mut seconds = Map::new();
+        seconds.insert("start".to_owned(), self.start_s.into());
+        for phase in &plan.phases {
+            let spent = report
+                .seconds
+                .get(&phase.name[..])
+                .copied()
+                .unwrap_or_default();
+            seconds.insert(phase.name.clone(), spent.into());
+        }
+        seconds.insert("write".to_owned(), write_s.into());
+        let predicted: Map<String, Value> = plan
+            .phases
+            .iter()
+            .map(|phase| (phase.name.clone(), phase.peak.0.into()))
+            .collect();
+        let measured: Map<String, Value> = report
+            .peak
+            .iter()
+            .map(|(phase, peak)| ((*phase).to_owned(), peak.0.into()))
+            .collect();
+        let reasons: Vec<String> = plan
+            .phases
+            .iter()
+            .map(|phase| phase.reason.to_string())
+            .collect();
+        json!({
+            "seeds": images.iter().map(|image| image.seed).collect::<Vec<_>>(),
+            "model": self.studio.name,
+            "precision": precision_word(self.studio.engine.precision()),
+            "seconds": seconds,
+            "waited_seconds": report.waited,
+            "load_seconds": report.waited.values().sum::<f64>(),
+            "memory": {
+                "budget": plan.budget.total.0,
+                "in_use_before": plan.budget.in_use.0,
+                "predicted_peak": predicted,
+                "measured_peak": measured,
+            },
+            "bytes_read": report.bytes_read,
+            "rungs_taken": report.rungs_taken,
+            "batch": self.requests.len(),
+            "prompts": { "needed": report.prompts, "remembered": report.prompts_cached },
+            "quality": if plan.approximate.is_empty() { "exact" } else { "approximate" },
+            "approximate": plan.approximate,
+            "reasons": reasons,
+        })
+    }
+}
+
+fn pixels(image: &Image) -> Pixels<'_> {
+    Pixels {
+        width: image.width as u32,
+        height: image.height as u32,
+        rgb: &image.rgb,
+    }
+}
+
+impl Run for Painting {
+    fn step(&mut self) -> Result<Stepped> {
+        match self.session.step()? {
+            Step::Progress(progress) => Ok(Stepped::Progress(progress)),
+            Step::Finished(outcome) => Ok(Stepped::Finished(self.products(&outcome)?)),
+        }
+    }
+
+    fn park(&mut self) {
+        self.session.park();
+    }
+
+    fn save(&self, member: usize, file: &Path) -> Result<bool> {
+        self.session.save(member, file)
+    }
+
+    fn drop_member(&mut self, member: usize) {
+        self.session.drop_member(member);
+    }
+
+    fn preview(&self, member: usize) -> Option<File> {
+        let sketch = self.session.sketch(member)?;
+        let pixels = Pixels {
+            width: sketch.width as u32,
+            height: sketch.height as u32,
+            rgb: sketch.rgb,
+        };
+        let (width, height, rgb) = shrunk(pixels, PREVIEW_SIDE_MAX).ok()?;
+        let small = Pixels {
+            width,
+            height,
+            rgb: &rgb,
+        };
+        // A sketch has few pixels, of which JPEG would make other ones.
+        let format = if width.max(height) < PREVIEW_SIDE_MAX {
+            Format::Png
+        } else {
+            Format::Jpeg
+        };
+        Some(File {
+            media_type: format.media_type().to_owned(),
+            content: encode(small, format, "").ok()?,
+        })
+    }
+
+    fn plan(&self) -> Option<&Plan> {
+        Some(self.session.plan())
+    }
+
+    fn remaining_s(&self) -> f64 {
+        self.session.remaining_s()
+    }
+
+    fn holds(&self) -> Bytes {
+        self.session.holds()
+    }
+
+    fn peak(&self) -> Bytes {
+        self.session.peak()
+    }
+
+    fn rungs_taken(&self) -> usize {
+        self.session.rungs_taken()
+    }
+}
