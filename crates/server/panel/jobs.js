@@ -6,7 +6,8 @@ import { throttle } from './dom.js';
 
 const ACTIVE_MAX = 60;
 const QUEUE_PAGE = 100;
-const WALK_PAGES_MAX = 20;
+const WALK_PAGE = 500;
+const WALK_PAGES_MAX = 10;
 const WALK_MS = 5_000;
 const FAILED_MAX = 20;
 const GALLERY_PAGE = 24;
@@ -28,6 +29,9 @@ export const isOver = (job) => OVER.has(job.state);
 /** Jobs that wait, the next one first; those without a place cannot be begun yet. */
 const byTurn = (list) => list.sort((a, b) => (a.position ?? Infinity) - (b.position ?? Infinity) || a.seq - b.seq);
 
+/** What runs, what was parked for it, what waits, what a hand paused. */
+const inOrder = (list) => ['running', 'parked', 'queued', 'paused'].flatMap((state) => byTurn(list.filter((job) => job.state === state)));
+
 /** The lists, and events: `change` (lists), `progress` and `preview` (one job; `detail` is its id), `over` (the job). */
 class Jobs extends EventTarget {
   active = [];
@@ -46,8 +50,7 @@ class Jobs extends EventTarget {
   #walked = { at: 0, jobs: [] };
 
   #reorderSoon = throttle(REORDER_MS, () => {
-    const waits = (job) => job.state === 'queued';
-    this.active = [...this.active.filter((job) => ['running', 'parked'].includes(job.state)), ...byTurn(this.active.filter(waits)), ...this.active.filter((job) => job.state === 'paused')];
+    this.active = inOrder(this.active);
     this.dispatchEvent(new Event('change'));
   });
 
@@ -70,20 +73,17 @@ class Jobs extends EventTarget {
 
   async #load() {
     const list = (state, limit) => get(`v1/jobs?state=${state}&limit=${limit}`);
-    const [queue, running, parked, paused, queued, failed, done] = await Promise.all([
+    const [queue, begun, queued, failed, done] = await Promise.all([
       get('v1/queue'),
-      list('running', ACTIVE_MAX),
-      list('parked', ACTIVE_MAX),
-      list('paused', ACTIVE_MAX),
+      list('running,parked,paused', ACTIVE_MAX),
       list('queued', QUEUE_PAGE).then((page) => this.#next(page)),
       list('failed', FAILED_MAX),
       list('done', GALLERY_PAGE),
     ]);
     this.held = Boolean(queue.held);
     this.counts = queue.states || queue.counts || {};
-    const begun = new Set([...running.jobs, ...parked.jobs, ...paused.jobs].map((job) => job.id));
-    const waiting = queued.filter((job) => !begun.has(job.id));
-    this.active = [...running.jobs, ...parked.jobs, ...waiting, ...paused.jobs].slice(0, ACTIVE_MAX);
+    const known = new Set(begun.jobs.map((job) => job.id));
+    this.active = inOrder([...begun.jobs, ...queued.filter((job) => !known.has(job.id))]).slice(0, ACTIVE_MAX);
     this.failed = failed.jobs;
     this.#mergeDone(done);
     for (const id of this.live.keys()) if (!this.active.some((job) => job.id === id)) this.live.delete(id);
@@ -104,7 +104,7 @@ class Jobs extends EventTarget {
     const all = [...page.jobs];
     let next = page.next;
     for (let count = 1; next && count < WALK_PAGES_MAX; count += 1) {
-      const more = await get(`v1/jobs?state=queued&limit=${QUEUE_PAGE}&before=${encodeURIComponent(next)}`);
+      const more = await get(`v1/jobs?state=queued&limit=${WALK_PAGE}&before=${encodeURIComponent(next)}`);
       all.push(...more.jobs);
       next = more.next;
     }
