@@ -1,7 +1,7 @@
 // Finished pictures with what they were made with: open them large, use their settings again, keep the file.
 
 import { button, byId, el, fill, keep, sign } from './dom.js';
-import { jobs } from './jobs.js';
+import { jobs, peakOf } from './jobs.js';
 import { restore } from './make.js';
 import { ago, bytes, moment, onLanguage, say, seconds } from './words.js';
 
@@ -96,7 +96,9 @@ function turn(by) {
 }
 
 function facts(job, index) {
-  const { request = {}, report } = job;
+  const { request = {} } = job;
+  const peak = peakOf(job);
+  const approximate = (job.report && job.report.approximate) || [];
   const seed = request.seed === undefined ? undefined : String(BigInt(request.seed) + BigInt(index));
   const took = job.finished_ms && job.started_ms ? seconds((job.finished_ms - job.started_ms) / 1e3) : undefined;
   return [
@@ -106,9 +108,10 @@ function facts(job, index) {
     ['make.guidance', request.guidance],
     ['make.seed', seed],
     ['gallery.took', took],
-    ['gallery.peak', report && report.peak_bytes && bytes(report.peak_bytes)],
+    ['gallery.peak', peak !== null && bytes(peak)],
+    ['gallery.approximate', approximate.join(', ')],
     ['gallery.when', job.finished_ms && `${moment(job.finished_ms)} · ${ago(job.finished_ms)}`],
-  ].filter(([, value]) => value !== undefined && value !== null && value !== '' && value !== 0);
+  ].filter(([, value]) => value !== undefined && value !== null && value !== '' && value !== false);
 }
 
 function showOpened() {

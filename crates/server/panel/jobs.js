@@ -26,6 +26,13 @@ const ORDER_CHANGES = new Set([
 /** Whether nothing more happens to a job by itself. */
 export const isOver = (job) => OVER.has(job.state);
 
+/** The most memory a finished job had, as its worker measured it; `null` where it did not say. */
+export function peakOf(job) {
+  const { measured_peak: measured } = (job.report && job.report.memory) || {};
+  const peaks = Object.values(measured || {}).filter((peak) => typeof peak === 'number');
+  return peaks.length ? Math.max(...peaks) : null;
+}
+
 /** Jobs that wait, the next one first; those without a place cannot be begun yet. */
 const byTurn = (list) => list.sort((a, b) => (a.position ?? Infinity) - (b.position ?? Infinity) || a.seq - b.seq);
 

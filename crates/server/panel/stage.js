@@ -3,7 +3,7 @@
 import { remove } from './api.js';
 import { announce, button, byId, el, fill, sign, toast } from './dom.js';
 import { fileName, openPicture, reuse } from './gallery.js';
-import { isOver, jobs } from './jobs.js';
+import { isOver, jobs, peakOf } from './jobs.js';
 import { onLanguage, reason, say } from './words.js';
 
 /** Progress is told aloud in steps of this share. */
@@ -119,12 +119,12 @@ function showPictures() {
     view.append(el('button', { type: 'button', class: 'picture', 'aria-label': say('gallery.open'), on: { click: () => openPicture(shown, index) } }, image));
   });
   fill(byId('stage-view'), view);
-  const report = shown.report || {};
-  const took = shown.finished_ms && shown.started_ms ? (shown.finished_ms - shown.started_ms) / 1e3 : report.seconds;
+  const took = shown.finished_ms && shown.started_ms ? (shown.finished_ms - shown.started_ms) / 1e3 : undefined;
+  const peak = peakOf(shown);
   const [first] = pictures;
   fill(
     byId('stage-bar'),
-    caption(shown.model, took !== undefined && say('stage.took', { seconds: took }), report.peak_bytes && say('stage.peak', { bytes: report.peak_bytes }), shown.request && shown.request.seed !== undefined && say('stage.seed', { seed: String(shown.request.seed) })),
+    caption(shown.model, took !== undefined && say('stage.took', { seconds: took }), peak !== null && say('stage.peak', { bytes: peak }), shown.request && shown.request.seed !== undefined && say('stage.seed', { seed: String(shown.request.seed) })),
     el('div', { class: 'row' }, button({ label: say('gallery.reuse'), icon: 'reuse', act: () => reuse(shown) }), first && el('a', { class: 'button bare', href: first.url, download: fileName(shown, 0), title: say('gallery.download'), 'aria-label': say('gallery.download') }, sign('download'))),
   );
 }
