@@ -24,6 +24,9 @@ use crate::{Error, Result};
 /// Progress of a job is passed on no more often than this.
 const PROGRESS_EVERY: Duration = Duration::from_millis(60);
 
+/// After a queue that did not answer, a lease is renewed again so soon.
+const RENEW_AGAIN: Duration = Duration::from_millis(300);
+
 /// A heartbeat is good for so many of its intervals.
 const HEARTBEATS_MISSED_MAX: u32 = 15;
 
@@ -76,7 +79,8 @@ struct Held {
     look: Look,
     news: Option<(Progress, Option<Preview>)>,
     told: Instant,
-    renewed: Instant,
+    /// When renewing it is due.
+    due: Instant,
 }
 
 impl Keeper {
@@ -106,7 +110,7 @@ impl Keeper {
             told: Instant::now()
                 .checked_sub(PROGRESS_EVERY)
                 .unwrap_or_else(Instant::now),
-            renewed: Instant::now(),
+            due: Instant::now() + self.shared.makings.lease / 3,
         };
         self.shared.lock().leases.insert(lease.job, held);
     }
@@ -143,7 +147,8 @@ impl Keeper {
     /// Passes on how far a job is, soon.
     pub(crate) fn note(&self, lease: &Lease, progress: Progress, preview: Option<Preview>) {
         let mut state = self.shared.lock();
-        if let Some(held) = state.leases.get_mut(&lease.job) {
+        let held = state.leases.get_mut(&lease.job);
+        if let Some(held) = held.filter(|held| held.lease == *lease) {
             let preview = preview.or_else(|| held.news.take().and_then(|(_, preview)| preview));
             held.news = Some((progress, preview));
             drop(state);
@@ -224,7 +229,7 @@ impl Shared {
             let due: Vec<Lease> = state
                 .leases
                 .values()
-                .filter(|held| now.duration_since(held.renewed) >= lease / 3 && !held.look.lost)
+                .filter(|held| now >= held.due && !held.look.lost)
                 .map(|held| held.lease.clone())
                 .collect();
             let news = state.take_news(now);
@@ -262,10 +267,12 @@ impl Shared {
         let now = (self.makings.clock)();
         let began = Instant::now();
         let answer = self.makings.store.renew(lease, self.makings.lease, now);
-        if answer.is_ok()
-            && let Some(held) = self.lock().leases.get_mut(&lease.job)
-        {
-            held.renewed = began;
+        let again = match answer {
+            Ok(_) => self.makings.lease / 3,
+            Err(_) => RENEW_AGAIN.min(self.makings.lease / 3),
+        };
+        if let Some(held) = self.lock().leases.get_mut(&lease.job) {
+            held.due = began + again;
         }
         self.heard(lease, &answer);
     }
@@ -350,7 +357,7 @@ impl State {
     /// How long nothing has to be done for any lease.
     fn next(&self, now: Instant, lease: Duration) -> Duration {
         let wait = |held: &Held| {
-            let renew = (lease / 3).saturating_sub(now.duration_since(held.renewed));
+            let renew = held.due.saturating_duration_since(now);
             match held.news {
                 Some(_) => renew.min(PROGRESS_EVERY.saturating_sub(now.duration_since(held.told))),
                 None => renew,

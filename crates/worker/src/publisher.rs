@@ -1,5 +1,6 @@
 //! Writes finished files and results, so that no computing waits for a disk.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +14,7 @@ use serde_json::json;
 
 use crate::keeper::Keeper;
 use crate::log::{Level, Log};
+use crate::session::words;
 use crate::status::Tallies;
 use crate::{Error, Result};
 
@@ -98,7 +100,13 @@ impl Makings {
                 .unwrap_or_else(PoisonError::into_inner)
                 .recv();
             let Ok(finished) = next else { return };
-            self.publish(finished);
+            let lease = finished.lease.clone();
+            let published = catch_unwind(AssertUnwindSafe(|| self.publish(finished)));
+            if let Err(panic) = published {
+                let reason = format!("the program panicked: {}; this is a bug", words(&*panic));
+                self.try_again(&lease, &reason);
+            }
+            self.keeper.let_go(&lease);
         }
     }
 
@@ -110,89 +118,90 @@ impl Makings {
             line,
         } = finished;
         let job = lease.job;
-        let written = self.put(&product);
-        let outcome = match &written {
-            Ok(artifacts) => {
-                let outcome = Outcome {
-                    artifacts: artifacts.clone(),
-                    report: Some(product.report.to_string()),
-                };
-                self.patiently(|now| self.store.complete(&lease, outcome.clone(), now))
-            }
-            Err(error) => Err(error.clone()),
+        let artifacts = match self.put(&product) {
+            Ok(artifacts) => artifacts,
+            Err(error) => return self.try_again(&lease, &not_kept(&error)),
         };
-        match outcome {
+        let outcome = Outcome {
+            artifacts: artifacts.clone(),
+            report: Some(product.report.to_string()),
+        };
+        let completed = patiently(self.clock, |now| {
+            self.store.complete(&lease, outcome.clone(), now)
+        });
+        match completed {
             Ok(()) => {
                 self.tallies.done.add();
-                let fields =
-                    json!({ "job": job.to_string(), "artifacts": written.map_or(0, |a| a.len()) });
+                let fields = json!({ "job": job.to_string(), "artifacts": artifacts.len() });
                 self.log
                     .say(Level::Info, format!("job {job} done: {line}"), fields);
-            }
-            Err(error) => {
-                self.failed(&lease, &error);
-                for artifact in written.unwrap_or_default() {
-                    // What cannot be removed now is found as an orphan later.
-                    let _ = self.artifacts.remove(artifact.id);
+                for file in sessions {
+                    // A leftover is removed at the next start.
+                    let _ = std::fs::remove_file(file);
                 }
             }
-        }
-        self.keeper.let_go(&lease);
-        for file in sessions {
-            // A leftover is removed at the next start.
-            let _ = std::fs::remove_file(file);
+            Err(error @ StoreError::LeaseLost { .. }) => {
+                let text = format!("the result of job {job} is dropped: {error}");
+                self.log
+                    .say(Level::Warn, text, json!({ "job": job.to_string() }));
+                self.remove(&artifacts);
+            }
+            // Whether it was kept is not known: files that no job has are found and removed later.
+            Err(error) => self.try_again(&lease, &not_kept(&error)),
         }
     }
 
-    fn failed(&self, lease: &Lease, error: &StoreError) {
-        let job = lease.job;
-        let fields = json!({ "job": job.to_string() });
-        if let StoreError::LeaseLost { .. } = error {
-            let text = format!("the result of job {job} is dropped: {error}");
-            self.log.say(Level::Warn, text, fields);
-            return;
-        }
+    fn try_again(&self, lease: &Lease, reason: &str) {
         self.tallies.failed.add();
-        let reason = format!("the result could not be kept: {error}");
-        let told = self.patiently(|now| self.store.fail(lease, &reason, true, now).map(drop));
+        let job = lease.job;
+        let told = patiently(self.clock, |now| self.store.fail(lease, reason, true, now));
         let text = match told {
-            Ok(()) => format!("job {job} is tried again: {reason}"),
+            Ok(_) => format!("job {job} is tried again: {reason}"),
             Err(second) => format!("job {job}: {reason}; nor could that be said: {second}"),
         };
-        self.log.say(Level::Error, text, fields);
+        self.log
+            .say(Level::Error, text, json!({ "job": job.to_string() }));
+    }
+
+    fn remove(&self, artifacts: &[Artifact]) {
+        for artifact in artifacts {
+            // What cannot be removed now is found as an orphan later.
+            let _ = self.artifacts.remove(artifact.id);
+        }
     }
 
     fn put(&self, product: &Product) -> lowtide_jobs::Result<Vec<Artifact>> {
         let mut artifacts = Vec::new();
         for file in &product.files {
             let put = |now| self.artifacts.put(&file.media_type, &file.content, now);
-            match self.patiently(put) {
+            match patiently(self.clock, put) {
                 Ok(artifact) => artifacts.push(artifact),
                 Err(error) => {
-                    for artifact in artifacts {
-                        let Artifact { id, .. } = artifact;
-                        let _ = self.artifacts.remove(id);
-                    }
+                    self.remove(&artifacts);
                     return Err(error);
                 }
             }
         }
         Ok(artifacts)
     }
+}
 
-    /// Tries again while the store is only busy.
-    fn patiently<T>(
-        &self,
-        mut call: impl FnMut(Moment) -> lowtide_jobs::Result<T>,
-    ) -> lowtide_jobs::Result<T> {
-        let start = Instant::now();
-        loop {
-            match call((self.clock)()) {
-                Err(error) if error.is_retryable() && start.elapsed() < PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                answer => return answer,
+fn not_kept(error: &StoreError) -> String {
+    format!("the result could not be kept: {error}")
+}
+
+/// Tries again while the store is only busy.
+pub(crate) fn patiently<T>(
+    clock: fn() -> Moment,
+    mut call: impl FnMut(Moment) -> lowtide_jobs::Result<T>,
+) -> lowtide_jobs::Result<T> {
+    let start = Instant::now();
+    loop {
+        match call(clock()) {
+            Err(error) if error.is_retryable() && start.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(50));
             }
+            answer => return answer,
         }
     }
 }

@@ -1,12 +1,10 @@
 //! The store's candidates as the schedule wants them.
 
-use std::collections::HashMap;
-
 use lowtide_core::Bytes;
-use lowtide_core::job::{JobId, Moment};
+use lowtide_core::job::{JobId, Moment, Setbacks};
 use lowtide_core::schedule::{Batch, BatchKey, Candidate};
+use lowtide_jobs::Candidate as Record;
 use lowtide_jobs::report::Hints;
-use lowtide_jobs::{Candidate as Record, SavedSession};
 
 /// Predicted seconds of a job that came without a prediction.
 const SECONDS_DEFAULT: f64 = 1.0;
@@ -15,40 +13,32 @@ const SECONDS_DEFAULT: f64 = 1.0;
 #[derive(Default)]
 pub(crate) struct Queue {
     pub(crate) jobs: Vec<Candidate>,
-    /// Saved sessions of those that were begun before.
-    pub(crate) saved: HashMap<JobId, SavedSession>,
 }
 
 impl Queue {
-    /// From what the store lists: by class, then by turn. `reach`: the most bytes the device can ever have for one job; a
-    /// job that was planned when there was more is planned anew when it begins.
-    pub(crate) fn new(records: Vec<Record>, reach: Bytes) -> Queue {
-        let mut queue = Queue::default();
-        for record in records {
-            if let Some(session) = &record.session {
-                queue.saved.insert(record.id, session.clone());
-            }
-            queue.jobs.push(candidate(record, reach));
-        }
-        turns_to_times(&mut queue.jobs);
-        queue
+    /// From what the store lists: by class, then by turn.
+    pub(crate) fn new(records: Vec<Record>) -> Queue {
+        let mut jobs = records.into_iter().map(candidate).collect::<Vec<_>>();
+        turns_to_times(&mut jobs);
+        Queue { jobs }
     }
 
     /// Forgets a job that somebody else has, or that begins now.
-    pub(crate) fn take(&mut self, job: JobId) -> Option<SavedSession> {
+    pub(crate) fn take(&mut self, job: JobId) {
         self.jobs.retain(|candidate| candidate.id != job);
-        self.saved.remove(&job)
     }
 }
 
-fn candidate(record: Record, reach: Bytes) -> Candidate {
+fn candidate(record: Record) -> Candidate {
     let hints = record.hints.as_deref().and_then(Hints::from_json);
     let hints = hints.unwrap_or(Hints {
         seconds: SECONDS_DEFAULT,
         ..Hints::default()
     });
-    // A session goes on alone: its mates are elsewhere, or further on.
-    let batch = hints.batch.filter(|_| record.session.is_none());
+    // A session goes on alone: its mates are elsewhere, or further on. So does a job that something happened to: it may
+    // have been its own doing.
+    let alone = record.session.is_some() || record.setbacks != Setbacks::default();
+    let batch = hints.batch.filter(|_| !alone);
     let batch = batch.map(|batch| Batch {
         key: BatchKey {
             model: record.model.clone(),
@@ -67,7 +57,7 @@ fn candidate(record: Record, reach: Bytes) -> Candidate {
         not_before: None,
         deadline: record.deadline,
         seconds: hints.seconds,
-        peak: Bytes(hints.peak).min(reach),
+        peak: Bytes(hints.peak),
         batch,
     }
 }
@@ -97,7 +87,8 @@ fn digest(texts: &[&str]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lowtide_core::job::{Priority, Setbacks};
+    use lowtide_core::job::Priority;
+    use lowtide_jobs::SavedSession;
     use lowtide_jobs::report::BatchHints;
 
     fn record(id: u128, submitted: u64, hints: Option<Hints>) -> Record {
@@ -122,7 +113,7 @@ mod tests {
             record(1, 100, None),
             record(2, 200, None),
         ];
-        let queue = Queue::new(records, Bytes::gib(1));
+        let queue = Queue::new(records);
         let times: Vec<u64> = queue.jobs.iter().map(|job| job.submitted.0).collect();
         assert_eq!(times, [99, 100, 200]);
     }
@@ -145,13 +136,16 @@ mod tests {
             location: "x".to_owned(),
             progress: Default::default(),
         });
+        let mut failed = record(5, 5, Some(hints("a")));
+        failed.setbacks.failures = 1;
         let records = vec![
             record(1, 1, Some(hints("a"))),
             record(2, 2, Some(hints("a"))),
             record(3, 3, Some(hints("b"))),
             begun,
+            failed,
         ];
-        let mut queue = Queue::new(records, Bytes::gib(1));
+        let mut queue = Queue::new(records);
         let key = |index: usize| {
             queue.jobs[index]
                 .batch
@@ -160,19 +154,14 @@ mod tests {
         };
         assert_eq!(key(0), key(1));
         assert_ne!(key(0), key(2));
-        assert_eq!(key(3), None);
-        assert_eq!(
-            queue.jobs[0].peak,
-            Bytes::gib(1),
-            "no more than there can be"
-        );
-        assert_eq!(queue.take(JobId(4)).unwrap().location, "x");
-        assert_eq!(queue.jobs.len(), 3);
+        assert_eq!((key(3), key(4)), (None, None));
+        queue.take(JobId(4));
+        assert_eq!(queue.jobs.len(), 4);
     }
 
     #[test]
     fn a_job_without_hints_can_run() {
-        let queue = Queue::new(vec![record(1, 1, None)], Bytes::gib(1));
+        let queue = Queue::new(vec![record(1, 1, None)]);
         assert_eq!(queue.jobs[0].peak, Bytes::ZERO);
         assert!(queue.jobs[0].seconds > 0.0);
     }

@@ -1,9 +1,12 @@
 //! An open session: a run, the jobs it is for, and the right to write about them.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lowtide_core::job::{JobId, Moment};
+use lowtide_core::Bytes;
+use lowtide_core::job::{JobId, Moment, Priority};
+use lowtide_core::lifecycle::Event;
 use lowtide_core::schedule::{Session as View, SessionState};
 use lowtide_engine::processor::{Product, Run, Stepped};
 use lowtide_jobs::report::SessionStatus;
@@ -26,35 +29,35 @@ pub(crate) struct Open {
     pub(crate) unsaved: Duration,
     /// Computed in all.
     pub(crate) computed: Duration,
-    run: Box<dyn Run>,
+    pub(crate) run: Box<dyn Run>,
     previewed: Option<Instant>,
     rungs: usize,
+    /// What the run said when it panicked: nothing more is asked of it.
+    broken: Option<String>,
 }
 
 /// One job of a session.
 pub(crate) struct Member {
     pub(crate) lease: Lease,
-    pub(crate) priority_word: &'static str,
     /// Nobody wants it any more, or somebody else has it.
     pub(crate) gone: bool,
     /// Where it was saved, all attempts.
     pub(crate) files: Vec<PathBuf>,
+    priority: Priority,
+    submitted: Moment,
+    deadline: Option<Moment>,
+}
+
+/// A claimed job, and where its session was saved.
+pub(crate) struct Claim {
+    pub(crate) lease: Lease,
+    pub(crate) job: Job,
+    pub(crate) file: Option<PathBuf>,
 }
 
 impl Open {
-    pub(crate) fn new(
-        jobs: &[(Lease, Job)],
-        files: Vec<Option<PathBuf>>,
-        run: Box<dyn Run>,
-        now: Moment,
-    ) -> Open {
-        let first = &jobs[0].1;
-        let members = jobs.iter().zip(files).map(|((lease, job), file)| Member {
-            lease: lease.clone(),
-            priority_word: job.priority.name(),
-            gone: false,
-            files: file.into_iter().collect(),
-        });
+    pub(crate) fn new(claims: Vec<Claim>, run: Box<dyn Run>, now: Moment) -> Open {
+        let first = &claims[0].job;
         let mut open = Open {
             view: View {
                 id: first.id,
@@ -63,12 +66,12 @@ impl Open {
                 submitted: first.submitted,
                 deadline: first.deadline,
                 remaining_s: 0.0,
-                peak: run.peak(),
-                holds: run.holds(),
-                keeps: run.keeps(),
+                peak: Bytes::ZERO,
+                holds: Bytes::ZERO,
+                keeps: Bytes::ZERO,
                 state: SessionState::Active { since: now },
             },
-            members: members.collect(),
+            members: claims.into_iter().map(Member::new).collect(),
             progress: Progress {
                 phase: "start".to_owned(),
                 ..Progress::default()
@@ -79,6 +82,7 @@ impl Open {
             run,
             previewed: None,
             rungs: 0,
+            broken: None,
         };
         open.refresh();
         open
@@ -86,6 +90,14 @@ impl Open {
 
     pub(crate) fn is_active(&self) -> bool {
         matches!(self.view.state, SessionState::Active { .. })
+    }
+
+    /// What its end means for its model.
+    pub(crate) fn leaving(&self) -> Event {
+        match self.is_active() {
+            true => Event::JobEnds,
+            false => Event::ParkedJobLeaves,
+        }
     }
 
     /// Members that still count, with their places.
@@ -103,11 +115,11 @@ impl Open {
     /// Does one step, and returns the products of the members that count when it was the last.
     pub(crate) fn step(&mut self) -> lowtide_engine::Result<Option<Vec<(usize, Product)>>> {
         let start = Instant::now();
-        let stepped = self.run.step();
+        let stepped = self.guarded(|run| run.step());
         let took = start.elapsed();
         self.unsaved += took;
         self.computed += took;
-        let finished = match stepped? {
+        let finished = match stepped?? {
             Stepped::Progress(progress) => {
                 self.progress = Progress {
                     phase: progress.phase.to_owned(),
@@ -118,14 +130,9 @@ impl Open {
                 None
             }
             Stepped::Finished(products) => {
-                let wanted = products
-                    .into_iter()
-                    .enumerate()
-                    .filter_map(|(place, product)| {
-                        product
-                            .filter(|_| !self.members[place].gone)
-                            .map(|product| (place, product))
-                    });
+                let products = products.into_iter().enumerate();
+                let wanted = products.filter(|(place, _)| !self.members[*place].gone);
+                let wanted = wanted.filter_map(|(place, product)| Some((place, product?)));
                 Some(wanted.collect())
             }
         };
@@ -135,11 +142,31 @@ impl Open {
         Ok(finished)
     }
 
+    /// Asks something of the run. A panic is an error like others, and the end of the run.
+    fn guarded<T>(
+        &mut self,
+        ask: impl FnOnce(&mut Box<dyn Run>) -> T,
+    ) -> lowtide_engine::Result<T> {
+        if let Some(words) = &self.broken {
+            return Err(lowtide_engine::Error::Panicked(words.clone()));
+        }
+        let run = &mut self.run;
+        catch_unwind(AssertUnwindSafe(|| ask(run))).map_err(|panic| {
+            let words = words(&*panic);
+            self.broken = Some(words.clone());
+            lowtide_engine::Error::Panicked(words)
+        })
+    }
+
     fn refresh(&mut self) {
-        self.view.remaining_s = self.run.remaining_s();
-        self.view.holds = self.run.holds();
-        self.view.keeps = self.run.keeps();
-        self.view.peak = self.run.peak();
+        let figures = self.guarded(|run| (run.remaining_s(), run.holds(), run.keeps(), run.peak()));
+        // Where that fails, the next step says so.
+        if let Ok((remaining_s, holds, keeps, peak)) = figures {
+            self.view.remaining_s = remaining_s;
+            self.view.holds = holds;
+            self.view.keeps = keeps;
+            self.view.peak = peak;
+        }
     }
 
     /// Rungs taken since this was asked last.
@@ -152,7 +179,7 @@ impl Open {
 
     /// A look at a member, when the last one is old enough.
     pub(crate) fn preview(&mut self, place: usize) -> Option<Preview> {
-        let file = self.run.preview(place)?;
+        let file = self.guarded(|run| run.preview(place)).ok().flatten()?;
         Some(Preview {
             media_type: file.media_type,
             content: file.content,
@@ -171,7 +198,8 @@ impl Open {
     }
 
     pub(crate) fn park(&mut self) {
-        self.run.park();
+        // Where that fails, the next step says so.
+        let _ = self.guarded(|run| run.park());
         self.refresh();
         self.view.state = SessionState::Parked;
     }
@@ -179,7 +207,15 @@ impl Open {
     /// Nobody wants this member any more.
     pub(crate) fn drop_member(&mut self, place: usize) {
         self.members[place].gone = true;
-        self.run.drop_member(place);
+        // Where that fails, the next step says so.
+        let _ = self.guarded(|run| run.drop_member(place));
+        // A session goes by its first job, which may come back as another session.
+        if let Some(first) = self.members.iter().find(|member| !member.gone) {
+            self.view.id = first.lease.job;
+            self.view.priority = first.priority;
+            self.view.submitted = first.submitted;
+            self.view.deadline = first.deadline;
+        }
     }
 
     /// Writes down what a member has reached. `None`: there is nothing to go on from.
@@ -192,7 +228,7 @@ impl Open {
         let Lease { job, attempt, .. } = self.members[place].lease;
         let name = format!("{job}-{attempt}.{ENDING}");
         let path = folder.join(&name);
-        if !self.run.save(place, &path)? {
+        if !self.guarded(|run| run.save(place, &path))?? {
             return Ok(None);
         }
         let files = &mut self.members[place].files;
@@ -240,9 +276,33 @@ impl Open {
     }
 }
 
-/// The file of a saved session in `folder`, where it is one of ours and there.
-pub(crate) fn saved_file(folder: &Path, session: &SavedSession) -> Option<PathBuf> {
-    job_of(&session.location)?;
+impl Member {
+    fn new(claim: Claim) -> Member {
+        let Claim { lease, job, file } = claim;
+        Member {
+            lease,
+            gone: false,
+            files: file.into_iter().collect(),
+            priority: job.priority,
+            submitted: job.submitted,
+            deadline: job.deadline,
+        }
+    }
+}
+
+/// What a panic said.
+pub(crate) fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "without a word".to_owned())
+}
+
+/// The file of this job's saved session in `folder`, where it is one of ours and there.
+pub(crate) fn saved_file(folder: &Path, job: &Job) -> Option<PathBuf> {
+    let session = job.session.as_ref()?;
+    if job_of(&session.location) != Some(job.id) {
+        return None;
+    }
     let path = folder.join(&session.location);
     path.is_file().then_some(path)
 }

@@ -56,6 +56,8 @@ struct Model {
     last_load_s: Option<f64>,
     hits: u64,
     misses: u64,
+    /// Open sessions on it that are parked: they go on with what was opened.
+    parked: u32,
 }
 
 /// What became of an event.
@@ -142,6 +144,7 @@ impl Shelf {
             last_load_s: None,
             hits: 0,
             misses: 0,
+            parked: 0,
         };
         self.models.insert(name.to_owned(), model);
     }
@@ -169,6 +172,12 @@ impl Shelf {
 
     pub(crate) fn names(&self) -> Vec<String> {
         self.models.keys().cloned().collect()
+    }
+
+    /// Whether jobs of this kind can use this model; none can use one that is unknown.
+    pub(crate) fn runs(&self, name: &str, kind: &str) -> bool {
+        let model = self.models.get(name);
+        model.is_some_and(|model| model.processors.iter().any(|one| one.kind() == kind))
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {
@@ -253,8 +262,20 @@ impl Shelf {
                 break;
             };
             match event {
-                Event::JobBegins { .. } | Event::JobResumes => model.was_used = true,
-                Event::JobEnds | Event::JobParks | Event::ParkedJobLeaves => model.used = now,
+                Event::JobBegins { .. } => model.was_used = true,
+                Event::JobEnds => model.used = now,
+                Event::JobParks => {
+                    model.used = now;
+                    model.parked += 1;
+                }
+                Event::JobResumes => model.parked = model.parked.saturating_sub(1),
+                Event::ParkedJobLeaves => {
+                    model.used = now;
+                    model.parked = model.parked.saturating_sub(1);
+                    if model.life.residency() == Residency::Unloaded {
+                        model.close();
+                    }
+                }
                 _ => {}
             }
             model.wake = None;
@@ -301,7 +322,7 @@ impl Shelf {
             Residency::Unloaded => {
                 let bytes = self.forget(name);
                 if let Some(model) = self.models.get_mut(name) {
-                    model.opened.clear();
+                    model.close();
                 }
                 lowtide_engine::device::cpu::give_back();
                 Ok(bytes)
@@ -407,8 +428,10 @@ impl Shelf {
     fn policy(&self, name: &str) -> LifePolicy {
         let options = &self.makings.options;
         let own = options.models.get(name).copied().unwrap_or_default();
+        // What a model's own options say about the time after a job counts more than what all are kept by.
+        let for_all = options.keep_alive.filter(|_| own.after_job.is_none());
         let mut policy = LifePolicy {
-            keep_alive: own.keep_alive.or(options.keep_alive),
+            keep_alive: own.keep_alive.or(for_all),
             after_job: own.after_job.unwrap_or(options.after_job),
             idle: own.idle.unwrap_or(options.idle),
             ..LifePolicy::default()
@@ -537,6 +560,13 @@ impl Shelf {
 impl Model {
     fn held(&self) -> Bytes {
         self.opened.values().map(|opened| opened.held()).sum()
+    }
+
+    /// Lets go of what was opened, unless a parked session goes on with it.
+    fn close(&mut self) {
+        if self.parked == 0 {
+            self.opened.clear();
+        }
     }
 
     fn kinds(&self) -> Vec<String> {

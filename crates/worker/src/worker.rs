@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use lowtide_core::job::{JobState, Moment};
+use lowtide_core::job::Moment;
 use lowtide_core::lifecycle::Event;
-use lowtide_core::schedule::{Action, Decision, Device, Policy, SetAside, decide};
+use lowtide_core::schedule::{Action, Decision, Device, Policy, SessionState, SetAside, decide};
 use lowtide_core::{Bytes, Kind, Ledger};
 use lowtide_engine::{Options, device};
 use lowtide_jobs::report::{Status, WorkerState};
@@ -30,6 +30,9 @@ use crate::{Error, Result};
 
 /// Candidates of each class that are looked at.
 const CANDIDATES: usize = 64;
+
+/// The most that are, where those before them cannot run here.
+const CANDIDATES_MAX: usize = 1000;
 
 /// Without news the world is looked at again after this: jobs that wait for their next attempt announce nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -71,6 +74,8 @@ pub struct Worker {
     tallies: Arc<Tallies>,
     status: Status,
     queue: Queue,
+    /// Candidates of each class to ask for.
+    lookahead: usize,
     /// The store's mark when the queue was read, and when that was.
     read: Option<(u64, Instant)>,
     sessions: Vec<Open>,
@@ -172,6 +177,7 @@ impl Worker {
             tallies,
             status,
             queue: Queue::default(),
+            lookahead: CANDIDATES,
             read: None,
             sessions: Vec::new(),
             starts_since_oldest: 0,
@@ -238,7 +244,8 @@ impl Worker {
                 continue;
             };
             let over = match self.store.job(job) {
-                Ok(job) => job.state.is_final() && job.state != JobState::Failed,
+                // Whoever sends a failed one through the queue again wants it from the beginning.
+                Ok(job) => job.state.is_final(),
                 Err(StoreError::NotFound { .. }) => true,
                 Err(_) => false,
             };
@@ -265,10 +272,18 @@ impl Worker {
             .is_none_or(|(seen, at)| seen != mark || at.elapsed() >= LOOK_EVERY);
         if stale {
             self.commands()?;
-            let candidates = self.store.candidates(CANDIDATES, clock())?;
-            let held = candidates.held;
-            let jobs = if held { Vec::new() } else { candidates.jobs };
-            self.queue = Queue::new(jobs, self.reach());
+            if self.draining {
+                return Ok(Did::Something);
+            }
+            let candidates = self.store.candidates(self.lookahead, clock())?;
+            let mut jobs = candidates.jobs;
+            // Kinds that are not done here are left to workers that do them.
+            let shelf = &self.shelf;
+            jobs.retain(|job| {
+                !candidates.held
+                    && (shelf.runs(&job.model, &job.kind) || !shelf.contains(&job.model))
+            });
+            self.queue = Queue::new(jobs);
             self.read = Some((mark, Instant::now()));
         }
         self.shelf.tick();
@@ -284,13 +299,6 @@ impl Worker {
         let did = self.act(decision.action)?;
         self.say(false);
         Ok(did)
-    }
-
-    /// Bytes that one job can ever have.
-    fn reach(&mut self) -> Bytes {
-        let (total, in_use) = self.memory();
-        let ours = self.shelf.held() + self.sessions.iter().map(|open| open.view.holds).sum();
-        total.saturating_sub(in_use.saturating_sub(ours))
     }
 
     /// The budget, and what of it is in use.
@@ -310,7 +318,22 @@ impl Worker {
     fn decide(&mut self) -> Decision {
         let ledger = self.ledger();
         let models = self.shelf.views();
-        let sessions: Vec<_> = self.sessions.iter().map(|open| open.view.clone()).collect();
+        let mut sessions: Vec<_> = self.sessions.iter().map(|open| open.view.clone()).collect();
+        // No job can ever have more than what neither others nor open sessions keep. Where one was planned when there
+        // was more, it is planned anew as it begins, or goes on in smaller pieces.
+        let weights = models.iter().map(|model| model.device).sum::<Bytes>();
+        let holds = sessions.iter().map(|session| session.holds).sum::<Bytes>();
+        let keeps = sessions.iter().map(|session| session.keeps).sum::<Bytes>();
+        let others = ledger.in_use().saturating_sub(weights + holds);
+        let most = ledger.budget().saturating_sub(others + keeps);
+        for session in &mut sessions {
+            if session.state == SessionState::Parked {
+                session.peak = session.peak.min(most);
+            }
+        }
+        for job in &mut self.queue.jobs {
+            job.peak = job.peak.min(most);
+        }
         let device = Device {
             ledger: &ledger,
             host_free: Bytes(u64::MAX / 4),
@@ -353,6 +376,8 @@ impl Worker {
         ledger
     }
 
+    /// Jobs that cannot run here: their models are looked for now and then, and where they hide others, further jobs are
+    /// looked at.
     fn unknown_models(&mut self, decision: &Decision) {
         let unknown = |aside: &SetAside| matches!(aside, SetAside::UnknownModel { .. });
         if decision.set_aside.iter().any(unknown) && self.scanned.elapsed() >= RESCAN_EVERY {
@@ -362,6 +387,14 @@ impl Worker {
                 self.keeper.show(self.cards(&profile));
                 self.read = None;
             }
+        }
+        let listed = self.queue.jobs.len();
+        let all_aside = listed > 0 && decision.set_aside.len() >= listed;
+        if all_aside && listed >= self.lookahead && self.lookahead < CANDIDATES_MAX {
+            self.lookahead = (self.lookahead * 4).min(CANDIDATES_MAX);
+            self.read = None;
+        } else if listed < CANDIDATES {
+            self.lookahead = CANDIDATES;
         }
     }
 
@@ -403,7 +436,7 @@ impl Worker {
 
     /// Saves and gives back everything, waits for what is being written, says goodbye.
     fn drain(mut self) -> Result<()> {
-        self.status.state = WorkerState::Draining;
+        self.draining = true;
         self.say(true);
         while !self.sessions.is_empty() {
             let members: Vec<usize> = self.sessions[0].present().map(|(place, _)| place).collect();

@@ -1,12 +1,13 @@
 //! What people ask for: cancelling, pausing, moving models, ending.
 
-use lowtide_core::lifecycle::{Event, Order as ModelOrder};
+use lowtide_core::lifecycle::Order as ModelOrder;
 use lowtide_jobs::report::WorkerState;
 use lowtide_jobs::{Acknowledgement, Lease, Order as Command, SavedSession};
 use serde_json::json;
 
 use super::{Worker, clock};
 use crate::log::Level;
+use crate::publisher::patiently;
 
 impl Worker {
     /// Looks what people want of the open sessions: cancelled members go, paused ones are saved and given back.
@@ -20,6 +21,7 @@ impl Worker {
             for (member, lease) in members {
                 let look = self.keeper.look(&lease);
                 if look.lost {
+                    // Its file stays: whoever has the job may go on from there.
                     let text = format!(
                         "job {} is somebody else's now; this attempt is dropped",
                         lease.job
@@ -29,12 +31,10 @@ impl Worker {
                     self.leave(place, member);
                 } else if look.directive.cancel {
                     self.tallies.cancelled.add();
-                    let told = self.store.stopped(&lease, clock());
-                    self.note_refusal(&lease, told);
+                    self.stop_member(place, member);
                     let text = format!("job {} stopped: it was cancelled", lease.job);
                     self.log
                         .say(Level::Info, text, json!({ "job": lease.job.to_string() }));
-                    self.leave(place, member);
                 } else if look.directive.pause {
                     self.give_back(place, member);
                     let text = format!("job {} paused: its memory is given back", lease.job);
@@ -51,16 +51,25 @@ impl Worker {
         Ok(())
     }
 
-    /// A member goes without a trace.
-    pub(super) fn leave(&mut self, place: usize, member: usize) {
+    /// A member goes.
+    fn leave(&mut self, place: usize, member: usize) {
         let open = &mut self.sessions[place];
         open.drop_member(member);
-        let left = &mut open.members[member];
-        self.keeper.let_go(&left.lease);
-        for file in left.files.drain(..) {
-            // A leftover is removed at the next start.
-            let _ = std::fs::remove_file(file);
+        self.keeper.let_go(&open.members[member].lease);
+    }
+
+    /// A member that nobody wants any more goes, with what was saved of it.
+    fn stop_member(&mut self, place: usize, member: usize) {
+        let lease = self.sessions[place].members[member].lease.clone();
+        let told = patiently(clock, |now| self.store.stopped(&lease, now));
+        if told.is_ok() {
+            for file in &self.sessions[place].members[member].files {
+                // A leftover is removed at the next start.
+                let _ = std::fs::remove_file(file);
+            }
         }
+        self.note_refusal(&lease, told);
+        self.leave(place, member);
     }
 
     /// Saves a member and gives its job back.
@@ -74,21 +83,17 @@ impl Worker {
                 None
             }
         };
-        let open = &mut self.sessions[place];
-        let told = self.store.give_back(&lease, session, clock());
-        self.keeper.let_go(&lease);
-        open.drop_member(member);
+        let told = patiently(clock, |now| {
+            self.store.give_back(&lease, session.clone(), now)
+        });
         self.note_refusal(&lease, told.map(drop));
+        self.leave(place, member);
     }
 
     /// Ends a session whose members are all gone.
     pub(super) fn close(&mut self, place: usize) {
         let open = self.sessions.swap_remove(place);
-        let event = match open.is_active() {
-            true => Event::JobEnds,
-            false => Event::ParkedJobLeaves,
-        };
-        let model = open.view.model.clone();
+        let (event, model) = (open.leaving(), open.view.model.clone());
         drop(open);
         self.shelf.tell(&model, event);
     }
@@ -107,7 +112,11 @@ impl Worker {
                 ok,
                 message,
             };
-            self.store.acknowledge(&self.id, command.id, answer)?;
+            if let Err(error) = self.store.acknowledge(&self.id, command.id, answer) {
+                // It is given again, and doing it twice does no harm.
+                let text = format!("the queue did not take an answer: {error}");
+                self.log.say(Level::Warn, text, json!({}));
+            }
             self.say(true);
         }
         Ok(())

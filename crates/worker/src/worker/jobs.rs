@@ -1,24 +1,24 @@
 //! Beginning, stepping, parking and ending sessions.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lowtide_core::Bytes;
 use lowtide_core::job::{JobId, JobState};
-use lowtide_core::lifecycle::Event;
+use lowtide_core::lifecycle::{Event, Residency};
 use lowtide_core::schedule::{SessionState, Switch};
 use lowtide_engine::Blame;
 use lowtide_engine::processor::{Opened, Order, Product, Run};
 use lowtide_jobs::report::WorkerState;
-use lowtide_jobs::{Job, Lease, StoreError};
+use lowtide_jobs::{Claimed, Lease, StoreError};
 use serde_json::json;
 
 use super::{Worker, clock};
 use crate::log::Level;
 use crate::publisher::Finished;
-use crate::session::{Open, saved_file};
+use crate::publisher::patiently;
+use crate::session::{Claim, Open, saved_file, words};
 
 impl Worker {
     pub(super) fn switch(&mut self, switch: &Switch) {
@@ -74,16 +74,70 @@ impl Worker {
 
     /// Claims jobs and makes one session of them. What cannot be claimed is somebody else's.
     pub(super) fn start(&mut self, jobs: &[JobId], kind: &str, model: &str) {
-        let mut claimed = Vec::new();
-        let mut saved = Vec::new();
+        let mut claims = self.claim(jobs);
+        let Some(first) = claims.first() else {
+            return;
+        };
+        let wishes = first.job.wishes;
+        self.shelf.count_use(model);
+        self.shelf
+            .wishes(model, wishes.after_job, wishes.keep_alive);
+        self.status.state = WorkerState::Loading;
+        self.say(true);
+        let keep_alive = wishes.keep_alive;
+        let told = self.shelf.tell(model, Event::JobBegins { keep_alive });
+        let mut run = match told.failed {
+            Some(error) => Err(error),
+            None => self.begin(kind, model, &claims),
+        };
+        if let (Err(error), true) = (&run, claims.len() > 1) {
+            // One of them may be the trouble, or all together too much.
+            let text = format!(
+                "{} jobs could not share a batch and run one by one: {error}",
+                claims.len()
+            );
+            self.log.say(Level::Warn, text, json!({ "model": model }));
+            let mates = claims.split_off(1);
+            mates.into_iter().for_each(|mate| self.return_claim(&mate));
+            run = self.begin(kind, model, &claims);
+        }
+        if let Err(error) = &run
+            && error.blame() == Blame::Fit
+            && self.clear_the_way(model)
+        {
+            run = self.begin(kind, model, &claims);
+        }
+        match run {
+            Ok(run) => {
+                let open = Open::new(claims, run, clock());
+                self.log_start(&open, kind);
+                self.sessions.push(open);
+            }
+            Err(error) => {
+                let others = !self.sessions.is_empty();
+                let (reason, retryable) = self.judged(&error, others);
+                self.fail_lease(&claims[0].lease, &reason, retryable);
+                self.shelf.tell(model, Event::JobEnds);
+            }
+        }
+    }
+
+    fn claim(&mut self, jobs: &[JobId]) -> Vec<Claim> {
+        let mut claims: Vec<Claim> = Vec::new();
         for &job in jobs {
-            let session = self.queue.take(job);
+            self.queue.take(job);
             match self.store.claim(job, &self.id, self.options.lease, clock()) {
-                Ok(claim) => {
-                    self.keeper.keep(&claim.lease);
+                Ok(Claimed { lease, job }) => {
+                    self.keeper.keep(&lease);
                     self.tallies.started.add();
-                    claimed.push((claim.lease, claim.job));
-                    saved.push(session.and_then(|session| saved_file(&self.folder, &session)));
+                    let file = saved_file(&self.folder, &job);
+                    let claim = Claim { lease, job, file };
+                    if claim.file.is_some() && !claims.is_empty() {
+                        // It was begun elsewhere since the queue was read, and goes on alone.
+                        self.return_claim(&claim);
+                    } else {
+                        claims.push(claim);
+                    }
                 }
                 Err(StoreError::NotClaimable { .. } | StoreError::NotFound { .. }) => {}
                 Err(error) => {
@@ -93,104 +147,56 @@ impl Worker {
                 }
             }
         }
-        let Some((_, first)) = claimed.first() else {
-            return;
-        };
-        let wishes = first.wishes;
-        self.shelf.count_use(model);
-        self.shelf
-            .wishes(model, wishes.after_job, wishes.keep_alive);
-        self.status.state = WorkerState::Loading;
-        self.say(true);
-        let keep_alive = wishes.keep_alive;
-        let told = self.shelf.tell(model, Event::JobBegins { keep_alive });
-        let run = match told.failed {
-            Some(error) => Err(error),
-            None => self.begin(kind, model, &claimed, &saved),
-        };
-        match run {
-            Ok(run) => {
-                let open = Open::new(&claimed, saved, run, clock());
-                self.log_start(&open, kind);
-                self.sessions.push(open);
-            }
-            Err(error) if claimed.len() > 1 => {
-                // One of them may be the trouble: each runs by itself.
-                self.shelf.tell(model, Event::JobEnds);
-                self.one_by_one(claimed, kind, model, &error);
-            }
-            Err(error) => {
-                let (lease, _) = &claimed[0];
-                self.fail_job(lease, &error);
-                self.shelf.tell(model, Event::JobEnds);
-            }
+        if claims.len() > 1 && claims[0].file.is_some() {
+            let mates = claims.split_off(1);
+            mates.into_iter().for_each(|mate| self.return_claim(&mate));
         }
+        claims
     }
 
-    pub(super) fn one_by_one(
-        &mut self,
-        claimed: Vec<(Lease, Job)>,
-        kind: &str,
-        model: &str,
-        error: &lowtide_engine::Error,
-    ) {
-        let text = format!(
-            "{} jobs could not share a batch and run one by one: {error}",
-            claimed.len()
-        );
-        self.log.say(Level::Warn, text, json!({ "model": model }));
-        let mut claimed = claimed.into_iter();
-        let Some((lease, job)) = claimed.next() else {
-            return;
-        };
-        for (lease, _) in claimed {
-            let back = self.store.give_back(&lease, None, clock());
-            self.keeper.let_go(&lease);
-            self.note_refusal(&lease, back.map(drop));
+    /// Gives a job back that was claimed but not begun.
+    fn return_claim(&self, claim: &Claim) {
+        let back = patiently(clock, |now| self.store.give_back(&claim.lease, None, now));
+        self.keeper.let_go(&claim.lease);
+        self.note_refusal(&claim.lease, back.map(drop));
+    }
+
+    /// Moves every model away that no job uses. Returns whether any held memory.
+    fn clear_the_way(&mut self, model: &str) -> bool {
+        let others = self.shelf.views().into_iter();
+        let idle: Vec<String> = others
+            .filter(|view| view.name != model && view.in_flight == 0 && view.device > Bytes::ZERO)
+            .map(|view| view.name)
+            .collect();
+        for name in &idle {
+            let to = Residency::Host;
+            self.shelf.tell(name, Event::MakeRoom { to });
         }
-        let keep_alive = job.wishes.keep_alive;
-        let told = self.shelf.tell(model, Event::JobBegins { keep_alive });
-        let claimed = [(lease, job)];
-        let run = match told.failed {
-            Some(error) => Err(error),
-            None => self.begin(kind, model, &claimed, &[None]),
-        };
-        match run {
-            Ok(run) => {
-                let open = Open::new(&claimed, vec![None], run, clock());
-                self.log_start(&open, kind);
-                self.sessions.push(open);
-            }
-            Err(error) => {
-                self.fail_job(&claimed[0].0, &error);
-                self.shelf.tell(model, Event::JobEnds);
-            }
-        }
+        !idle.is_empty()
     }
 
     /// The run of these jobs. A saved session that cannot be used is left, and the job begins anew.
-    pub(super) fn begin(
+    fn begin(
         &mut self,
         kind: &str,
         model: &str,
-        claimed: &[(Lease, Job)],
-        saved: &[Option<PathBuf>],
+        claims: &[Claim],
     ) -> lowtide_engine::Result<Box<dyn Run>> {
         let opened = self.shelf.opened(model, kind)?;
-        let requests = claimed
+        let requests = claims
             .iter()
-            .map(|(_, job)| {
-                serde_json::from_str(&job.request).map_err(|cause| {
+            .map(|claim| {
+                serde_json::from_str(&claim.job.request).map_err(|cause| {
                     lowtide_engine::Error::request("request", format!("is no JSON: {cause}"))
                 })
             })
             .collect::<lowtide_engine::Result<Vec<serde_json::Value>>>()?;
-        if saved.iter().any(Option::is_some) {
-            let orders = requests.iter().zip(saved).map(|(request, file)| Order {
-                request: request.clone(),
-                resume: file.as_deref(),
-            });
-            match guarded(&opened, orders.collect()) {
+        if let Some(file) = &claims[0].file {
+            let order = Order {
+                request: requests[0].clone(),
+                resume: Some(file),
+            };
+            match started(&opened, vec![order]) {
                 Ok(run) => return Ok(run),
                 Err(error) => {
                     let text = format!("a saved session cannot go on and begins anew: {error}");
@@ -202,7 +208,7 @@ impl Worker {
             request,
             resume: None,
         });
-        guarded(&opened, orders.collect())
+        started(&opened, orders.collect())
     }
 
     pub(super) fn log_start(&self, open: &Open, kind: &str) {
@@ -215,7 +221,7 @@ impl Worker {
             "job {} begins: {kind} on {}, {}, about {:.1} s, peak {}",
             jobs.join(" and "),
             open.view.model,
-            open.members[0].priority_word,
+            open.view.priority,
             open.view.remaining_s,
             open.view.peak
         );
@@ -235,7 +241,7 @@ impl Worker {
         }
         let open = &mut self.sessions[place];
         let start = Instant::now();
-        let stepped = catch_unwind(AssertUnwindSafe(|| open.step()));
+        let stepped = open.step();
         let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.tallies.busy_us.add_many(took);
         let rungs = open.new_rungs();
@@ -252,15 +258,9 @@ impl Worker {
             );
         }
         match stepped {
-            Ok(Ok(None)) => self.stepped(place),
-            Ok(Ok(Some(products))) => self.finished(place, products),
-            Ok(Err(error)) => self.fail(place, &error),
-            Err(panic) => {
-                let model = self.sessions[place].view.model.clone();
-                let reason = format!("the program panicked: {}; this is a bug", words(&panic));
-                self.fail_with(place, &reason, true);
-                self.shelf.abandon(&model);
-            }
+            Ok(None) => self.stepped(place),
+            Ok(Some(products)) => self.finished(place, products),
+            Err(error) => self.fail(place, &error),
         }
     }
 
@@ -316,8 +316,11 @@ impl Worker {
             members,
             began,
             computed,
+            run,
             ..
         } = open;
+        // What it holds goes before the model is asked to leave, which may be at once.
+        drop(run);
         let line = format!(
             "{} in {:.2} s, {:.2} s of them computing",
             view.model,
@@ -348,53 +351,50 @@ impl Worker {
         self.shelf.tell(&view.model, Event::JobEnds);
     }
 
+    /// An error ends a session. Where several jobs share it, it may be the doing of one of them: each is tried again, by
+    /// itself.
     pub(super) fn fail(&mut self, place: usize, error: &lowtide_engine::Error) {
-        let (reason, retryable) = self.judged(error);
-        self.fail_with(place, &reason, retryable);
+        let open = self.sessions.swap_remove(place);
+        let (reason, retryable) = self.judged(error, !self.sessions.is_empty());
+        let retryable = retryable || open.present().count() > 1;
+        let present: Vec<Lease> = open
+            .present()
+            .map(|(_, member)| member.lease.clone())
+            .collect();
+        let model = open.view.model.clone();
+        let event = open.leaving();
+        drop(open);
+        if matches!(error, lowtide_engine::Error::Panicked(_)) {
+            // It may have left things half done.
+            self.shelf.abandon(&model);
+        }
+        for lease in present {
+            self.fail_lease(&lease, &reason, retryable);
+        }
+        self.shelf.tell(&model, event);
     }
 
     /// Whether another attempt may do better: not where the request is wrong; where nothing fits, only if something
-    /// else holds memory now.
-    pub(super) fn judged(&self, error: &lowtide_engine::Error) -> (String, bool) {
-        let others = self.sessions.len() > 1 || self.shelf.held() > Bytes::ZERO;
+    /// else holds memory now, or others than this process decide how much there is.
+    fn judged(&self, error: &lowtide_engine::Error, others: bool) -> (String, bool) {
+        use lowtide_engine::Error::{Incomplete, Weights};
+        let others = others || self.shelf.held() > Bytes::ZERO || self.device.budget.is_none();
         let retryable = match error.blame() {
             Blame::User => false,
             Blame::Fit => others,
             Blame::Program => true,
         };
+        // Files may be on their way, or on a disk that sleeps.
         let unread = matches!(
             error,
-            lowtide_engine::Error::Weights(lowtide_weights::Error::Io { .. })
+            Weights(lowtide_weights::Error::Io { .. }) | Incomplete { .. }
         );
-        let retryable = retryable || unread;
-        (error.to_string(), retryable)
-    }
-
-    pub(super) fn fail_with(&mut self, place: usize, reason: &str, retryable: bool) {
-        let open = self.sessions.swap_remove(place);
-        for member in open.members.iter().filter(|member| !member.gone) {
-            self.fail_lease(&member.lease, reason, retryable);
-        }
-        let (active, model) = (open.is_active(), open.view.model.clone());
-        drop(open);
-        self.shelf.tell(
-            &model,
-            if active {
-                Event::JobEnds
-            } else {
-                Event::ParkedJobLeaves
-            },
-        );
-    }
-
-    pub(super) fn fail_job(&mut self, lease: &Lease, error: &lowtide_engine::Error) {
-        let (reason, retryable) = self.judged(error);
-        self.fail_lease(lease, &reason, retryable);
+        (error.to_string(), retryable || unread)
     }
 
     pub(super) fn fail_lease(&mut self, lease: &Lease, reason: &str, retryable: bool) {
         self.tallies.failed.add();
-        let told = self.store.fail(lease, reason, retryable, clock());
+        let told = patiently(clock, |now| self.store.fail(lease, reason, retryable, now));
         self.keeper.let_go(lease);
         let job = lease.job;
         let text = match &told {
@@ -418,17 +418,10 @@ impl Worker {
 }
 
 /// Starts a run; a panic is a failed job.
-fn guarded(
+fn started(
     opened: &Arc<dyn Opened>,
     orders: Vec<Order<'_>>,
 ) -> lowtide_engine::Result<Box<dyn Run>> {
     catch_unwind(AssertUnwindSafe(|| opened.start(orders)))
-        .unwrap_or_else(|panic| Err(lowtide_engine::Error::Panicked(words(&panic))))
-}
-
-/// What a panic said.
-fn words(panic: &Box<dyn std::any::Any + Send>) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "without a word".to_owned())
+        .unwrap_or_else(|panic| Err(lowtide_engine::Error::Panicked(words(&*panic))))
 }

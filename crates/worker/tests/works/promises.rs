@@ -77,6 +77,52 @@ fn a_member_of_a_batch_can_be_cancelled_alone() {
 }
 
 #[test]
+fn the_first_of_a_batch_can_be_paused_and_go_on_by_itself() {
+    let mut rig = Rig::new();
+    rig.stage.bar("b0");
+    let jobs: Vec<_> = (0..2)
+        .map(|k| {
+            let request = json!({ "name": format!("b{k}"), "steps": 40 });
+            rig.submit(rig.submission(request))
+        })
+        .collect();
+    rig.start();
+    rig.stage.wait_for_steps("b0", 1);
+    rig.store.pause(jobs[0], now()).unwrap();
+    let worker = rig.worker().parse().unwrap();
+    let expires = now() + Duration::from_secs(60);
+    let order = Order::Pause { job: Some(jobs[0]) };
+    rig.store.send(&worker, order, expires, now()).unwrap();
+    // It is let go only once the order lies there, for one step: the batch goes on without its first.
+    rig.stage.let_go("b0");
+    rig.wait_state(jobs[0], JobState::Paused);
+    rig.store.resume(jobs[0], now()).unwrap();
+    let urgent = Some(Priority::Urgent);
+    let mut other = rig.submission(json!({ "name": "u", "steps": 2 }));
+    other.priority = urgent;
+    let other = rig.submit(other);
+    for job in [other, jobs[0], jobs[1]] {
+        rig.wait_state(job, JobState::Done);
+    }
+    assert_eq!(rig.text(&rig.job(jobs[0])), "b0 40");
+    assert_eq!(rig.text(&rig.job(jobs[1])), "b1 40");
+}
+
+#[test]
+fn one_bad_member_of_a_batch_does_not_take_the_others_along() {
+    let mut rig = Rig::new();
+    let mut jobs = vec![rig.submit(rig.submission(json!({ "name": "bad", "fails": "request" })))];
+    jobs.extend((0..3).map(|k| rig.submit(rig.submission(json!({ "name": format!("g{k}") })))));
+    rig.start();
+    for &job in &jobs[1..] {
+        rig.wait_state(job, JobState::Done);
+    }
+    let bad = rig.wait_state(jobs[0], JobState::Failed);
+    assert_eq!(bad.error.as_deref(), Some("name is wrong"));
+    assert_eq!(*rig.stage.batches.lock().unwrap(), [4, 1, 1, 1, 1]);
+}
+
+#[test]
 fn a_cancelled_job_stops_at_the_next_step() {
     let mut rig = Rig::new();
     rig.stage.bar("c");
