@@ -48,20 +48,30 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("lowtide-tidy", &[]),
 ];
 
-/// Arrows of crates that are on their way: they hold from the day the crate is a member.
-const ARROWS_TO_COME: [(&str, &[&str]); 1] =
-    [("lowtide-server", &["lowtide-core", "lowtide-jobs"])];
-
 /// What the default build must not contain, as beginnings of names, and why.
-const NOT_BY_DEFAULT: [(&str, &str); 5] = [
+const NOT_BY_DEFAULT: [(&str, &str); 3] = [
     (
         "candle",
         "its tensors own their memory, so a weight could not be used where it was read",
     ),
     ("cudarc", "the default program never links CUDA"),
-    ("tokio", "nothing here waits for many things at once"),
-    ("hyper", "the compute arm never sees HTTP"),
     ("openssl", "needs a system library"),
+];
+
+/// What the arm that computes must not contain, as beginnings of names, and why.
+const NOT_WHERE_IT_COMPUTES: [(&str, &str); 4] = [
+    ("tokio", "nothing there waits for many things at once"),
+    ("hyper", "it never sees HTTP"),
+    ("axum", "it never sees HTTP"),
+    ("ureq", "it never sees HTTP"),
+];
+
+/// What the arm that speaks must not contain, as beginnings of names, and why.
+const NOT_WHERE_IT_SPEAKS: [(&str, &str); 4] = [
+    ("lowtide-engine", "it never sees a tensor"),
+    ("lowtide-kernels", "it never computes"),
+    ("lowtide-models", "it never sees a tensor"),
+    ("rayon", "it never computes"),
 ];
 
 fn set(names: &[&str]) -> BTreeSet<String> {
@@ -78,11 +88,7 @@ fn ours(names: BTreeSet<String>) -> BTreeSet<String> {
 #[test]
 fn arrows_point_one_way() {
     let graph = Graph::resolved();
-    let members = members(&graph);
-    let come = ARROWS_TO_COME
-        .into_iter()
-        .filter(|(name, _)| members.contains(*name));
-    for (from, to) in ARROWS.into_iter().chain(come) {
+    for (from, to) in ARROWS {
         assert_eq!(
             ours(graph.direct(from)),
             set(to),
@@ -93,10 +99,7 @@ fn arrows_point_one_way() {
 
 #[test]
 fn every_crate_has_its_rule() {
-    let mut members = members(&Graph::resolved());
-    for (name, _) in ARROWS_TO_COME {
-        members.remove(name);
-    }
+    let members = members(&Graph::resolved());
     assert_eq!(members, ARROWS.map(|(name, _)| name.to_owned()).into());
 }
 
@@ -139,12 +142,42 @@ fn the_default_program_is_free_of_what_it_must_not_carry() {
     let everything = Graph::resolved().transitive("lowtide-cli");
     // The walk does see what lies deep: thiserror is used by core alone and by crates above it.
     assert!(everything.contains("thiserror-impl"), "{everything:?}");
-    assert_eq!(forbidden(&everything), Vec::<String>::new());
+    assert_eq!(
+        forbidden(&everything, &NOT_BY_DEFAULT),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn computing_and_speaking_meet_only_in_the_command_line() {
+    let graph = Graph::resolved();
+    for computes in ["lowtide-engine", "lowtide-worker"] {
+        let everything = graph.transitive(computes);
+        assert!(
+            everything.contains("lowtide-kernels"),
+            "{computes} computes"
+        );
+        assert_eq!(
+            forbidden(&everything, &NOT_WHERE_IT_COMPUTES),
+            Vec::<String>::new()
+        );
+    }
+    let everything = graph.transitive("lowtide-server");
+    assert!(everything.contains("axum"), "the server speaks");
+    assert_eq!(
+        forbidden(&everything, &NOT_WHERE_IT_SPEAKS),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
 fn what_must_not_be_carried_would_be_found() {
-    for (name, _) in NOT_BY_DEFAULT {
+    let all = [
+        &NOT_BY_DEFAULT[..],
+        &NOT_WHERE_IT_COMPUTES,
+        &NOT_WHERE_IT_SPEAKS,
+    ];
+    for (name, _) in all.concat() {
         let mut graph = Graph::default();
         let package = |name: &str, uses: &[&str]| Package {
             name: name.to_owned(),
@@ -161,17 +194,16 @@ fn what_must_not_be_carried_would_be_found() {
             .packages
             .insert("c".to_owned(), package(&format!("{name}-core"), &[]));
         assert_eq!(
-            forbidden(&graph.transitive("lowtide-cli")).len(),
+            forbidden(&graph.transitive("lowtide-cli"), &all.concat()).len(),
             1,
             "{name}"
         );
     }
 }
 
-fn forbidden(names: &BTreeSet<String>) -> Vec<String> {
+fn forbidden(names: &BTreeSet<String>, not: &[(&str, &str)]) -> Vec<String> {
     let reason = |name: &String| {
-        NOT_BY_DEFAULT
-            .iter()
+        not.iter()
             .find(|(beginning, _)| name.starts_with(beginning))
     };
     names
