@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use lowtide_core::{
     BlockLayout, Budget, Bytes, ComponentLayout, DeviceProfile, Dtype, Formula, Ladder, Mode,
-    PhaseLayout, PipelineLayout, Quality, TensorLayout, Vars, plan,
+    Offload, PhaseLayout, PipelineLayout, Quality, TensorLayout, Vars, plan,
 };
 
 /// The best of this many is shown, so that other work on the machine disturbs little.
@@ -94,6 +94,8 @@ fn pipeline(sizes: usize, reuse: bool) -> PipelineLayout {
         modes: (0..6).map(mode).collect(),
         correction: 1.0,
         reuse,
+        offload: Offload::Auto,
+        beside: Bytes::ZERO,
     };
     PipelineLayout {
         model: "bench".into(),

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::Bytes;
+use crate::pipeline::Offload;
 use crate::plan::{DoesNotFit, Plan};
 
 /// Why the blocks that stream do so.
@@ -16,6 +17,8 @@ pub enum Cause {
     Hidden,
     /// The budget has no room for more.
     Budget,
+    /// The user asked for it.
+    Asked,
 }
 
 /// What a larger budget would give.
@@ -67,6 +70,10 @@ pub struct Reason {
     pub activation: Bytes,
     /// Bytes held all through the phase.
     pub held: Bytes,
+    /// Bytes of other components' weights that stay meanwhile.
+    pub beside: Bytes,
+    /// What the user said about weights that leave the device.
+    pub offload: Offload,
     /// The variables turned down.
     pub rungs: Vec<Rung>,
     /// Why blocks stream.
@@ -84,6 +91,22 @@ impl Reason {
             .saturating_sub(self.in_use)
             .saturating_sub(self.activation)
             .saturating_sub(self.held)
+            .saturating_sub(self.beside)
+    }
+
+    /// What the user's word had to do with it.
+    fn write_offload(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.offload {
+            Offload::Auto => Ok(()),
+            Offload::Never => write!(
+                f,
+                " beside {} of the other components, as offload 'never' asks",
+                self.beside
+            ),
+            Offload::Components | Offload::Stream => {
+                write!(f, ", as offload '{}' asks", self.offload.name())
+            }
+        }
     }
 
     fn write_streams(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -136,11 +159,13 @@ impl fmt::Display for Reason {
                 1 => write!(f, "the one block stays ({})", self.component)?,
                 n => write!(f, "all {n} blocks stay ({})", self.component)?,
             }
+            self.write_offload(f)?;
             f.write_str("; ")?;
         } else {
             self.write_streams(f)?;
+            self.write_offload(f)?;
             f.write_str(match self.cause {
-                Cause::AllFit => "; ",
+                Cause::AllFit | Cause::Asked => "; ",
                 Cause::UsedOnce => ", which costs no time because each is used once; ",
                 Cause::Hidden => {
                     ", which costs no time because the copies hide behind the computing; "

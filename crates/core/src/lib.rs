@@ -33,7 +33,9 @@ pub use explain::{Cause, MoreMemory, Reason, Rung};
 pub use formula::{Formula, Term, UnknownVariable, VarName, Vars};
 pub use layout::{BlockLayout, ComponentLayout, TensorLayout, WEIGHT_ALIGNMENT};
 pub use ledger::{Holding, Kind, Ledger, LedgerError, Snapshot};
-pub use pipeline::{Budget, DeviceProfile, Ladder, Mode, PhaseLayout, PipelineLayout, Quality};
+pub use pipeline::{
+    Budget, DeviceProfile, Ladder, Mode, Offload, PhaseLayout, PipelineLayout, Quality,
+};
 pub use plan::{DoesNotFit, PhasePlan, Placement, Plan, PlanError};
 pub use planner::plan;
 pub use residency::RING_SLOTS;

@@ -87,6 +87,51 @@ pub struct PhaseLayout {
     pub correction: f64,
     /// Whether a later job is expected to use the weights again: then ties go to residency, else to the smaller peak.
     pub reuse: bool,
+    /// What the user says about weights that leave the device.
+    pub offload: Offload,
+    /// Bytes of other components' weights that stay on the device meanwhile; only [`Offload::Never`] has such.
+    pub beside: Bytes,
+}
+
+/// What a user wants to happen to weights that are not in use. Whatever it is, the results are the same bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Offload {
+    /// The planner decides: what is fastest in the budget.
+    #[default]
+    Auto,
+    /// All components stay on the device together, or the job is refused.
+    Never,
+    /// One component at a time is on the device, whole, or the job is refused.
+    Components,
+    /// As few weights on the device as can be: blocks stream.
+    Stream,
+}
+
+impl Offload {
+    /// All of them.
+    pub const ALL: [Offload; 4] = [
+        Offload::Auto,
+        Offload::Never,
+        Offload::Components,
+        Offload::Stream,
+    ];
+
+    /// The word users write.
+    pub fn name(self) -> &'static str {
+        match self {
+            Offload::Auto => "auto",
+            Offload::Never => "never",
+            Offload::Components => "components",
+            Offload::Stream => "stream",
+        }
+    }
+
+    /// What a word means.
+    pub fn named(word: &str) -> Option<Offload> {
+        Offload::ALL
+            .into_iter()
+            .find(|offload| offload.name() == word)
+    }
 }
 
 /// Everything a job goes through, phase after phase. Phases never overlap, so they share memory.
@@ -165,6 +210,14 @@ mod tests {
         assert_eq!(Ladder::new("batch", 1, 1, 1).values(), [1]);
         assert_eq!(Ladder::new("rows", 10, 20, 16).values(), [10]);
         assert_eq!(Ladder::new("rows", 0, 0, 0).values(), [1]);
+    }
+
+    #[test]
+    fn every_offload_is_found_by_its_word() {
+        for offload in Offload::ALL {
+            assert_eq!(Offload::named(offload.name()), Some(offload));
+        }
+        assert_eq!(Offload::named("always"), None);
     }
 
     #[test]

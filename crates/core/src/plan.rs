@@ -52,7 +52,7 @@ pub struct PhasePlan {
     pub weights: Bytes,
     /// Bytes of activations at the worst moment.
     pub activation: Bytes,
-    /// Bytes held all through the phase.
+    /// Bytes held all through the phase, weights of other components that stay meanwhile included.
     pub held: Bytes,
     /// All of them and what was in use before.
     pub peak: Bytes,

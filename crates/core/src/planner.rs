@@ -1,7 +1,7 @@
 //! Chooses, phase by phase, the fastest candidate that fits.
 
 use crate::explain::{Cause, MoreMemory, Reason, Rung as TurnedDown};
-use crate::pipeline::{Budget, DeviceProfile, PipelineLayout, Quality};
+use crate::pipeline::{Budget, DeviceProfile, Offload, PipelineLayout, Quality};
 use crate::plan::{DoesNotFit, PhasePlan, Placement, Plan, PlanError};
 use crate::search::{Candidate, Search};
 use crate::{Bytes, Vars};
@@ -182,6 +182,7 @@ fn reason(search: &Search<'_>, candidate: &Candidate, budget: &Budget) -> Reason
     let more = more_memory(search, candidate, budget);
     let cause = match () {
         () if split.streamed.is_empty() => Cause::AllFit,
+        () if search.phase.offload != Offload::Auto => Cause::Asked,
         () if rung.visits <= 1 => Cause::UsedOnce,
         () if is_fastest(search, candidate) => Cause::Hidden,
         () => Cause::Budget,
@@ -208,7 +209,9 @@ fn reason(search: &Search<'_>, candidate: &Candidate, budget: &Budget) -> Reason
         budget: budget.total,
         in_use: budget.in_use,
         activation: rung.activation,
-        held: rung.held,
+        held: rung.held.saturating_sub(search.phase.beside),
+        beside: search.phase.beside,
+        offload: search.phase.offload,
         rungs: turned_down.collect(),
         cause,
         more,

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use crate::pipeline::{DeviceProfile, Mode, PhaseLayout};
+use crate::pipeline::{DeviceProfile, Mode, Offload, PhaseLayout};
 use crate::plan::PlanError;
 use crate::residency::{Split, family};
 use crate::timeline::{Course, Sums};
@@ -91,6 +91,7 @@ impl<'a> Search<'a> {
         let shares = work_shares(phase);
         let mut families = Families {
             sizes: &sizes,
+            offload: phase.offload,
             known: Vec::new(),
         };
         let mut rungs = Vec::new();
@@ -410,7 +411,7 @@ fn price(
         exact: mode.exact,
         visits: phase.passes.saturating_mul(rounds),
         activation: mode.activation.corrected_bytes(&vars, phase.correction)?,
-        held: phase.held.bytes(&vars)?,
+        held: phase.held.bytes(&vars)? + phase.beside,
         compute_sum_s: compute_s.iter().sum(),
         compute_s,
         family: 0,
@@ -437,6 +438,7 @@ fn add_undominated(rungs: &mut Vec<Rung>, rung: Rung) {
 /// The families of splits made so far.
 struct Families<'a> {
     sizes: &'a [Bytes],
+    offload: Offload,
     known: Vec<Family>,
 }
 
@@ -451,7 +453,18 @@ impl Families<'_> {
     fn index(&mut self, required: &[bool], cyclic: bool) -> usize {
         let is_it = |known: &Family| known.required == required && known.cyclic == cyclic;
         self.known.iter().position(is_it).unwrap_or_else(|| {
-            let splits = family(self.sizes, required, cyclic);
+            let splits = match self.offload {
+                Offload::Auto => family(self.sizes, required, cyclic),
+                Offload::Never | Offload::Components => {
+                    family(self.sizes, &vec![true; required.len()], cyclic)
+                }
+                // In ascending order of bytes: the first needs the least.
+                Offload::Stream => {
+                    let mut splits = family(self.sizes, required, cyclic);
+                    splits.truncate(1);
+                    splits
+                }
+            };
             self.known.push(Family {
                 required: required.to_vec(),
                 cyclic,

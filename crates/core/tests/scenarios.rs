@@ -7,8 +7,8 @@
 
 use lowtide_core::{
     BlockLayout, Budget, Bytes, Cause, ComponentLayout, DeviceProfile, DoesNotFit, Dtype, Fault,
-    Formula, Ladder, Mode, PhaseLayout, PipelineLayout, Placement, Plan, PlanError, Quality,
-    SimDevice, SimError, TensorLayout, Vars, plan,
+    Formula, Ladder, Mode, Offload, PhaseLayout, PipelineLayout, Placement, Plan, PlanError,
+    Quality, SimDevice, SimError, TensorLayout, Vars, plan,
 };
 
 const MB: u64 = 1_000_000;
@@ -51,6 +51,8 @@ fn phase(name: &str, component: ComponentLayout, passes: u64, modes: Vec<Mode>) 
         modes,
         correction: 1.0,
         reuse: false,
+        offload: Offload::Auto,
+        beside: Bytes::ZERO,
     }
 }
 
@@ -105,6 +107,83 @@ fn refused(pipeline: &PipelineLayout, total: u64, quality: Quality) -> DoesNotFi
     ) {
         Err(PlanError::DoesNotFit(numbers)) => numbers,
         other => panic!("not refused: {other:?}"),
+    }
+}
+
+/// The same job of two components under a word about offload, with what the other component weighs beside each.
+fn offloaded(offload: Offload) -> PipelineLayout {
+    let encoder = component("text_encoder", 10, 100 * MB);
+    let other = mode("whole", Formula::constant(100e6), 10.0);
+    let mut both = pipeline(vec![
+        phase("encode", encoder, 1, vec![other]),
+        denoise().phases.remove(0),
+    ]);
+    let sizes: Vec<Bytes> = both.phases.iter().map(|p| p.component.bytes()).collect();
+    for (own, phase) in both.phases.iter_mut().enumerate() {
+        phase.offload = offload;
+        if offload == Offload::Never {
+            phase.beside = sizes[1 - own];
+        }
+    }
+    both
+}
+
+#[test]
+fn a_word_about_offload_binds_the_plan() {
+    let roomy = 20_000 * MB;
+    let plan = |offload| planned(&offloaded(offload), roomy);
+    let never = plan(Offload::Never);
+    assert!(
+        never
+            .phases
+            .iter()
+            .all(|p| p.placement == Placement::Resident)
+    );
+    assert_eq!(never.peak, Bytes(7500 * MB));
+    assert_eq!(
+        never.phases[1].reason.to_string(),
+        "denoise: all 30 blocks stay (5.59 GiB) beside 953.7 MiB of the other components, as offload 'never' asks; \
+         the budget of 18.63 GiB leaves 17.23 GiB for weights beside 476.8 MiB of activations"
+    );
+    let components = plan(Offload::Components);
+    assert!(
+        components
+            .phases
+            .iter()
+            .all(|p| p.placement == Placement::Resident)
+    );
+    assert_eq!(components.peak, Bytes(6500 * MB));
+    let stream = plan(Offload::Stream);
+    assert_eq!(stream.peak, Bytes(900 * MB));
+    assert_eq!(stream.phases[1].reason.resident_blocks, 0);
+    assert_eq!(stream.phases[1].reason.cause, Cause::Asked);
+    assert!(
+        stream.phases[1].reason.to_string().starts_with(
+            "denoise: all 30 blocks (5.59 GiB) stream through 2 slots of 190.7 MiB at each of 9 passes, as offload \
+             'stream' asks; the budget"
+        ),
+        "{}",
+        stream.phases[1].reason
+    );
+    // The planner's own choice is as fast as any of them.
+    let auto = plan(Offload::Auto).seconds;
+    for other in [never, components, stream] {
+        assert!(auto <= other.seconds * 1.001);
+    }
+}
+
+#[test]
+fn a_word_about_offload_that_cannot_be_kept_is_refused_with_its_numbers() {
+    for (offload, smallest) in [
+        (Offload::Auto, 900),
+        (Offload::Stream, 900),
+        (Offload::Components, 6500),
+        (Offload::Never, 7500),
+    ] {
+        let pipeline = offloaded(offload);
+        let numbers = refused(&pipeline, smallest * MB - 1, Quality::Exact);
+        assert_eq!(numbers.smallest, Bytes(smallest * MB), "{offload:?}");
+        planned(&pipeline, smallest * MB);
     }
 }
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use lowtide_core::{Budget, Bytes, DeviceProfile, Plan, PlanError, Quality, UnknownVariable, plan};
+use lowtide_core::{
+    Budget, Bytes, DeviceProfile, Offload, Plan, PlanError, Quality, UnknownVariable, plan,
+};
 use lowtide_kernels as kernels;
 use lowtide_kernels::memory;
 use lowtide_models::{Compute, Precision};
@@ -11,7 +13,7 @@ use lowtide_weights::ModelFolder;
 
 use crate::device::cpu;
 use crate::device::memory::Memory;
-use crate::job::{Job, Planned, pipeline};
+use crate::job::{Habits, Job, Planned, pipeline};
 use crate::pipeline::z_image::{Shape, ZImage};
 use crate::processor::CacheFigures;
 use crate::prompt::{self, PromptEncoder};
@@ -59,6 +61,8 @@ pub struct Options {
     pub precision: PrecisionChoice,
     /// Whether weights stay in memory after the phase that used them, as far as the budget allows, for the next job.
     pub keep_weights: bool,
+    /// What the user says about weights that are not in use.
+    pub offload: Offload,
     /// Bytes of what was made of prompts that are kept for jobs that say the same; by default 64 MiB, 0 is none.
     pub prompt_cache: Option<Bytes>,
 }
@@ -336,8 +340,6 @@ impl Engine {
             compute: self.compute,
             profile: self.profile.clone(),
             prompts: self.prompts.clone(),
-            keep: self.options.keep_weights,
-            keep_after: self.options.keep_weights,
         };
         Ok(Session::new(makings, Job { work, planned }))
     }
@@ -374,11 +376,15 @@ impl Engine {
         kept
     }
 
-    /// Loads weights ahead of any job, the transformer first, as long as the budget has room for a component.
+    /// Loads weights ahead of any job, the transformer first, as long as the budget has room for a component; none when
+    /// offload says that they come and go.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub fn preload(&self) -> Result<Bytes> {
+        if matches!(self.options.offload, Offload::Components | Offload::Stream) {
+            return Ok(Bytes::ZERO);
+        }
         for part in self.model.parts() {
             let budget = self.budget();
             let room = budget.available().saturating_sub(self.kept());
@@ -419,15 +425,18 @@ impl Engine {
 
     fn planned_for(&self, shape: Shape, quality: Quality, budget: Budget) -> Result<Planned> {
         let vars = self.model.vars(&shape);
-        let reuse = self.options.keep_weights;
-        let pipeline = pipeline(&self.model, &shape, reuse);
+        let habits = Habits {
+            offload: self.options.offload,
+            reuse: self.options.keep_weights,
+        };
+        let pipeline = pipeline(&self.model, &shape, habits);
         let plan = plan(&pipeline, &vars, &self.profile, &budget, quality)?;
         Ok(Planned {
             shape,
             vars,
             plan,
             quality,
-            reuse,
+            habits,
         })
     }
 

@@ -1,6 +1,8 @@
 //! A planned job: what was asked, what it measures, how it will run.
 
-use lowtide_core::{Budget, Bytes, DeviceProfile, PhasePlan, PipelineLayout, Plan, Vars, plan};
+use lowtide_core::{
+    Budget, Bytes, DeviceProfile, Offload, PhasePlan, PipelineLayout, Plan, Vars, plan,
+};
 
 use crate::Result;
 use crate::pipeline::z_image::{Shape, ZImage};
@@ -19,15 +21,42 @@ pub(crate) struct Planned {
     pub(crate) vars: Vars,
     pub(crate) plan: Plan,
     pub(crate) quality: lowtide_core::Quality,
-    /// Whether a later job is expected to use the weights again.
+    pub(crate) habits: Habits,
+}
+
+/// What becomes of weights that are not in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Habits {
+    pub(crate) offload: Offload,
+    /// Whether a later job is expected to use them again.
     pub(crate) reuse: bool,
 }
 
+impl Habits {
+    /// Whether weights stay when the phase that used them is over.
+    pub(crate) fn keeps(self) -> bool {
+        match self.offload {
+            Offload::Auto => self.reuse,
+            Offload::Never => true,
+            Offload::Components | Offload::Stream => false,
+        }
+    }
+}
+
 /// What the job's phases consist of, as the planner sees them.
-pub(crate) fn pipeline(model: &ZImage, shape: &Shape, reuse: bool) -> PipelineLayout {
+pub(crate) fn pipeline(model: &ZImage, shape: &Shape, habits: Habits) -> PipelineLayout {
     let mut pipeline = model.pipeline(shape);
+    let all: Bytes = pipeline
+        .phases
+        .iter()
+        .map(|phase| phase.component.bytes())
+        .sum();
     for phase in &mut pipeline.phases {
-        phase.reuse = reuse;
+        phase.reuse = habits.reuse;
+        phase.offload = habits.offload;
+        if habits.offload == Offload::Never {
+            phase.beside = all.saturating_sub(phase.component.bytes());
+        }
     }
     pipeline
 }
@@ -41,7 +70,7 @@ pub(crate) fn replan(
     phase: usize,
     budget: Budget,
 ) -> Result<PhasePlan> {
-    let mut pipeline = pipeline(model, &planned.shape, planned.reuse);
+    let mut pipeline = pipeline(model, &planned.shape, planned.habits);
     let only = pipeline.phases.swap_remove(phase);
     pipeline.phases = vec![only];
     let mut plan = plan(&pipeline, &planned.vars, profile, &budget, planned.quality)?;

@@ -62,10 +62,6 @@ pub(crate) struct Makings {
     pub(crate) compute: Compute,
     pub(crate) profile: DeviceProfile,
     pub(crate) prompts: Arc<PromptCache>,
-    /// Whether blocks that stayed outlive their phase.
-    pub(crate) keep: bool,
-    /// Whether they outlive the session.
-    pub(crate) keep_after: bool,
 }
 
 /// Everything about a session that does not change from step to step, and the report that grows.
@@ -86,7 +82,7 @@ struct Context {
 impl Drop for Session {
     fn drop(&mut self) {
         self.park();
-        if !self.context.makings.keep_after {
+        if !self.context.planned.habits.reuse {
             for part in self.context.makings.model.parts() {
                 part.blocks.forget_unless(|_| false);
             }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use lowtide_core::{
     BlockLayout, Budget, Bytes, ComponentLayout, DeviceProfile, Dtype, Formula, Ladder, Mode,
-    PhaseLayout, PipelineLayout, Quality, TensorLayout, Vars,
+    Offload, PhaseLayout, PipelineLayout, Quality, TensorLayout, Vars,
 };
 use proptest::prelude::*;
 
@@ -201,6 +201,8 @@ fn phase(count: RangeInclusive<usize>, ladders_max: usize) -> impl Strategy<Valu
                     modes,
                     correction,
                     reuse,
+                    offload: Offload::Auto,
+                    beside: Bytes::ZERO,
                 }
             },
         )

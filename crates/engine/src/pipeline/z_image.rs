@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use lowtide_core::{
-    Bytes, ComponentLayout, Dtype, Formula, Ladder, Mode, PhaseLayout, PipelineLayout,
+    Bytes, ComponentLayout, Dtype, Formula, Ladder, Mode, Offload, PhaseLayout, PipelineLayout,
     TensorLayout, Vars,
 };
 use lowtide_kernels as kernels;
@@ -546,5 +546,7 @@ fn phase(
         modes,
         correction: 1.0,
         reuse: false,
+        offload: Offload::Auto,
+        beside: Bytes::ZERO,
     }
 }

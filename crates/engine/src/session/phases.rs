@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lowtide_core::{Bytes, PhasePlan};
+use lowtide_core::{Bytes, Offload, PhasePlan};
 use lowtide_kernels::memory;
 use lowtide_models::autoencoder_kl::{self, DecodeMode};
 use lowtide_models::z_image::{self, Pass};
@@ -66,7 +66,11 @@ impl Context {
     fn enter(&self, phase: usize) {
         memory::trim();
         let plan = &self.planned.plan.phases[phase];
-        let others = self.make_room(phase, plan);
+        let others = match self.planned.habits.offload {
+            // The plan has room for all of them.
+            Offload::Never => Bytes::ZERO,
+            Offload::Auto | Offload::Components | Offload::Stream => self.make_room(phase, plan),
+        };
         memory::set_cache_limit(Some(plan.peak.0.saturating_add(others.0)));
         memory::reset_peak();
     }
@@ -102,7 +106,7 @@ impl Context {
         let Traffic { bytes_read, waited } = stream.traffic();
         self.bytes_read += bytes_read;
         *self.waited.entry(PHASES[phase]).or_default() += waited.as_secs_f64();
-        if self.makings.keep {
+        if self.planned.habits.keeps() {
             stream.shelve();
         } else {
             drop(stream);
