@@ -307,3 +307,45 @@ fn a_session_says_what_it_holds_and_what_is_to_come() {
         ]
     );
 }
+
+#[test]
+fn the_last_sketch_looks_like_the_picture() {
+    let request = TextToImage {
+        width: 128,
+        height: 128,
+        steps: 8,
+        count: 1,
+        cfg_normalization: None,
+        cfg_truncation: 1.0,
+        prompt: "a red heart on a yellow background".to_owned(),
+        ..requests().remove(0)
+    };
+    let mut session = start(&engine(PrecisionChoice::F32), &[request], None);
+    let mut last = Vec::new();
+    let image = loop {
+        if let Step::Finished(outcome) = session.step().unwrap() {
+            break outcome.images[0].clone();
+        }
+        if let Some(sketch) = session.sketch(0).filter(|sketch| sketch.width == 16) {
+            last = sketch.rgb.to_vec();
+        }
+    };
+    let pixels = lowtide_media::Pixels {
+        width: 128,
+        height: 128,
+        rgb: &image.rgb,
+    };
+    let (_, _, small) = lowtide_media::shrunk(pixels, 16).unwrap();
+    let difference = |other: &[u8]| {
+        let sum: u32 = small
+            .iter()
+            .zip(other)
+            .map(|(&a, &b)| u32::from(a.abs_diff(b)))
+            .sum();
+        f64::from(sum) / small.len() as f64
+    };
+    let off = difference(&last);
+    assert!(off < 10.0, "a colour is off by {off} of 255 on average");
+    // A picture of one colour would not pass.
+    assert!(difference(&vec![128; small.len()]) > 40.0);
+}
