@@ -2,9 +2,35 @@
 //!
 //! The server knows jobs by their records in a [`JobStore`](lowtide_jobs::JobStore) and workers by what they say of
 //! themselves there. What a kind of job means is behind a [`Door`], which whoever wires the program opens.
+//!
+//! [`Server::serve`] is given a listener and an end signal. Calls to the store block and are made on threads that may;
+//! one thread reads events for all clients, another lets time pass. Routes and their description come from one list.
 
 #![forbid(unsafe_code)]
 
+mod answer;
+mod app;
+mod base64;
+mod counters;
 mod door;
+mod fields;
+mod fleet;
+mod guard;
+mod history;
+mod hub;
+mod incoming;
+mod keeper;
+mod listen;
+mod openapi;
+mod options;
+mod outlook;
+mod refusal;
+mod routes;
+mod schemas;
+mod server;
+mod view;
+mod words;
 
 pub use door::{Checked, Door, Kind, ModelEntry, Planned, Refused};
+pub use options::{Clock, Options};
+pub use server::{End, Server, end_signal};

@@ -1,0 +1,78 @@
+//! What every route can reach.
+
+use std::sync::Arc;
+
+use lowtide_core::job::Moment;
+use lowtide_jobs::{ArtifactStore, JobStore, StoreError};
+
+use crate::counters::Counters;
+use crate::fleet::Fleet;
+use crate::history::History;
+use crate::hub::Hub;
+use crate::outlook::Forecasts;
+use crate::refusal::Refusal;
+use crate::{Door, Kind, Options};
+
+/// What every route can reach.
+pub(crate) type App = Arc<Inner>;
+
+/// See [`App`].
+pub(crate) struct Inner {
+    /// Jobs.
+    pub(crate) store: Arc<dyn JobStore>,
+    /// Their files.
+    pub(crate) artifacts: Arc<dyn ArtifactStore>,
+    /// What they mean.
+    pub(crate) door: Arc<dyn Door>,
+    /// Limits.
+    pub(crate) options: Options,
+    /// The kinds of jobs; they do not change while the server runs.
+    pub(crate) kinds: Vec<Kind>,
+    /// Events on their way to clients.
+    pub(crate) hub: Hub,
+    /// When jobs will be done.
+    pub(crate) forecasts: Forecasts,
+    /// Memory over time.
+    pub(crate) history: History,
+    /// Requests by route.
+    pub(crate) counters: Counters,
+    /// When the server began.
+    pub(crate) started: Moment,
+    /// The description of all routes, as text.
+    pub(crate) openapi: std::sync::OnceLock<String>,
+}
+
+impl Inner {
+    /// The time.
+    pub(crate) fn now(&self) -> Moment {
+        (self.options.clock)()
+    }
+
+    /// Has a call done that blocks, on a thread that may. There are at most so many such threads, and each connection
+    /// waits for at most one of them.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        act: impl FnOnce(&Inner) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let app = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || act(&app)).await {
+            Ok(result) => result,
+            Err(error) => Err(Refusal::Internal {
+                problem: format!("a call did not come back ({error}); this is a bug"),
+            }),
+        }
+    }
+
+    /// As [`Inner::blocking`], for a plain call to the store.
+    pub(crate) async fn ask<T: Send + 'static>(
+        self: &Arc<Self>,
+        act: impl FnOnce(&dyn JobStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.blocking(move |app| Ok(act(app.store.as_ref())?)).await
+    }
+
+    /// What workers say of themselves now.
+    pub(crate) fn fleet(&self) -> Result<Fleet, StoreError> {
+        Ok(Fleet::read(self.store.workers()?, self.now()))
+    }
+}

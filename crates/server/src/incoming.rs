@@ -1,0 +1,250 @@
+//! What a request consists of, read with limits: its body, its query, the segments of its path.
+
+use std::str::FromStr;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use futures_util::StreamExt;
+use lowtide_core::job::JobId;
+use serde_json::Value;
+
+use crate::app::App;
+use crate::refusal::Refusal;
+
+/// Of a body that is too long so much is still read, so that a client that only looks for the answer afterwards finds
+/// one instead of a broken connection.
+const DISCARDED_MAX: u64 = 8 << 20;
+
+/// A body of JSON.
+pub(crate) struct Json(pub(crate) Value);
+
+/// As [`Json`]; nothing at all is an empty object.
+pub(crate) struct JsonOrNothing(pub(crate) Value);
+
+impl FromRequest<App> for Json {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<Json, Refusal> {
+        let (parts, body) = request.into_parts();
+        is_json(&parts.headers)?;
+        let bytes = read(body, &parts.headers, app).await?;
+        parse(&bytes).map(Json)
+    }
+}
+
+impl FromRequest<App> for JsonOrNothing {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<JsonOrNothing, Refusal> {
+        let (parts, body) = request.into_parts();
+        let bytes = read(body, &parts.headers, app).await?;
+        if bytes.is_empty() {
+            return Ok(JsonOrNothing(Value::Object(serde_json::Map::new())));
+        }
+        is_json(&parts.headers)?;
+        parse(&bytes).map(JsonOrNothing)
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    let found = headers
+        .get(header::CONTENT_TYPE)
+        .map(|value| value.to_str().unwrap_or("?").to_owned());
+    let essence = found.as_deref().map(|text| {
+        text.split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase()
+    });
+    match essence.as_deref() {
+        Some("application/json") => Ok(()),
+        Some(other) if other.starts_with("application/") && other.ends_with("+json") => Ok(()),
+        _ => Err(Refusal::UnsupportedMediaType { found }),
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Value, Refusal> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let sentence = error.to_string();
+        Refusal::Malformed {
+            field: None,
+            problem: match sentence.starts_with("recursion limit") {
+                true => format!("the body is nested deeper than 128 levels ({sentence})"),
+                false => format!("the body is not JSON: {sentence}"),
+            },
+        }
+    })
+}
+
+async fn read(body: Body, headers: &HeaderMap, app: &App) -> Result<Bytes, Refusal> {
+    let limit = app.options.body_max.0;
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let asks_first = headers.contains_key(header::EXPECT);
+    let too_large = Refusal::TooLarge {
+        field: "body",
+        limit,
+    };
+    if announced.is_some_and(|bytes| bytes > limit) && asks_first {
+        return Err(too_large);
+    }
+    let mut chunks = body.into_data_stream();
+    let mut kept = Vec::with_capacity(announced.unwrap_or(0).min(limit) as usize);
+    let mut seen = 0_u64;
+    let all = async {
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| Refusal::Malformed {
+                field: None,
+                problem: format!("the body broke off: {error}"),
+            })?;
+            seen += chunk.len() as u64;
+            if seen <= limit {
+                kept.extend_from_slice(&chunk);
+            } else if seen > limit.saturating_add(DISCARDED_MAX) {
+                break;
+            }
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(app.options.body_timeout, all).await {
+        Ok(Ok(())) if seen > limit => Err(too_large),
+        Ok(Ok(())) => Ok(kept.into()),
+        Ok(Err(refusal)) => Err(refusal),
+        Err(_) if seen > limit => Err(too_large),
+        Err(_) => Err(Refusal::TooSlow {
+            problem: format!("the body took longer than {:?}", app.options.body_timeout),
+        }),
+    }
+}
+
+/// The query, of which parameters are taken one by one.
+pub(crate) struct Asked {
+    parameters: Vec<(String, String)>,
+    known: Vec<&'static str>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Asked {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Asked, Refusal> {
+        match Query::<Vec<(String, String)>>::try_from_uri(&parts.uri) {
+            Ok(Query(parameters)) => Ok(Asked {
+                parameters,
+                known: Vec::new(),
+            }),
+            Err(error) => Err(Refusal::Malformed {
+                field: None,
+                problem: format!("the query: {error}"),
+            }),
+        }
+    }
+}
+
+impl Asked {
+    /// A parameter as text; one without a value is as good as left out.
+    pub(crate) fn text(&mut self, name: &'static str) -> Result<Option<String>, Refusal> {
+        self.known.push(name);
+        let mut found = None;
+        while let Some(place) = self.parameters.iter().position(|(key, _)| key == name) {
+            if found.is_some() {
+                return Err(Refusal::malformed(name, "it is there twice"));
+            }
+            found = Some(self.parameters.remove(place).1);
+        }
+        Ok(found.filter(|text| !text.is_empty()))
+    }
+
+    /// A parameter of any type that is read from text.
+    pub(crate) fn read<T: FromStr<Err: std::fmt::Display>>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<T>, Refusal> {
+        let text = self.text(name)?;
+        text.map(|text| {
+            text.parse()
+                .map_err(|error: T::Err| Refusal::malformed(name, error.to_string()))
+        })
+        .transpose()
+    }
+
+    /// A whole number within bounds.
+    pub(crate) fn whole(
+        &mut self,
+        name: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<Option<u64>, Refusal> {
+        match self.text(name)? {
+            None => Ok(None),
+            Some(text) => match text.parse() {
+                Ok(number) if range.contains(&number) => Ok(Some(number)),
+                _ => Err(Refusal::malformed(
+                    name,
+                    format!(
+                        "a whole number from {} to {} is needed",
+                        range.start(),
+                        range.end()
+                    ),
+                )),
+            },
+        }
+    }
+
+    /// `1` and `true`, or `0` and `false`.
+    pub(crate) fn flag(&mut self, name: &'static str) -> Result<bool, Refusal> {
+        match self.text(name)?.as_deref() {
+            None | Some("0" | "false") => Ok(false),
+            Some("1" | "true") => Ok(true),
+            Some(_) => Err(Refusal::malformed(name, "1 or 0 is needed")),
+        }
+    }
+
+    /// Nothing else may be there.
+    pub(crate) fn done(self) -> Result<(), Refusal> {
+        match self.parameters.first() {
+            None => Ok(()),
+            Some((stranger, _)) if self.known.is_empty() => Err(Refusal::malformed(
+                stranger.as_str(),
+                "there are no parameters here",
+            )),
+            Some((stranger, _)) => Err(Refusal::malformed(
+                stranger.as_str(),
+                format!(
+                    "there is no such parameter; there is {}",
+                    self.known.join(", ")
+                ),
+            )),
+        }
+    }
+}
+
+/// The one variable segment of the path.
+pub(crate) struct Segment(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Segment, Refusal> {
+        match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(text)) => Ok(Segment(text)),
+            Err(_) => Err(Refusal::not_found("the path is not text in UTF-8")),
+        }
+    }
+}
+
+/// A job's id in the path.
+pub(crate) struct Id(pub(crate) JobId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Id, Refusal> {
+        let Segment(text) = Segment::from_request_parts(parts, state).await?;
+        let id = text.parse();
+        id.map(Id)
+            .map_err(|error: lowtide_core::job::NotAnId| Refusal::not_found(error.to_string()))
+    }
+}

@@ -1,0 +1,348 @@
+//! Pictures as OpenAI's clients ask for them. A dialect: it translates to a job and back, and decides nothing.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use lowtide_core::job::{JobId, JobState};
+use lowtide_jobs::{Artifact, Job};
+use serde_json::{Map, Value, json};
+
+use super::catalog::seconds;
+use super::submit::{Draft, KIND_DEFAULT, draft, key_of};
+use super::{Routes, waiting};
+use crate::app::{App, Inner};
+use crate::base64;
+use crate::fields::Fields;
+use crate::incoming::{Asked, Json};
+use crate::openapi::{Operation, reference};
+use crate::refusal::Refusal;
+
+/// Accepted because clients send them; there is nothing they would change here.
+const IGNORED: [&str; 6] = [
+    "background",
+    "moderation",
+    "output_compression",
+    "partial_images",
+    "style",
+    "user",
+];
+
+/// Values of `quality` that mean nothing here; `exact` and `auto` do.
+const QUALITIES_IGNORED: [&str; 5] = ["standard", "hd", "low", "medium", "high"];
+
+pub(super) fn routes(routes: Routes) -> Routes {
+    let generate = Operation::new(
+        "openai",
+        "Makes pictures, as OpenAI's clients ask for them, and waits for them",
+    )
+    .openai()
+    .body(reference("OpenaiImageRequest"))
+    .answers(200, "The pictures", reference("OpenaiImages"))
+    .refuses(&[404, 409, 429]);
+    routes.post("/v1/images/generations", generate_images, generate)
+}
+
+/// A refusal as OpenAI writes it.
+struct Foreign(Refusal);
+
+impl From<Refusal> for Foreign {
+    fn from(refusal: Refusal) -> Foreign {
+        // Its clients know 400 for everything that is wrong with a request.
+        Foreign(match refusal {
+            Refusal::Invalid { field, problem } => Refusal::Malformed { field, problem },
+            other => other,
+        })
+    }
+}
+
+impl IntoResponse for Foreign {
+    fn into_response(self) -> Response {
+        let Foreign(refusal) = self;
+        let status = refusal.status();
+        let kind = match status.as_u16() {
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        };
+        let code = match &refusal {
+            Refusal::NotFound { .. } => "model_not_found",
+            Refusal::QueueFull { .. } => "rate_limit_exceeded",
+            other => other.code(),
+        };
+        let param = refusal
+            .field()
+            .map(|field| field.trim_start_matches("request."));
+        let mut response = refusal.with_body(json!({
+            "error": { "message": refusal.message(), "type": kind, "param": param, "code": code },
+        }));
+        // A job that failed would fail again: its clients would try twice more.
+        if status == StatusCode::INTERNAL_SERVER_ERROR {
+            response
+                .headers_mut()
+                .insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        response
+    }
+}
+
+/// What was asked for, beside the job itself.
+struct Wanted {
+    url: bool,
+    b64: bool,
+}
+
+/// Cancels a job whose client went away: dropped while waiting, it is told to the store.
+struct Patron {
+    app: App,
+    job: JobId,
+    content: bool,
+}
+
+impl Drop for Patron {
+    fn drop(&mut self) {
+        // When the server ends, clients are cut off without having gone away: what was accepted is done after the next
+        // start.
+        if self.content || self.app.hub.is_ending() {
+            return;
+        }
+        let (app, job) = (App::clone(&self.app), self.job);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // Where it cannot be cancelled it is over already.
+            runtime.spawn_blocking(move || app.store.cancel(job, app.now()).map(drop));
+        }
+    }
+}
+
+async fn generate_images(
+    State(app): State<App>,
+    headers: HeaderMap,
+    asked: Asked,
+    body: Result<Json, Refusal>,
+) -> Result<Response, Foreign> {
+    asked.done()?;
+    let Json(body) = body?;
+    let key = key_of(&headers)?;
+    let (wanted, job, existed) = app
+        .blocking(move |app| {
+            let (wanted, mut draft) = translate(app, body)?;
+            draft.submission.idempotency_key = key;
+            let accepted = app.store.submit(draft.submission, app.now())?;
+            Ok((wanted, accepted.job, accepted.existed))
+        })
+        .await?;
+    // Of a job that was there before, somebody else may be waiting.
+    let mut patron = Patron {
+        app: App::clone(&app),
+        job,
+        content: existed,
+    };
+    let over = waiting::until_over(&app, job, None).await;
+    patron.content = true;
+    let over = over?;
+    let base = base_of(&headers);
+    Ok(app
+        .blocking(move |app| result(app, over, &wanted, &base))
+        .await?)
+}
+
+/// `http://` and the host as the client knows it.
+fn base_of(headers: &HeaderMap) -> String {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok())
+        .unwrap_or("localhost");
+    let secure = headers
+        .get("x-forwarded-proto")
+        .is_some_and(|scheme| scheme == "https");
+    format!("{}://{host}", if secure { "https" } else { "http" })
+}
+
+/// A request of ours from one of theirs.
+fn translate(app: &Inner, body: Value) -> Result<(Wanted, Draft), Refusal> {
+    let mut fields = Fields::of(body)?;
+    for name in IGNORED {
+        fields.take(name);
+    }
+    if fields.flag("stream")?.unwrap_or(false) {
+        return Err(Refusal::invalid(
+            "stream",
+            "pictures are not streamed here: leave it out",
+        ));
+    }
+    let mut request = Map::new();
+    let prompt = fields
+        .text("prompt")?
+        .ok_or_else(|| Refusal::invalid("prompt", "a text is needed"))?;
+    request.insert("prompt".to_owned(), json!(prompt));
+    if let Some(size) = fields.text("size")?.filter(|size| size != "auto") {
+        let (width, height) = read_size(&size)?;
+        request.insert("width".to_owned(), json!(width));
+        request.insert("height".to_owned(), json!(height));
+    }
+    match fields.text("quality")?.as_deref() {
+        None => {}
+        Some(word @ ("exact" | "auto")) => {
+            offer(app, &mut request, "quality", json!(word));
+        }
+        Some(word) if QUALITIES_IGNORED.contains(&word) => {}
+        Some(_) => {
+            return Err(Refusal::invalid(
+                "quality",
+                "auto, low, medium, high, standard, hd or exact is needed",
+            ));
+        }
+    }
+    let wanted = match fields.text("response_format")?.as_deref() {
+        // Older clients expect one, newer ones the other.
+        None => Wanted {
+            url: true,
+            b64: true,
+        },
+        Some("url") => Wanted {
+            url: true,
+            b64: false,
+        },
+        Some("b64_json") => Wanted {
+            url: false,
+            b64: true,
+        },
+        Some(_) => {
+            return Err(Refusal::invalid(
+                "response_format",
+                "url or b64_json is needed",
+            ));
+        }
+    };
+    let n = fields.whole("n", 1..=10)?.unwrap_or(1);
+    if n > 1 && !offer(app, &mut request, "count", json!(n)) {
+        return Err(Refusal::invalid("n", "this kind of job makes one picture"));
+    }
+    for (theirs, ours) in [
+        ("seed", "seed"),
+        ("negative_prompt", "negative"),
+        ("steps", "steps"),
+        ("guidance", "guidance"),
+        ("output_format", "output_format"),
+    ] {
+        if let Some(value) = fields.take(theirs)
+            && !offer(app, &mut request, ours, value)
+        {
+            return Err(Refusal::invalid(
+                theirs,
+                "this kind of job does not know it",
+            ));
+        }
+    }
+    let model = fields.text("model")?;
+    fields.done()?;
+    let submission = json!({ "kind": KIND_DEFAULT, "model": model, "request": request });
+    Ok((wanted, draft(app, Fields::of(submission)?, app.now())?))
+}
+
+/// Puts a field into the request where the kind's schema has it.
+fn offer(app: &Inner, request: &mut Map<String, Value>, name: &str, value: Value) -> bool {
+    let kind = app.kinds.iter().find(|kind| kind.name == KIND_DEFAULT);
+    let known = kind.is_some_and(|kind| kind.schema["properties"].get(name).is_some());
+    if known {
+        request.insert(name.to_owned(), value);
+    }
+    known
+}
+
+fn read_size(size: &str) -> Result<(u32, u32), Refusal> {
+    let sides = size
+        .split_once('x')
+        .and_then(|(width, height)| Some((plain(width)?, plain(height)?)));
+    sides
+        .ok_or_else(|| Refusal::invalid("size", "WIDTHxHEIGHT is needed, such as 512x512, or auto"))
+}
+
+/// Digits alone: `parse` would take a sign, too.
+fn plain(digits: &str) -> Option<u32> {
+    digits
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| digits.parse().ok())
+        .flatten()
+}
+
+/// The answer to a job that is over.
+fn result(app: &Inner, job: Job, wanted: &Wanted, base: &str) -> Result<Response, Refusal> {
+    match job.state {
+        JobState::Done => {}
+        JobState::Failed => {
+            let why = job.error.unwrap_or_default();
+            return Err(Refusal::Internal {
+                problem: format!("job {} failed: {why}", job.id),
+            });
+        }
+        JobState::Cancelled => {
+            return Err(Refusal::conflict(format!("job {} was cancelled", job.id)));
+        }
+        JobState::Queued | JobState::Running | JobState::Parked | JobState::Paused => {
+            return Err(Refusal::Unavailable {
+                problem: format!(
+                    "the server ends; job {} goes on after its next start",
+                    job.id
+                ),
+            });
+        }
+    }
+    let outcome = job.outcome.unwrap_or_default();
+    let data = outcome
+        .artifacts
+        .iter()
+        .map(|artifact| picture(app, artifact, wanted, base));
+    let data = data.collect::<Result<Vec<_>, Refusal>>()?;
+    let created = seconds(job.finished.unwrap_or_else(|| app.now()));
+    let mut response = crate::answer::ok(&json!({ "created": created, "data": data }));
+    if let Ok(id) = HeaderValue::from_str(&job.id.to_string()) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    Ok(response)
+}
+
+fn picture(
+    app: &Inner,
+    artifact: &Artifact,
+    wanted: &Wanted,
+    base: &str,
+) -> Result<Value, Refusal> {
+    let mut picture = Map::new();
+    if wanted.b64 {
+        picture.insert(
+            "b64_json".to_owned(),
+            json!(base64::encode(&app.artifacts.read(artifact)?)),
+        );
+    }
+    if wanted.url {
+        picture.insert(
+            "url".to_owned(),
+            json!(format!("{base}/v1/artifacts/{}", artifact.id)),
+        );
+    }
+    Ok(Value::Object(picture))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::read_size;
+
+    #[test]
+    fn a_size_is_two_plain_numbers() {
+        assert_eq!(read_size("640x480"), Ok((640, 480)));
+        for size in [
+            "640",
+            "640x",
+            "x",
+            "+1x2",
+            "-1x2",
+            "1x2x3",
+            "1 x2",
+            "99999999999x1",
+            "1X2",
+        ] {
+            assert!(read_size(size).is_err(), "{size}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Accepting jobs.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::Response;
+use lowtide_core::job::{JobId, JobState, Moment};
+use lowtide_jobs::report::Hints;
+use lowtide_jobs::{Accepted, Submission, Wishes, random_job_id};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Routes;
+use crate::answer;
+use crate::app::{App, Inner};
+use crate::fields::{Fields, wrong};
+use crate::incoming::Json;
+use crate::openapi::{Operation, reference};
+use crate::refusal::Refusal;
+use crate::words;
+
+/// The kind where none is named.
+pub(crate) const KIND_DEFAULT: &str = "text-to-image";
+
+/// Ten years: a deadline beyond is a mistake.
+const AHEAD_S_MAX: f64 = 315_360_000.0;
+
+/// Where a client may say that a submission is one it made before.
+const KEY_HEADER: &str = "idempotency-key";
+
+pub(super) fn routes(routes: Routes) -> Routes {
+    let operation = Operation::new("jobs", "Submits a job, or all jobs of a list or none")
+        .header("Idempotency-Key", crate::schemas::key(), "A second submission with this key is the first one again; as `idempotency_key` in the body")
+        .body(reference("Submission"))
+        .answers(202, "Accepted: it is on the disk", reference("AcceptedOrList"))
+        .answers(200, "It was there before, under its idempotency key", reference("AcceptedOrList"))
+        .refuses(&[404, 409, 429]);
+    routes.post("/v1/jobs", submit, operation)
+}
+
+/// A job that is to be: checked, and not yet in the store.
+pub(crate) struct Draft {
+    pub(crate) submission: Submission,
+    pub(crate) hints: Hints,
+}
+
+/// What a client is told of an accepted job.
+#[derive(Debug, Serialize)]
+struct Receipt {
+    id: String,
+    state: &'static str,
+    position: Option<u64>,
+    eta_s: Option<f64>,
+    seconds: Option<f64>,
+    peak_bytes: Option<u64>,
+    links: Links,
+}
+
+#[derive(Debug, Serialize)]
+struct Links {
+    #[serde(rename = "self")]
+    job: String,
+    events: String,
+    cancel: String,
+}
+
+async fn submit(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Json(body): Json,
+) -> Result<Response, Refusal> {
+    let key = key_of(&headers)?;
+    app.blocking(move |app| match body {
+        Value::Object(ref fields) if fields.contains_key("jobs") => several(app, body, key),
+        body => one(app, body, key),
+    })
+    .await
+}
+
+/// The key in the headers.
+pub(crate) fn key_of(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let Some(value) = headers.get(KEY_HEADER) else {
+        return Ok(None);
+    };
+    match value.to_str() {
+        Ok(text) if !text.is_empty() => Ok(Some(text.to_owned())),
+        _ => Err(Refusal::malformed(
+            "Idempotency-Key",
+            "1 to 200 plain letters are needed",
+        )),
+    }
+}
+
+fn one(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Refusal> {
+    let now = app.now();
+    let draft = draft(app, Fields::of(body)?, now)?.with_key(key)?;
+    let (model, hints) = (draft.submission.model.clone(), draft.hints);
+    let accepted = app.store.submit(draft.submission, now)?;
+    let receipt = receipt(app, accepted, (&model, &hints), now)?;
+    let status = if accepted.existed {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    let mut response = answer::json(status, &receipt);
+    if let Ok(location) = HeaderValue::from_str(&receipt.links.job) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+fn several(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Refusal> {
+    if key.is_some() {
+        return Err(Refusal::malformed(
+            "Idempotency-Key",
+            "each job of a list has its own idempotency_key in the body",
+        ));
+    }
+    let mut fields = Fields::of(body)?;
+    let jobs = match fields.take("jobs") {
+        Some(Value::Array(jobs)) if !jobs.is_empty() => jobs,
+        other => {
+            return Err(wrong(
+                "jobs",
+                "a list of at least one job",
+                &other.unwrap_or(Value::Null),
+            ));
+        }
+    };
+    fields.done()?;
+    let now = app.now();
+    let mut drafts = Vec::with_capacity(jobs.len());
+    for (place, job) in jobs.into_iter().enumerate() {
+        let read = Fields::of(job).and_then(|fields| draft(app, fields, now));
+        drafts.push(read.map_err(|refusal| within(refusal, place))?);
+    }
+    let known: Vec<(String, Hints)> = drafts
+        .iter()
+        .map(|draft| (draft.submission.model.clone(), draft.hints.clone()))
+        .collect();
+    let accepted = app.store.submit_all(
+        drafts.into_iter().map(|draft| draft.submission).collect(),
+        now,
+    )?;
+    let receipts = accepted
+        .iter()
+        .zip(&known)
+        .map(|(&accepted, (model, hints))| receipt(app, accepted, (model, hints), now));
+    let receipts = receipts.collect::<Result<Vec<_>, Refusal>>()?;
+    let status = match accepted.iter().all(|accepted| accepted.existed) {
+        true => StatusCode::OK,
+        false => StatusCode::ACCEPTED,
+    };
+    Ok(answer::json(status, &json!({ "jobs": receipts })))
+}
+
+/// Says in which job of a list the field is.
+fn within(refusal: Refusal, place: usize) -> Refusal {
+    match refusal {
+        Refusal::Invalid { field, problem } => Refusal::Invalid {
+            field: Some(match field {
+                Some(field) => format!("jobs[{place}].{field}"),
+                None => format!("jobs[{place}]"),
+            }),
+            problem,
+        },
+        other => other,
+    }
+}
+
+impl Draft {
+    fn with_key(mut self, key: Option<String>) -> Result<Draft, Refusal> {
+        match (&self.submission.idempotency_key, key) {
+            (_, None) => Ok(self),
+            (Some(inner), Some(outer)) if *inner != outer => Err(Refusal::invalid(
+                "idempotency_key",
+                "the header Idempotency-Key says something else",
+            )),
+            (_, key) => {
+                self.submission.idempotency_key = key;
+                Ok(self)
+            }
+        }
+    }
+}
+
+/// Reads and checks one submission.
+pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draft, Refusal> {
+    let kind = fields
+        .text("kind")?
+        .unwrap_or_else(|| KIND_DEFAULT.to_owned());
+    let model = fields.text("model")?;
+    let request = match fields.take("request") {
+        Some(request @ Value::Object(_)) => request,
+        other => return Err(wrong("request", "an object", &other.unwrap_or(Value::Null))),
+    };
+    let priority = fields.word("priority")?;
+    let mut later = |name| -> Result<Option<Moment>, Refusal> {
+        Ok(fields
+            .number(name, 0.0..=AHEAD_S_MAX)?
+            .map(|seconds| now.plus_seconds(seconds)))
+    };
+    let (deadline, start_by) = (later("deadline_s")?, later("start_by_s")?);
+    let keep_alive = fields
+        .take("keep_alive")
+        .map(|value| words::read_keep_alive(&value))
+        .transpose()?;
+    let after_job = fields
+        .text("after_job")?
+        .map(|word| words::read_after_job(&word))
+        .transpose()?;
+    let (owner, idempotency_key) = (fields.text("owner")?, fields.text("idempotency_key")?);
+    fields.done()?;
+    let checked = app.door.check(
+        &kind,
+        model.as_deref(),
+        request,
+        app.forecasts.latest().budget,
+    )?;
+    Ok(Draft {
+        submission: Submission {
+            id: random_job_id(now),
+            kind,
+            model: checked.model,
+            request: checked.request.to_string(),
+            hints: Some(checked.hints.to_json()),
+            priority,
+            deadline,
+            start_by,
+            idempotency_key,
+            owner,
+            wishes: Wishes {
+                after_job,
+                keep_alive,
+            },
+        },
+        hints: checked.hints,
+    })
+}
+
+fn receipt(
+    app: &Inner,
+    accepted: Accepted,
+    (model, hints): (&str, &Hints),
+    now: Moment,
+) -> Result<Receipt, Refusal> {
+    let job = accepted.job;
+    if accepted.existed {
+        let known = app.store.job(job)?;
+        let place = app
+            .forecasts
+            .latest()
+            .place(job)
+            .filter(|_| known.state == JobState::Queued);
+        let ahead = app.store.ahead_of(job)?;
+        let eta_s = place
+            .and_then(|place| place.finish)
+            .map(|finish| finish.seconds_since(now));
+        let hints = known.hints.as_deref().and_then(Hints::from_json);
+        return Ok(Receipt::new(
+            job,
+            known.state,
+            (ahead, eta_s),
+            hints.as_ref(),
+        ));
+    }
+    app.counters
+        .submitted
+        .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let ahead = accepted.ahead;
+    let finish = ahead.and_then(|ahead| {
+        app.forecasts
+            .latest()
+            .newcomer(ahead, model, hints.seconds, now)
+    });
+    let eta_s = finish.map(|finish| finish.seconds_since(now));
+    Ok(Receipt::new(
+        job,
+        JobState::Queued,
+        (ahead, eta_s),
+        Some(hints),
+    ))
+}
+
+impl Receipt {
+    fn new(
+        job: JobId,
+        state: JobState,
+        (ahead, eta_s): (Option<u64>, Option<f64>),
+        hints: Option<&Hints>,
+    ) -> Receipt {
+        let path = format!("/v1/jobs/{job}");
+        Receipt {
+            id: job.to_string(),
+            state: state.name(),
+            position: ahead.map(|ahead| ahead + 1),
+            eta_s,
+            seconds: hints.map(|hints| hints.seconds),
+            peak_bytes: hints.map(|hints| hints.peak),
+            links: Links {
+                events: format!("{path}/events"),
+                cancel: path.clone(),
+                job: path,
+            },
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Waiting for jobs, without asking the store again and again.
+
+use std::time::Duration;
+
+use lowtide_core::job::JobId;
+use lowtide_jobs::Job;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::hub;
+use crate::refusal::Refusal;
+
+/// Waits until a job is over, at most so long, and returns it as it then is. Ends early when the server does.
+pub(crate) async fn until_over(
+    app: &App,
+    id: JobId,
+    wait: Option<Duration>,
+) -> Result<Job, Refusal> {
+    let end = wait.map(|wait| Instant::now() + wait);
+    let (mut lines, _) = hub::listen(app).await?;
+    let mut ending = app.hub.ending();
+    loop {
+        // Looked at after listening began: what happens after this look is heard.
+        let job = app.ask(move |store| store.job(id)).await?;
+        if job.state.is_final() || app.hub.is_ending() {
+            return Ok(job);
+        }
+        let over = async {
+            loop {
+                match lines.recv().await {
+                    Ok(line) if line.over && line.job == Some(id) => return,
+                    Ok(_) => {}
+                    // Some were missed, and it may be among them.
+                    Err(RecvError::Lagged(_)) => return,
+                    Err(RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        };
+        let late = async {
+            match end {
+                Some(end) => tokio::time::sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = over => {}
+            () = late => return app.ask(move |store| store.job(id)).await,
+            () = hub::ended(&mut ending) => {}
+        }
+    }
+}

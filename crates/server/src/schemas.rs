@@ -1,0 +1,341 @@
+//! JSON Schemas of what goes in and out.
+
+use serde_json::{Map, Value, json};
+
+use crate::Kind;
+use crate::openapi::{kind_schema, reference};
+
+/// A job's or an artifact's id.
+pub(crate) fn id() -> Value {
+    json!({ "type": "string", "pattern": "^[0-7][0-9abcdefghjkmnpqrstvwxyz]{25}$" })
+}
+
+/// A name in a path.
+pub(crate) fn name() -> Value {
+    json!({ "type": "string", "minLength": 1, "pattern": "^[^/]+$" })
+}
+
+/// An idempotency key.
+pub(crate) fn key() -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-~]+$" })
+}
+
+/// A whole number within bounds.
+pub(crate) fn whole(from: u64, to: u64) -> Value {
+    json!({ "type": "integer", "minimum": from, "maximum": to })
+}
+
+/// Yes or no in a query.
+pub(crate) fn flag() -> Value {
+    json!({ "type": "string", "enum": ["0", "1", "true", "false"] })
+}
+
+fn text() -> Value {
+    json!({ "type": "string" })
+}
+
+fn count() -> Value {
+    json!({ "type": "integer", "minimum": 0 })
+}
+
+fn number() -> Value {
+    json!({ "type": "number" })
+}
+
+fn or_null(schema: Value) -> Value {
+    json!({ "anyOf": [schema, { "type": "null" }] })
+}
+
+fn list(of: Value) -> Value {
+    json!({ "type": "array", "items": of })
+}
+
+/// An object of which all fields are always there; more may come.
+fn object(fields: Value) -> Value {
+    let required: Vec<&str> = fields
+        .as_object()
+        .map(|fields| fields.keys().map(String::as_str).collect())
+        .unwrap_or_default();
+    json!({ "type": "object", "required": required, "properties": fields })
+}
+
+fn any_object() -> Value {
+    json!({ "type": "object" })
+}
+
+fn priority() -> Value {
+    json!({ "type": "string", "enum": ["urgent", "normal", "batch"] })
+}
+
+fn state() -> Value {
+    let names: Vec<&str> = lowtide_core::job::JobState::ALL
+        .iter()
+        .map(|state| state.name())
+        .collect();
+    json!({ "type": "string", "enum": names })
+}
+
+/// Another place in the queue.
+pub(crate) fn place() -> Value {
+    json!({
+        "type": "object",
+        "properties": { "priority": priority(), "front": { "type": "boolean", "description": "Before all others of its priority" } },
+        "anyOf": [{ "required": ["priority"] }, { "required": ["front"], "properties": { "front": { "const": true } } }],
+        "additionalProperties": false,
+    })
+}
+
+/// What a submission says beside its request; one alternative for each kind of job.
+fn submissions(kinds: &[Kind], more: &Value) -> Vec<Value> {
+    kinds
+        .iter()
+        .map(|kind| {
+            let mut properties = Map::new();
+            properties.insert("kind".to_owned(), json!({ "const": kind.name }));
+            properties.insert("model".to_owned(), text());
+            properties.insert("request".to_owned(), reference(&kind_schema(&kind.name)));
+            properties.extend(more.as_object().cloned().unwrap_or_default());
+            let mut required = vec!["request"];
+            if kind.name != crate::routes::KIND_DEFAULT {
+                required.push("kind");
+            }
+            if kind.model_default.is_none() {
+                required.push("model");
+            }
+            json!({ "type": "object", "required": required, "properties": properties, "additionalProperties": false })
+        })
+        .collect()
+}
+
+/// The body of a submission.
+pub(crate) fn submission(kinds: &[Kind]) -> Value {
+    let seconds = |about: &str| json!({ "type": "number", "minimum": 0, "maximum": 315_360_000, "description": about });
+    let more = json!({
+        "priority": priority(),
+        "deadline_s": seconds("It should be done within so many seconds; schedulers hurry for it"),
+        "start_by_s": seconds("After so many seconds it is no longer worth beginning"),
+        "keep_alive": {
+            "description": "How long the model stays after the job: seconds, a duration such as 10m, forever or auto",
+            "anyOf": [
+                { "type": "integer", "minimum": -1, "maximum": 1_000_000_000 },
+                { "type": "string", "pattern": "^([0-9]{1,9}[smh]?|forever|auto|-1)$" },
+            ],
+        },
+        "after_job": { "type": "string", "enum": ["keep", "offload", "release"] },
+        "owner": { "type": "string", "minLength": 1, "maxLength": 200 },
+        "idempotency_key": key(),
+    });
+    let one = submissions(kinds, &more);
+    let mut all = one.clone();
+    all.push(json!({
+        "type": "object",
+        "required": ["jobs"],
+        "properties": { "jobs": { "type": "array", "minItems": 1, "maxItems": 100, "items": { "anyOf": one } } },
+        "additionalProperties": false,
+    }));
+    json!({ "anyOf": all })
+}
+
+/// The body of a question for a plan.
+pub(crate) fn plan_request(kinds: &[Kind]) -> Value {
+    let budget = json!({
+        "description": "Bytes, as a number or as people write them; what the worker has where left out",
+        "anyOf": [whole(0, i64::MAX as u64), { "type": "string", "pattern": "^[0-9]{1,6}([KMGT]iB|[kMGT]B)?$" }],
+    });
+    json!({ "anyOf": submissions(kinds, &json!({ "budget": budget })) })
+}
+
+/// Schemas by name.
+pub(crate) fn all() -> Map<String, Value> {
+    let mut all = Map::new();
+    for (name, schema) in errors()
+        .into_iter()
+        .chain(jobs())
+        .chain(models())
+        .chain(service())
+        .chain(openai())
+    {
+        all.insert(name.to_owned(), schema);
+    }
+    all
+}
+
+fn errors() -> Vec<(&'static str, Value)> {
+    vec![
+        (
+            "Error",
+            object(json!({
+                "error": {
+                    "type": "object",
+                    "required": ["code", "message"],
+                    "properties": { "code": text(), "message": text(), "field": text() },
+                },
+            })),
+        ),
+        (
+            "OpenaiError",
+            object(json!({
+                "error": object(json!({
+                    "message": text(), "type": text(), "param": or_null(text()), "code": or_null(text()),
+                })),
+            })),
+        ),
+    ]
+}
+
+fn jobs() -> Vec<(&'static str, Value)> {
+    let receipt = object(json!({
+        "id": id(), "state": state(), "position": or_null(count()), "eta_s": or_null(number()),
+        "seconds": or_null(number()), "peak_bytes": or_null(count()),
+        "links": object(json!({ "self": text(), "events": text(), "cancel": text() })),
+    }));
+    let progress = object(
+        json!({ "phase": text(), "step": count(), "steps": count(), "eta_ms": or_null(count()) }),
+    );
+    let artifact = object(json!({
+        "id": id(), "url": text(), "media_type": text(), "bytes": count(), "sha256": text(),
+    }));
+    let mut job = object(json!({
+        "id": id(), "seq": count(), "kind": text(), "model": text(), "state": state(), "priority": priority(),
+        "owner": or_null(text()), "submitted_ms": count(), "started_ms": or_null(count()),
+        "finished_ms": or_null(count()), "deadline_ms": or_null(count()), "attempt": count(),
+        "position": or_null(count()), "eta_s": or_null(number()), "progress": or_null(progress),
+        "preview_url": or_null(text()), "artifacts": list(artifact), "report": {}, "error": or_null(text()),
+        "history": list(any_object()), "cancel_requested": { "type": "boolean" },
+        "pause_requested": { "type": "boolean" }, "wishes": any_object(),
+    }));
+    job["properties"]["request"] = any_object();
+    vec![
+        ("Accepted", receipt),
+        (
+            "AcceptedOrList",
+            json!({ "anyOf": [reference("Accepted"), object(json!({ "jobs": list(reference("Accepted")) }))] }),
+        ),
+        ("Job", job),
+        (
+            "JobList",
+            object(json!({ "jobs": list(reference("Job")), "next": or_null(count()) })),
+        ),
+        (
+            "Plan",
+            object(json!({
+                "model": text(), "request": any_object(), "seconds": number(), "peak_bytes": count(),
+                "budget_bytes": or_null(count()), "plan": {}, "reasons": list(text()), "approximate": list(text()),
+            })),
+        ),
+    ]
+}
+
+fn models() -> Vec<(&'static str, Value)> {
+    let kind = object(json!({
+        "name": text(), "about": text(), "schema": any_object(), "model_default": or_null(text()),
+    }));
+    let model = object(json!({
+        "id": text(), "object": { "const": "model" }, "created": count(), "owned_by": text(), "lowtide": any_object(),
+    }));
+    vec![
+        ("KindList", object(json!({ "kinds": list(kind) }))),
+        ("Model", model),
+        (
+            "ModelList",
+            object(json!({ "object": { "const": "list" }, "data": list(reference("Model")) })),
+        ),
+        (
+            "OrderAnswer",
+            object(json!({
+                "ok": or_null(json!({ "type": "boolean" })), "message": text(), "workers": list(any_object()),
+            })),
+        ),
+    ]
+}
+
+fn service() -> Vec<(&'static str, Value)> {
+    let sample = object(json!({
+        "at_ms": count(), "allocated": count(), "reserved": count(),
+        "holders": list(object(json!({ "name": text(), "kind": text(), "bytes": count() }))),
+    }));
+    let explanation = object(json!({ "code": text(), "text": text(), "values": any_object() }));
+    let what_if = object(
+        json!({ "more_bytes": count(), "seconds": number(), "saves_s": number(), "text": text() }),
+    );
+    let mut stats = object(
+        json!({ "vram_allocated": number(), "vram_reserved": number(), "vram_total": number() }),
+    );
+    stats["properties"]["detail"] = any_object();
+    vec![
+        (
+            "Queue",
+            object(json!({
+                "held": { "type": "boolean" }, "states": any_object(), "waiting": any_object(),
+                "oldest_waiting_s": any_object(), "oldest_running_s": or_null(number()), "minutes": list(any_object()),
+                "artifacts": count(), "artifact_bytes": count(), "last_event": count(),
+            })),
+        ),
+        ("GpuStats", stats),
+        (
+            "GpuHistory",
+            object(json!({ "budget": count(), "samples": list(sample) })),
+        ),
+        (
+            "Explain",
+            object(
+                json!({ "summary": text(), "explanations": list(explanation), "what_if": list(what_if) }),
+            ),
+        ),
+        (
+            "Health",
+            json!({
+                "type": "object", "required": ["status", "live"],
+                "properties": {
+                    "status": text(), "live": { "type": "boolean" }, "ready": { "type": "boolean" },
+                    "workers": list(any_object()),
+                },
+            }),
+        ),
+    ]
+}
+
+fn openai() -> Vec<(&'static str, Value)> {
+    let ignored = |about: &str| json!({ "description": about });
+    vec![
+        (
+            "OpenaiImageRequest",
+            json!({
+                "type": "object",
+                "required": ["prompt"],
+                "additionalProperties": false,
+                "properties": {
+                    "model": text(),
+                    "prompt": { "type": "string" },
+                    "n": whole(1, 10),
+                    "size": { "type": "string", "pattern": "^([0-9]{1,5}x[0-9]{1,5}|auto)$" },
+                    "response_format": { "type": "string", "enum": ["url", "b64_json"], "description": "Both where left out" },
+                    "output_format": { "type": "string", "enum": ["png", "jpeg", "webp"] },
+                    "quality": {
+                        "type": "string",
+                        "enum": ["auto", "exact", "standard", "hd", "low", "medium", "high"],
+                        "description": "exact refuses approximate rungs; the others but auto change nothing",
+                    },
+                    "seed": whole(0, u64::MAX),
+                    "negative_prompt": text(),
+                    "steps": { "type": "integer", "minimum": 1 },
+                    "guidance": { "type": "number" },
+                    "stream": { "const": false },
+                    "user": ignored("Changes nothing"),
+                    "style": ignored("Changes nothing"),
+                    "background": ignored("Changes nothing"),
+                    "moderation": ignored("Changes nothing"),
+                    "output_compression": ignored("Changes nothing"),
+                    "partial_images": ignored("Changes nothing"),
+                },
+            }),
+        ),
+        (
+            "OpenaiImages",
+            object(json!({
+                "created": count(),
+                "data": list(json!({ "type": "object", "properties": { "b64_json": text(), "url": text() } })),
+            })),
+        ),
+    ]
+}
