@@ -45,8 +45,9 @@ async function move(name, order) {
   show();
   try {
     const answer = await post(all ? `v1/models/${order}` : `v1/models/${encodeURIComponent(name)}/${order}`, {}, { timeout_ms: MOVE_TIMEOUT_MS });
-    const done = answer && answer.ok !== undefined ? answer.ok : answer && answer.done;
-    if (done === undefined) toast(say('models.under_way'));
+    // Not yet answered by every worker: `null`.
+    const done = answer && answer.ok;
+    if (done === undefined || done === null) toast(say('models.under_way'));
     else if (done) toast(say(`models.done_${order}`, { model: all ? say('models.all') : name }));
     else toast(answer.message, true);
   } catch (error) {
