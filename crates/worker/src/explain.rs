@@ -128,6 +128,7 @@ fn placed(model: &str, phase: &PhasePlan) -> Explanation {
         Cause::UsedOnce => "streams_once",
         Cause::Hidden => "streams_hidden",
         Cause::Budget => "streams",
+        Cause::Asked => "streams_as_asked",
     };
     let mut values = json!({
         "model": model,
