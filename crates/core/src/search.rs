@@ -96,12 +96,8 @@ impl<'a> Search<'a> {
         };
         let mut rungs = Vec::new();
         for (mode_index, mode) in phase.modes.iter().enumerate() {
-            let mut required = vec![false; sizes.len()];
-            for &block in &mode.resident_blocks {
-                *required
-                    .get_mut(block)
-                    .ok_or_else(|| wrong("a mode requires a block that does not exist"))? = true;
-            }
+            let required = required_blocks(mode, sizes.len())
+                .ok_or_else(|| wrong("a mode requires a block that does not exist"))?;
             for values in rung_values(mode) {
                 if rungs.len() == RUNGS_MAX {
                     return Err(wrong("its ladders have too many rungs"));
@@ -346,6 +342,15 @@ fn compute_shared(
         .iter()
         .map(|share| work_s * share + overhead_s)
         .collect())
+}
+
+/// By block of `count`: whether `mode` cannot stream it. `None` where it names a block that is not there.
+fn required_blocks(mode: &Mode, count: usize) -> Option<Vec<bool>> {
+    let mut required = vec![false; count];
+    for &block in &mode.resident_blocks {
+        *required.get_mut(block)? = true;
+    }
+    Some(required)
 }
 
 /// How a pass's work is divided among the blocks: by their number of weights.

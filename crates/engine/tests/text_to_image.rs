@@ -216,3 +216,45 @@ fn a_forecast_bounds_what_is_measured_and_takes_no_time() {
         .unwrap_err();
     assert_eq!(error.blame(), Blame::Fit);
 }
+
+#[test]
+fn what_one_more_job_adds_is_enough_for_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo");
+    let options = Options {
+        precision: PrecisionChoice::F32,
+        threads: Some(2),
+        ..Options::default()
+    };
+    let engine =
+        lowtide_engine::Engine::open(ModelFolder::open(&folder).unwrap(), options).unwrap();
+    let asked = lowtide_engine::TextToImage {
+        prompt: "a red heart".to_owned(),
+        negative: None,
+        width: 256,
+        height: 192,
+        steps: 4,
+        guidance: 4.0,
+        cfg_normalization: None,
+        cfg_truncation: 1.0,
+        seed: 1,
+        count: 1,
+        noise: None,
+        quality: lowtide_core::Quality::Exact,
+    };
+    for mib in [20, 32, 64, 256] {
+        let one = engine
+            .forecast(&asked, 1, Some(Budget::of(Bytes::mib(mib))))
+            .unwrap();
+        let (more, _) = engine.one_more(&asked, &one).unwrap();
+        assert!(more > Bytes::ZERO);
+        for members in 2..=4 {
+            let room = one.peak + Bytes(more.0 * (members as u64 - 1));
+            let many = engine
+                .forecast(&asked, members, Some(Budget::of(room)))
+                .unwrap();
+            assert!(many.peak <= room);
+            let batch = many.phases[2].vars.get("batch");
+            assert_eq!(batch, Some(members as u64), "{members} in {room}");
+        }
+    }
+}
