@@ -335,7 +335,7 @@ impl Worker {
             if let Some(read) = product.report["bytes_read"].as_u64() {
                 self.tallies.bytes_read.add_many(read);
             }
-            if let Some(load_s) = product.report["seconds"]["load"].as_f64() {
+            if let Some(load_s) = product.report["load_seconds"].as_f64() {
                 self.shelf.note_load(&view.model, load_s);
             }
             self.publisher.publish(Finished {
