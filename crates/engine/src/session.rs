@@ -223,9 +223,11 @@ impl Session {
         }
         let total = self.context.planned.plan.budget.total;
         self.context.seat.own(total);
-        self.entered = None;
         if self.stream.is_none() {
             self.refit();
+        }
+        if let Some(phase) = self.entered {
+            self.context.enter(phase);
         }
     }
 

@@ -273,6 +273,36 @@ fn sessions_of_several_models_take_turns_within_the_budget() {
 }
 
 #[test]
+fn what_others_took_meanwhile_is_planned_around() {
+    let alone = alone(PrecisionChoice::F32);
+    let one = &requests()[..1];
+    let free = start(&engine(PrecisionChoice::F32), one, None).plan().peak;
+    let budget = free + Bytes::kib(256);
+    let engine = engine_with(PrecisionChoice::F32, Some(budget), Bytes::ZERO);
+    let mut session = start(&engine, one, None);
+    let before = session.plan().clone();
+    session.step().unwrap();
+    session.park();
+    drop(start(&engine, one, None));
+    // Nothing was taken: the plan stays.
+    session.step().unwrap();
+    assert_eq!(*session.plan(), before);
+    session.park();
+    let others = memory::Buffer::new(8 << 20).unwrap();
+    drop(start(&engine, one, None));
+    let outcome = finish(session);
+    assert!(outcome.images == alone[0]);
+    let report = &outcome.report;
+    assert_eq!(report.rungs_taken, 0);
+    assert!(report.plan.budget.in_use >= Bytes::mib(8));
+    assert!(report.plan.peak <= budget && report.plan.phases[2] != before.phases[2]);
+    for (phase, peak) in &report.peak {
+        assert!(*peak <= budget, "{phase} took {peak} of {budget}");
+    }
+    drop(others);
+}
+
+#[test]
 fn a_session_says_what_it_holds_and_what_is_to_come() {
     let mut session = start(&engine(PrecisionChoice::F32), &requests()[..1], None);
     let mut before = f64::INFINITY;

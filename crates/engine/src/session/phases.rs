@@ -63,7 +63,7 @@ impl Session {
 }
 
 impl Context {
-    fn enter(&self, phase: usize) {
+    pub(super) fn enter(&self, phase: usize) {
         memory::trim();
         let plan = &self.planned.plan.phases[phase];
         let others = match self.planned.habits.offload {
