@@ -4,9 +4,9 @@ use crate::args::{GenerateArgs, PrecisionArg, QualityArg};
 use crate::failure::Failure;
 use crate::output::{check_writable, format_of, numbered};
 use lowtide_core::Bytes;
+use lowtide_engine::{Defaults, drawn_seed};
 use lowtide_media::Format;
-use std::hash::{BuildHasher, RandomState};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Sides of a picture are multiples of this: 8 pixels a latent, 2 latents a token.
 const SIDE_STEP: usize = 16;
@@ -20,61 +20,6 @@ const THREADS_MAX: usize = 1_024;
 const PROMPT_CHARS_MAX: usize = 10_000;
 /// Characters of the prompt in the name of a picture that was given none.
 const NAME_CHARS_MAX: usize = 40;
-
-/// Size, steps and guidance a model was made for: the `defaults` of the `lowtide.json` beside its `model_index.json`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Defaults {
-    /// Width in pixels.
-    pub(crate) width: usize,
-    /// Height in pixels.
-    pub(crate) height: usize,
-    /// Denoising steps.
-    pub(crate) steps: u32,
-    /// Weight of the prompt.
-    pub(crate) guidance: f32,
-}
-
-impl Default for Defaults {
-    /// Those of diffusers' Z-Image pipeline.
-    fn default() -> Defaults {
-        Defaults {
-            width: 1024,
-            height: 1024,
-            steps: 50,
-            guidance: 5.0,
-        }
-    }
-}
-
-impl Defaults {
-    /// The defaults in the text of a `lowtide.json`; what it leaves out stays as it is without one.
-    pub(crate) fn from_json(text: &str, place: &Path) -> Result<Defaults, Failure> {
-        let wrong = |what: &str| Failure::mistake(format!("'{}': {what}", place.display()));
-        let json: serde_json::Value =
-            serde_json::from_str(text).map_err(|cause| wrong(&format!("not JSON ({cause})")))?;
-        let given = &json["defaults"];
-        let whole = |key: &str, otherwise: u64| match &given[key] {
-            serde_json::Value::Null => Ok(otherwise),
-            value => value
-                .as_u64()
-                .ok_or_else(|| wrong(&format!("defaults.{key} is {value}, not a whole number"))),
-        };
-        let plain = Defaults::default();
-        let steps = whole("steps", u64::from(plain.steps))?;
-        let guidance = match &given["guidance"] {
-            serde_json::Value::Null => f64::from(plain.guidance),
-            value => value
-                .as_f64()
-                .ok_or_else(|| wrong(&format!("defaults.guidance is {value}, not a number")))?,
-        };
-        Ok(Defaults {
-            width: whole("width", plain.width as u64)? as usize,
-            height: whole("height", plain.height as u64)? as usize,
-            steps: u32::try_from(steps).map_err(|_| wrong("defaults.steps is too large"))?,
-            guidance: guidance as f32,
-        })
-    }
-}
 
 /// Pixels, width first as users write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,12 +206,6 @@ fn not_negative(option: &str, value: f32) -> Result<(), Failure> {
     }
 }
 
-/// A seed nobody chose, small enough to be typed and for every other program to take (32 bits).
-fn drawn_seed() -> u64 {
-    // The standard library seeds its hash maps from the system's randomness; this reads that seed.
-    RandomState::new().hash_one(std::process::id()) & u64::from(u32::MAX)
-}
-
 /// A file name that tells the prompt: letters and digits, the rest as single hyphens.
 fn name_from(prompt: &str) -> String {
     let mut name = String::new();
@@ -339,41 +278,6 @@ mod tests {
         let last = u64::MAX.to_string();
         assert!(config(&["--seed", &last]).is_ok());
         assert!(config(&["--seed", &last, "--count", "2"]).is_err());
-    }
-
-    #[test]
-    fn a_drawn_seed_is_not_always_the_same() {
-        assert!(
-            (0..8)
-                .map(|_| drawn_seed())
-                .collect::<std::collections::HashSet<_>>()
-                .len()
-                > 1
-        );
-    }
-
-    #[test]
-    fn defaults_come_from_the_models_folder() {
-        let place = Path::new("lowtide.json");
-        let all = r#"{"defaults": {"width": 128, "height": 64, "steps": 20, "guidance": 4}}"#;
-        let expected = Defaults {
-            width: 128,
-            height: 64,
-            steps: 20,
-            guidance: 4.0,
-        };
-        assert_eq!(Defaults::from_json(all, place).unwrap(), expected);
-        assert_eq!(
-            Defaults::from_json("{}", place).unwrap(),
-            Defaults::default()
-        );
-        for wrong in [
-            "",
-            "{\"defaults\": {\"steps\": \"many\"}}",
-            "{\"defaults\": {\"width\": -1}}",
-        ] {
-            assert!(Defaults::from_json(wrong, place).is_err(), "{wrong}");
-        }
     }
 
     #[test]

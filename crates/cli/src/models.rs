@@ -1,18 +1,16 @@
 //! `lowtide models`: which models there are, and what one consists of; and how a name becomes a model.
 
 use crate::args::ModelsCommand;
-use crate::config::Defaults;
 use crate::console::{self, Table};
 use crate::demo;
 use crate::failure::{Failure, one_line};
+use lowtide_engine::Defaults;
 use lowtide_weights::{ComponentSummary, ModelFolder, ModelSummary};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// The environment variable that names a folder of model folders.
 const MODELS_VARIABLE: &str = "LOWTIDE_MODELS";
-/// The file beside `model_index.json` that holds a model's defaults.
-const DEFAULTS_FILE: &str = "lowtide.json";
 
 /// Runs a verb of `models`.
 pub(crate) fn run(command: &ModelsCommand) -> Result<(), Failure> {
@@ -45,16 +43,6 @@ pub(crate) fn open(name: &str) -> Result<ModelFolder, Failure> {
         "model '{name}': there is no such folder; name a folder in diffusers layout, or '{}'",
         demo::NAME
     )))
-}
-
-/// Size, steps and guidance the model was made for.
-pub(crate) fn defaults(folder: &ModelFolder) -> Result<Defaults, Failure> {
-    match folder.read_text(DEFAULTS_FILE)? {
-        Some(text) => {
-            Defaults::from_json(&text, &Path::new(&folder.location()).join(DEFAULTS_FILE))
-        }
-        None => Ok(Defaults::default()),
-    }
 }
 
 fn shelf() -> Option<PathBuf> {
@@ -149,7 +137,7 @@ fn show(name: &str, as_json: bool) -> Result<(), Failure> {
     let folder = open(name)?;
     let summary = folder.summary()?;
     let text = if as_json {
-        let defaults = defaults(&folder)?;
+        let defaults = Defaults::of(&folder)?;
         let components: Vec<Value> = summary.components.iter().map(component_json).collect();
         let shown = json!({
             "name": summary.name,

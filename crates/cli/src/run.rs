@@ -10,11 +10,12 @@ use crate::tensor_files::{self, Tensor};
 use crate::{console, models, plan_view};
 use anyhow::Context;
 use lowtide_core::Quality;
+use lowtide_engine::device::cpu;
 use lowtide_engine::{
-    Engine, Image, Options, Outcome, PrecisionChoice, Session, Step, TextToImage,
+    Defaults, Engine, MadeBy, Options, Outcome, PrecisionChoice, Session, Step, TextToImage,
 };
 use lowtide_kernels as kernels;
-use lowtide_media::{Parameters, Pixels};
+use lowtide_media::Pixels;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::Instant;
@@ -111,7 +112,7 @@ impl Job {
         // A wrong word in the environment is the user's to mend, and is said before the kernels trip over it.
         kernels::isa_from_env().map_err(Failure::Mistake)?;
         let folder = models::open(&args.model)?;
-        let config = Config::new(args, models::defaults(&folder)?)?;
+        let config = Config::new(args, Defaults::of(&folder)?)?;
         let noise = match &args.noise {
             Some(path) => Some(tensor_files::read_noise(path, config.size, config.count)?),
             None => None,
@@ -215,10 +216,15 @@ fn write(
     destination: &Destination,
     interrupt: &Interrupt,
 ) -> Result<(), Failure> {
+    let made = MadeBy {
+        model: &job.model,
+        precision: job.engine.precision(),
+        approximate: &outcome.report.plan.approximate,
+    };
     let mut staged = Vec::new();
     for (image, path) in outcome.images.iter().zip(&destination.pictures) {
         interrupt.check()?;
-        let text = parameters_of(image, outcome, job);
+        let text = made.parameters(&job.request, image);
         let side = |side: usize| u32::try_from(side).context("a side beyond 2^32 pixels");
         let pixels = Pixels {
             width: side(image.width)?,
@@ -243,42 +249,6 @@ fn not_written(path: &Path, cause: std::io::Error) -> Failure {
     Failure::Other(
         anyhow::Error::new(cause).context(format!("'{}' could not be written", path.display())),
     )
-}
-
-fn parameters_of(image: &Image, outcome: &Outcome, job: &Job) -> String {
-    let config = &job.config;
-    let mut extra = vec![(
-        "Precision",
-        precision_name(job.engine.precision()).to_owned(),
-    )];
-    if let Some(factor) = config.cfg_normalization {
-        extra.push(("CFG normalization", factor.to_string()));
-    }
-    if config.cfg_truncation < 1.0 {
-        extra.push(("CFG truncation", config.cfg_truncation.to_string()));
-    }
-    if !outcome.report.plan.approximate.is_empty() {
-        extra.push(("Approximate", outcome.report.plan.approximate.join(", ")));
-    }
-    let parameters = Parameters {
-        prompt: &config.prompt,
-        negative: config.negative.as_deref(),
-        steps: config.steps,
-        guidance: config.guidance,
-        seed: image.seed,
-        width: image.width,
-        height: image.height,
-        model: &job.model,
-        extra: &extra,
-    };
-    parameters.text()
-}
-
-fn precision_name(precision: kernels::Precision) -> &'static str {
-    match precision {
-        kernels::Precision::F32 => "f32",
-        kernels::Precision::Bf16 => "bf16",
-    }
 }
 
 fn dump(path: &Path, outcome: &Outcome) -> Result<(), Failure> {
@@ -339,7 +309,7 @@ fn result_json(
         },
         "bytes_read": report.bytes_read,
         "rungs_taken": report.rungs_taken,
-        "precision": precision_name(job.engine.precision()),
+        "precision": cpu::precision_word(job.engine.precision()),
         "quality": if plan.approximate.is_empty() { "exact" } else { "approximate" },
         "approximate": plan.approximate,
         "reasons": plan_view::reasons(plan),
