@@ -102,6 +102,21 @@ pub struct DoesNotFit {
     pub smallest_approximate: Option<Bytes>,
 }
 
+impl DoesNotFit {
+    /// The refusal of work that has one way to run, in a phase that adds `peak` to what is in use.
+    pub fn one_way(phase: &str, peak: Bytes, budget: Budget) -> DoesNotFit {
+        DoesNotFit {
+            phase: phase.to_owned(),
+            needed: peak + budget.in_use,
+            budget: budget.total,
+            in_use: budget.in_use,
+            smallest: peak + budget.in_use,
+            exact_only: false,
+            smallest_approximate: None,
+        }
+    }
+}
+
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PlanError {

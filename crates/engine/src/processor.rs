@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowtide_core::{Budget, Bytes, Plan};
+use lowtide_media::{Format, Pixels, encode, shrunk};
 use lowtide_weights::ModelFolder;
 use serde_json::Value;
 
@@ -242,4 +243,32 @@ pub struct File {
     pub media_type: String,
     /// Its bytes.
     pub content: Vec<u8>,
+}
+
+/// Largest side of a preview, pixels.
+const PREVIEW_SIDE_MAX: u32 = 256;
+
+impl File {
+    /// A picture and the text that goes with it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Picture`].
+    pub fn picture(pixels: Pixels<'_>, format: Format, text: &str) -> Result<File> {
+        Ok(File {
+            media_type: format.media_type().to_owned(),
+            content: encode(pixels, format, text)?,
+        })
+    }
+
+    /// The picture with sides of at most 256 pixels. `None` where it has none at all.
+    pub fn preview(pixels: Pixels<'_>) -> Option<File> {
+        let (width, height, rgb) = shrunk(pixels, PREVIEW_SIDE_MAX).ok()?;
+        // Of few pixels JPEG would make other ones.
+        let format = match width.max(height) < PREVIEW_SIDE_MAX {
+            true => Format::Png,
+            false => Format::Jpeg,
+        };
+        let rgb = &rgb;
+        File::picture(Pixels { width, height, rgb }, format, "").ok()
+    }
 }

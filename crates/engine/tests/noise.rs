@@ -46,9 +46,9 @@ fn a_checked_request_is_complete_and_stays_as_it_is() {
     let checked = opened().check(&json!({})).unwrap();
     assert!(checked["seed"].is_u64(), "{checked}");
     assert_eq!(opened().check(&checked).unwrap(), checked);
-    let mut without_seed = checked;
-    without_seed["seed"] = Value::Null;
-    assert_eq!(without_seed, opened().card().defaults);
+    for (field, value) in opened().card().defaults.as_object().unwrap() {
+        assert_eq!(checked[field], *value);
+    }
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use lowtide_core::{Budget, Bytes, DoesNotFit, Dtype, TensorLayout};
 use lowtide_kernels::memory;
-use lowtide_media::{Format, Parameters, Pixels, encode, shrunk};
+use lowtide_media::{Format, Parameters, Pixels};
 use lowtide_models::noise::randn;
 use lowtide_weights::{Checkpoint, ModelFolder, SafetensorsWriter};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
@@ -24,9 +25,6 @@ const SIDE_MAX: u64 = 2048;
 
 /// Longest pause of a step, milliseconds.
 const STEP_MS_MAX: u64 = 60_000;
-
-/// Largest side of a preview, pixels.
-const PREVIEW_SIDE_MAX: u32 = 256;
 
 /// Seconds a pixel takes, drawn and compressed.
 const PIXEL_S: f64 = 60e-9;
@@ -80,49 +78,37 @@ impl Processor for Noise {
 }
 
 /// What a request says, checked.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Request {
     width: usize,
     height: usize,
-    seed: Option<u64>,
+    seed: u64,
     strips: usize,
     step_ms: u64,
 }
 
 impl Request {
+    /// Reads a request; what it leaves out is filled in, and a seed drawn.
     fn read(request: &Value) -> Result<Request> {
         let mut fields = Fields::of(request)?;
-        let mut size = |name, default| -> Result<usize> {
-            Ok(fields.whole(name, 1..=SIDE_MAX)?.unwrap_or(default) as usize)
+        let mut whole = |name, bounds, otherwise: u64| -> Result<u64> {
+            Ok(fields.whole(name, bounds)?.unwrap_or(otherwise))
         };
-        let (width, height, strips) = (
-            size("width", 128)?,
-            size("height", 128)?,
-            size("strips", 8)?,
-        );
-        let seed = fields.whole("seed", 0..=u64::MAX)?;
-        let step_ms = fields.whole("step_ms", 0..=STEP_MS_MAX)?.unwrap_or(0);
-        fields.done()?;
-        // A strip is at least one row.
-        let strips = strips.min(height);
-        Ok(Request {
-            width,
+        let height = whole("height", 1..=SIDE_MAX, 128)? as usize;
+        let request = Request {
+            width: whole("width", 1..=SIDE_MAX, 128)? as usize,
             height,
-            seed,
-            strips,
-            step_ms,
-        })
+            seed: whole("seed", 0..=u64::MAX, drawn_seed())?,
+            // A strip is at least one row.
+            strips: height.min(whole("strips", 1..=SIDE_MAX, 8)? as usize),
+            step_ms: whole("step_ms", 0..=STEP_MS_MAX, 0)?,
+        };
+        fields.done()?;
+        Ok(request)
     }
 
     fn json(&self) -> Value {
-        let Request {
-            width,
-            height,
-            seed,
-            strips,
-            step_ms,
-        } = *self;
-        json!({ "width": width, "height": height, "seed": seed, "strips": strips, "step_ms": step_ms })
+        serde_json::to_value(self).expect("five numbers")
     }
 
     /// First row of strip `strip`; of one beyond the last, the height.
@@ -154,35 +140,23 @@ struct Generator;
 
 impl Opened for Generator {
     fn card(&self) -> Card {
-        let defaults = Request::read(&json!({}))
-            .expect("every field has a default")
-            .json();
         Card {
             bytes: Bytes::ZERO,
             components: Vec::new(),
-            defaults,
+            defaults: json!({ "width": 128, "height": 128, "strips": 8, "step_ms": 0 }),
         }
     }
 
     fn check(&self, request: &Value) -> Result<Value> {
-        let mut request = Request::read(request)?;
-        request.seed.get_or_insert_with(drawn_seed);
-        Ok(request.json())
+        Ok(Request::read(request)?.json())
     }
 
     fn forecast(&self, request: &Value, budget: Option<Budget>) -> Result<Forecast> {
         let request = Request::read(request)?;
         let peak = request.peak();
         if let Some(budget) = budget.filter(|budget| peak > budget.available()) {
-            return Err(Error::DoesNotFit(DoesNotFit {
-                phase: "draw".to_owned(),
-                needed: peak + budget.in_use,
-                budget: budget.total,
-                in_use: budget.in_use,
-                smallest: peak + budget.in_use,
-                exact_only: false,
-                smallest_approximate: None,
-            }));
+            let refused = DoesNotFit::one_way("draw", peak, budget);
+            return Err(Error::DoesNotFit(refused));
         }
         Ok(Forecast {
             plan: None,
@@ -228,11 +202,7 @@ impl Drawing {
     /// Draws the next strip: strip k from seed + k, as picture k of a job is.
     fn draw(&mut self) {
         let rows = self.request.row(self.done + 1) - self.request.row(self.done);
-        let seed = self
-            .request
-            .seed
-            .unwrap_or(0)
-            .wrapping_add(self.done as u64);
+        let seed = self.request.seed.wrapping_add(self.done as u64);
         // Three standard deviations fill the range of a byte.
         let byte = |x: f32| {
             (127.5 + x * (127.5 / 3.0))
@@ -254,34 +224,22 @@ impl Drawing {
     }
 
     fn product(&self) -> Result<Product> {
-        let Request {
-            width,
-            height,
-            strips,
-            seed,
-            ..
-        } = self.request;
-        let seed = seed.unwrap_or(0);
+        let request = &self.request;
         let parameters = Parameters {
             prompt: NAME,
             negative: None,
-            steps: strips,
+            steps: request.strips,
             guidance: 0.0,
-            seed,
-            width,
-            height,
+            seed: request.seed,
+            width: request.width,
+            height: request.height,
             model: NAME,
             extra: &[],
         };
-        let content = encode(self.pixels(), Format::Png, &parameters.text())?;
-        let media_type = Format::Png.media_type().to_owned();
-        let report = json!({ "seeds": [seed], "strips": strips });
+        let file = File::picture(self.pixels(), Format::Png, &parameters.text())?;
         Ok(Product {
-            files: vec![File {
-                media_type,
-                content,
-            }],
-            report,
+            files: vec![file],
+            report: json!({ "seeds": [request.seed], "strips": request.strips }),
         })
     }
 
@@ -355,24 +313,7 @@ impl Run for Drawing {
     }
 
     fn preview(&self, _: usize) -> Option<File> {
-        if self.done == 0 {
-            return None;
-        }
-        let (width, height, rgb) = shrunk(self.pixels(), PREVIEW_SIDE_MAX).ok()?;
-        let content = encode(
-            Pixels {
-                width,
-                height,
-                rgb: &rgb,
-            },
-            Format::Jpeg,
-            "",
-        )
-        .ok()?;
-        Some(File {
-            media_type: Format::Jpeg.media_type().to_owned(),
-            content,
-        })
+        (self.done > 0).then(|| File::preview(self.pixels()))?
     }
 
     fn remaining_s(&self) -> f64 {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lowtide_core::{Budget, Bytes, Plan};
-use lowtide_media::{Format, Pixels, encode, shrunk};
+use lowtide_media::Pixels;
 use lowtide_weights::ModelFolder;
 use serde_json::{Map, Value, json};
 
@@ -25,9 +25,6 @@ use request::Request;
 
 /// The pipeline that is built in.
 const CLASS: &str = "ZImagePipeline";
-
-/// Largest side of a preview, pixels.
-const PREVIEW_SIDE_MAX: u32 = 256;
 
 /// The kind.
 pub(super) struct TextToImages;
@@ -223,10 +220,7 @@ impl Painting {
         };
         let file = |image: &Image| {
             let text = made.parameters(&request.engine, image);
-            Ok(File {
-                media_type: request.format.media_type().to_owned(),
-                content: encode(pixels(image), request.format, &text)?,
-            })
+            File::picture(pixels(image), request.format, &text)
         };
         let files = images.iter().map(file).collect::<Result<_>>()?;
         let report = self.report(images, outcome, began.elapsed().as_secs_f64());
@@ -321,22 +315,7 @@ impl Run for Painting {
             height: sketch.height as u32,
             rgb: sketch.rgb,
         };
-        let (width, height, rgb) = shrunk(pixels, PREVIEW_SIDE_MAX).ok()?;
-        let small = Pixels {
-            width,
-            height,
-            rgb: &rgb,
-        };
-        // A sketch has few pixels, of which JPEG would make other ones.
-        let format = if width.max(height) < PREVIEW_SIDE_MAX {
-            Format::Png
-        } else {
-            Format::Jpeg
-        };
-        Some(File {
-            media_type: format.media_type().to_owned(),
-            content: encode(small, format, "").ok()?,
-        })
+        File::preview(pixels)
     }
 
     fn plan(&self) -> Option<&Plan> {
