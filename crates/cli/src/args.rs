@@ -65,7 +65,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Make pictures from a prompt
     #[command(after_help = GENERATE_EXAMPLES)]
-    Generate(GenerateArgs),
+    Generate(Box<GenerateVerb>),
     /// Show how `generate` with the same arguments would use memory, without running it
     #[command(
         after_help = "Example:\n  lowtide plan \"a lighthouse\" --model ~/models/Z-Image --budget 6GiB"
@@ -77,9 +77,32 @@ pub(crate) enum Command {
                             programs that write the same text."
     )]
     PngInfo(PngInfoArgs),
-    /// List models, or show what one consists of
+    /// List models, show what one consists of, or move one by hand
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Serve over HTTP, with a queue, a panel and one worker
+    #[command(
+        after_help = "Examples:\n  lowtide serve\n  lowtide serve --port 8080 --budget 6GiB --models ~/models\n\n\
+                            Then open the address it prints. Settings also come from lowtide.toml or lowtide.yaml \
+                            and the environment; 'lowtide config' shows them all."
+    )]
+    Serve(Box<ServeArgs>),
+    /// Work on the queue of a server, as a further process
+    #[command(
+        after_help = "Example:\n  lowtide worker --data-dir ~/.local/share/lowtide --budget 4GiB\n\nCtrl-C parks and \
+                            saves what runs; another worker goes on with it."
+    )]
+    Worker(Box<WorkerArgs>),
+    /// List the jobs of a server, or show, cancel, pause, resume, requeue or move one
+    #[command(
+        args_conflicts_with_subcommands = false,
+        after_help = "Examples:\n  lowtide jobs --state queued\n  lowtide jobs show 7f3k\n  lowtide jobs priority 7f3k urgent"
+    )]
+    Jobs(JobsArgs),
+    /// Show what a server does: models, memory, jobs in progress
+    Ps(PsArgs),
+    /// Say why a server's memory and speed are as they are, and what more memory would buy
+    Explain(ExplainArgs),
     /// Show devices, memory, instruction sets and what this machine can and cannot do
     Doctor(DoctorArgs),
     /// Show every setting of the service and where its value came from
@@ -135,9 +158,9 @@ pub(crate) struct GenerateArgs {
     /// `exact` refuses what would change the picture to save memory, such as decoding in tiles
     #[arg(long, value_enum, default_value_t = QualityArg::Auto)]
     pub(crate) quality: QualityArg,
-    /// What the networks compute in; `auto` is bf16 where the processor has it, else f32
-    #[arg(long, value_enum, default_value_t = PrecisionArg::Auto)]
-    pub(crate) precision: PrecisionArg,
+    /// What the networks compute in [default: auto, which is bf16 where the processor has it, else f32]
+    #[arg(long, value_enum)]
+    pub(crate) precision: Option<PrecisionArg>,
     /// The most memory weights and activations may use, such as 600MiB [default: free memory less the reserve]
     #[arg(long, value_name = "SIZE")]
     pub(crate) budget: Option<Bytes>,
@@ -159,6 +182,15 @@ pub(crate) struct GenerateArgs {
     /// Also write the tensors `latents` and `image` (0 to 1), f32, to this safetensors file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) dump: Option<PathBuf>,
+}
+
+/// The arguments of `generate`: those of `plan`, and how it is handed over.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GenerateVerb {
+    #[command(flatten)]
+    pub(crate) args: GenerateArgs,
+    #[command(flatten)]
+    pub(crate) hand_over: HandOverArgs,
 }
 
 /// `--quality`.
@@ -208,6 +240,30 @@ pub(crate) enum ModelsCommand {
         /// Print one line of JSON instead of the table
         #[arg(long)]
         json: bool,
+    },
+    /// Bring a model to the device of a running server
+    Load {
+        /// The model's name
+        #[arg(value_name = "NAME")]
+        model: String,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Take a model off the device of a running server, and keep it in host memory
+    Offload {
+        /// The model's name [default: all]
+        #[arg(value_name = "NAME")]
+        model: Option<String>,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Take a model out of a running server's memory
+    Release {
+        /// The model's name [default: all]
+        #[arg(value_name = "NAME")]
+        model: Option<String>,
+        #[command(flatten)]
+        server: ServerArgs,
     },
 }
 

@@ -101,7 +101,7 @@ impl Config {
             seed,
             count,
             quality: args.quality,
-            precision: args.precision,
+            precision: args.precision.unwrap_or(PrecisionArg::Auto),
             budget: args.budget,
             reserve: args.reserve,
             threads: args.threads,
@@ -236,7 +236,7 @@ mod tests {
     fn config(line: &[&str]) -> Result<Config, Failure> {
         let words = ["lowtide", "generate", "a red heart"].iter().chain(line);
         match Cli::try_parse_from(words).unwrap().command {
-            Command::Generate(args) => Config::new(&args, Defaults::default()),
+            Command::Generate(verb) => Config::new(&verb.args, Defaults::default()),
             other => panic!("{other:?}"),
         }
     }

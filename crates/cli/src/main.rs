@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod client;
 mod config;
 mod console;
 mod demo;
@@ -40,10 +41,15 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
-        Command::Generate(args) => run::generate(&args),
+        Command::Generate(verb) => client::generate(&verb),
         Command::Plan(args) => run::plan(&args),
         Command::PngInfo(args) => png_info::run(&args),
         Command::Models(command) => models::run(&command),
+        Command::Serve(args) => service::serve(&args),
+        Command::Worker(args) => service::worker(&args),
+        Command::Jobs(args) => client::jobs(&args),
+        Command::Ps(args) => client::ps(&args),
+        Command::Explain(args) => client::explain(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Config(args) => service::show(&args),
         Command::Completions(args) => completions(&args),

@@ -1,6 +1,7 @@
 //! `lowtide models`: which models there are, and what one consists of; and how a name becomes a model.
 
 use crate::args::ModelsCommand;
+use crate::client;
 use crate::console::{self, Table};
 use crate::demo;
 use crate::failure::{Failure, one_line};
@@ -17,6 +18,13 @@ pub(crate) fn run(command: &ModelsCommand) -> Result<(), Failure> {
     match command {
         ModelsCommand::List { dir, json } => list(dir.as_deref(), *json),
         ModelsCommand::Show { model, json } => show(model, *json),
+        ModelsCommand::Load { model, server } => client::order_model("load", Some(model), server),
+        ModelsCommand::Offload { model, server } => {
+            client::order_model("offload", model.as_deref(), server)
+        }
+        ModelsCommand::Release { model, server } => {
+            client::order_model("release", model.as_deref(), server)
+        }
     }
 }
 

@@ -18,10 +18,8 @@ pub(crate) struct Look<'a> {
     pub(crate) total: usize,
     /// Seconds the last step took.
     pub(crate) seconds: f64,
-    /// Bytes in use now.
-    pub(crate) memory: Bytes,
-    /// Bytes that may be.
-    pub(crate) budget: Bytes,
+    /// Bytes in use now, and bytes that may be; `None` where another process has them.
+    pub(crate) memory: Option<(Bytes, Bytes)>,
 }
 
 /// Where progress is shown.
@@ -102,16 +100,17 @@ impl Progress {
 
 fn bar(look: Look<'_>) -> String {
     let filled = BAR_WIDTH * look.done / look.total.max(1);
+    let memory = look.memory.map_or_else(String::new, |(used, budget)| {
+        format!("  {used} of {budget}")
+    });
     format!(
-        "{:<8} {}{} {:>3}/{}  {:.2} s/step  {} of {}",
+        "{:<8} {}{} {:>3}/{}  {:.2} s/step{memory}",
         look.phase,
         "█".repeat(filled),
         "░".repeat(BAR_WIDTH - filled),
         look.done,
         look.total,
         look.seconds,
-        look.memory,
-        look.budget,
     )
 }
 
@@ -133,8 +132,7 @@ mod tests {
         done: 10,
         total: 20,
         seconds: 0.0412,
-        memory: Bytes::mib(70),
-        budget: Bytes::mib(600),
+        memory: Some((Bytes::mib(70), Bytes::mib(600))),
     };
 
     #[test]

@@ -179,8 +179,7 @@ fn drive(
                 done: step.done,
                 total: step.total,
                 seconds: step.elapsed.as_secs_f64(),
-                memory: step.memory,
-                budget,
+                memory: Some((step.memory, budget)),
             }),
             Ok(Step::Finished(outcome)) => {
                 progress.show(last_look(&outcome, progress.phase_seconds()));
@@ -204,8 +203,10 @@ fn last_look(outcome: &Outcome, shown_seconds: f64) -> Look<'static> {
         done: outcome.images.len(),
         total: outcome.images.len(),
         seconds: spent - shown_seconds,
-        memory: report.peak.get(PHASE).copied().unwrap_or_default(),
-        budget: report.plan.budget.total,
+        memory: Some((
+            report.peak.get(PHASE).copied().unwrap_or_default(),
+            report.plan.budget.total,
+        )),
     }
 }
 
@@ -245,7 +246,7 @@ fn write(
     Ok(())
 }
 
-fn not_written(path: &Path, cause: std::io::Error) -> Failure {
+pub(crate) fn not_written(path: &Path, cause: std::io::Error) -> Failure {
     Failure::Other(
         anyhow::Error::new(cause).context(format!("'{}' could not be written", path.display())),
     )

@@ -11,15 +11,24 @@ mod instance;
 mod keys;
 mod layers;
 mod log;
+mod net;
+mod serve;
 mod settings;
 mod supervisor;
 mod value;
+mod work;
 
-use crate::args::ConfigArgs;
+use std::path::PathBuf;
+
+use crate::args::{ConfigArgs, SettingArgs};
 use crate::console;
 use crate::failure::Failure;
-use folders::Surroundings;
 use settings::Settings;
+
+pub(crate) use folders::Surroundings;
+pub(crate) use instance::running;
+pub(crate) use serve::run as serve;
+pub(crate) use work::run as worker;
 
 /// `lowtide config`: every setting, its value and where that came from.
 pub(crate) fn show(args: &ConfigArgs) -> Result<(), Failure> {
@@ -33,4 +42,19 @@ pub(crate) fn show(args: &ConfigArgs) -> Result<(), Failure> {
         false => settings::shown(&settings),
     };
     Ok(console::print(&text)?)
+}
+
+/// Where the server that is meant keeps its data; `None` where the user has no folder for that.
+///
+/// # Errors
+/// When the settings that say so are wrong.
+pub(crate) fn data_folder_of(
+    args: &SettingArgs,
+    around: &Surroundings,
+) -> Result<Option<PathBuf>, Failure> {
+    if args.data_dir.is_none() && around.data_folder().is_err() {
+        return Ok(None);
+    }
+    let settings = Settings::read(args, args.given(), around)?;
+    Ok(Some(settings.server.data_dir))
 }

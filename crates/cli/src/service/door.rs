@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use lowtide_core::{Budget, Bytes};
 use lowtide_engine::processor::{Forecast, Opened, Processor};
@@ -18,6 +19,9 @@ use crate::plan_view;
 /// Opened models kept; each is some hundred kilobytes of headers and a tokenizer.
 const OPENED_MAX: usize = 16;
 
+/// Which model is meant by none is looked for in the folders no more often than this.
+const DEFAULT_KEPT: Duration = Duration::from_secs(5);
+
 /// The field of a request that names a preset.
 const PRESET: &str = "preset";
 
@@ -32,6 +36,7 @@ pub(crate) struct Desk {
     presets: BTreeMap<String, Map<String, Value>>,
     options: Options,
     opened: Mutex<Vec<Kept>>,
+    defaults: Mutex<BTreeMap<&'static str, (Instant, Option<String>)>>,
 }
 
 /// An opened model, the one used latest last.
@@ -56,6 +61,7 @@ impl Desk {
             presets: settings.presets.clone(),
             options,
             opened: Mutex::new(Vec::new()),
+            defaults: Mutex::new(BTreeMap::new()),
         }
     }
 
@@ -89,10 +95,19 @@ impl Desk {
 
     /// The model where a request names none: the one with the alias `default`, else the first.
     fn default_of(&self, processor: &dyn Processor) -> Option<String> {
+        let kind = processor.kind();
+        let mut defaults = self.defaults.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((found, model)) = defaults.get(kind)
+            && found.elapsed() < DEFAULT_KEPT
+        {
+            return model.clone();
+        }
         let models = self.models_of(processor);
         let wanted = self.aliases.get(DEFAULT);
         let wanted = wanted.filter(|name| models.contains(name)).cloned();
-        wanted.or_else(|| models.into_iter().next())
+        let model = wanted.or_else(|| models.into_iter().next());
+        defaults.insert(kind, (Instant::now(), model.clone()));
+        model
     }
 
     /// The model's own name.

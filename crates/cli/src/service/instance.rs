@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -11,6 +12,9 @@ use crate::failure::Failure;
 
 const LOCK: &str = "server.lock";
 const TOLD: &str = "server.json";
+/// A lock that is held so often, this far apart, is a server's.
+const LOOKS: usize = 5;
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The right to be the server of a data folder; given back at the end of the process, whatever ends it.
 #[derive(Debug)]
@@ -41,14 +45,20 @@ impl Instance {
             .write(true)
             .open(folder.join(LOCK))
             .map_err(|cause| unusable(folder, &cause))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Instance {
-                folder: folder.to_owned(),
-                _lock: lock,
-            }),
-            Err(TryLockError::WouldBlock) => Err(taken(folder)),
-            Err(TryLockError::Error(cause)) => Err(unusable(folder, &cause)),
+        for _ in 0..LOOKS {
+            match lock.try_lock() {
+                Ok(()) => {
+                    return Ok(Instance {
+                        folder: folder.to_owned(),
+                        _lock: lock,
+                    });
+                }
+                // Somebody who only looks has it for a moment.
+                Err(TryLockError::WouldBlock) => std::thread::park_timeout(LOOK_AGAIN),
+                Err(TryLockError::Error(cause)) => return Err(unusable(folder, &cause)),
+            }
         }
+        Err(taken(folder))
     }
 
     /// Tells others where it listens.
@@ -79,7 +89,7 @@ impl Drop for Instance {
 /// The server that has this folder now, if any.
 pub(crate) fn running(folder: &Path) -> Option<Running> {
     let lock = File::options().write(true).open(folder.join(LOCK)).ok()?;
-    match lock.try_lock() {
+    match lock.try_lock_shared() {
         // Nobody holds it: whatever the file says is old.
         Ok(()) => None,
         Err(_) => told(folder),

@@ -121,7 +121,7 @@ impl Resolved {
     /// # Errors
     /// When the two are not of one version.
     pub(crate) fn from_parent(document: &Value) -> Result<Resolved, Failure> {
-        let mut resolved = Resolved::default();
+        let mut resolved = Resolved::defaults();
         resolved.table(document, &Origin::Parent, &mut Vec::new())?;
         Ok(resolved)
     }

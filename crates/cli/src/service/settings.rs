@@ -1,6 +1,7 @@
 //! What the settings mean, typed.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -318,6 +319,11 @@ fn store_file(text: &str) -> Result<PathBuf, Failure> {
         ))),
         None => Ok(tilde(text)),
     }
+}
+
+/// Whether only this machine reaches such an address.
+pub(crate) fn is_local(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
 fn text(resolved: &Resolved, place: &str) -> String {

@@ -13,6 +13,7 @@ fn interrupt(signal: &str) {
         .command()
         .args([
             "generate",
+            "--local",
             "heart",
             "--steps",
             "1000",

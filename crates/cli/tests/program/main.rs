@@ -38,11 +38,14 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// The program with this folder as its own and none of our variables set.
+    /// The program with this folder as its own, none of our variables set, and nobody's server to be found.
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lowtide"));
         command
             .current_dir(self.folder.path())
+            .env("XDG_DATA_HOME", self.folder.path().join("data"))
+            .env("XDG_CONFIG_HOME", self.folder.path().join("config"))
+            .env_remove("LOWTIDE_SERVER")
             .env_remove("LOWTIDE_MODELS")
             .env_remove("LOWTIDE_ISA");
         command

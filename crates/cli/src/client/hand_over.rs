@@ -1,0 +1,327 @@
+//! `lowtide generate` through a running server: hands the job over, shows its progress, fetches the pictures.
+
+use lowtide_engine::Defaults;
+use std::io::BufRead;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use lowtide_media::Format;
+use serde_json::{Map, Value, json};
+
+use super::{Http, find};
+use crate::args::{GenerateArgs, GenerateVerb, HandOverArgs, QualityArg};
+use crate::config::{Config, Destination};
+use crate::console;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::output::Staged;
+use crate::progress::{Look, Progress};
+use crate::run;
+
+/// How often it is looked whether somebody asked to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The kind of job.
+const KIND: &str = "text-to-image";
+
+/// Makes the pictures: through a running server where there is one and nothing is asked that only this process can do.
+pub(crate) fn generate(verb: &GenerateVerb) -> Result<(), Failure> {
+    let GenerateVerb { args, hand_over } = verb;
+    let note = |line: String| {
+        if !args.quiet && !args.json {
+            console::note(&line);
+        }
+    };
+    if let Some(option) = local_option(args) {
+        if let Some(asked) = explicit(hand_over) {
+            return Err(Failure::mistake(format!(
+                "{option} is for a run in this process; leave it out, or {asked}"
+            )));
+        }
+        if !hand_over.local {
+            note(format!("runs here: {option} is for this process"));
+        }
+        return run::generate(args);
+    }
+    if hand_over.local {
+        return run::generate(args);
+    }
+    let Some(server) = find(&hand_over.server)? else {
+        if let Some(asked) = explicit(hand_over) {
+            return Err(Failure::mistake(format!(
+                "no server is running; start one with 'lowtide serve', or {asked}"
+            )));
+        }
+        note("runs here: no server is running".to_owned());
+        return run::generate(args);
+    };
+    if explicit(hand_over).is_none() && !knows(&server, &args.model)? {
+        note(format!(
+            "runs here: the server at {} has no model '{}'",
+            server.url(),
+            args.model
+        ));
+        return run::generate(args);
+    }
+    note(format!("handed over to the server at {}", server.url()));
+    through(&server, verb)
+}
+
+/// An option that only means something in this process.
+fn local_option(args: &GenerateArgs) -> Option<&'static str> {
+    let options = [
+        ("--dump", args.dump.is_some()),
+        ("--noise", args.noise.is_some()),
+        ("--budget", args.budget.is_some()),
+        ("--reserve", args.reserve.is_some()),
+        ("--threads", args.threads.is_some()),
+        ("--precision", args.precision.is_some()),
+    ];
+    options
+        .into_iter()
+        .find(|(_, given)| *given)
+        .map(|(name, _)| name)
+}
+
+/// What shows that a server is meant, as something to leave out.
+fn explicit(hand_over: &HandOverArgs) -> Option<&'static str> {
+    if hand_over.server.server.is_some() {
+        Some("leave --server out")
+    } else if hand_over.no_wait {
+        Some("leave --no-wait out")
+    } else {
+        hand_over.priority.map(|_| "leave --priority out")
+    }
+}
+
+/// Whether the server has a model of this name or alias.
+fn knows(server: &Http, model: &str) -> Result<bool, Failure> {
+    let list = server.get("/v1/models")?;
+    let mut models = list["data"].as_array().into_iter().flatten();
+    Ok(models.any(|entry| {
+        let aliases = entry["lowtide"]["aliases"].as_array().into_iter().flatten();
+        entry["id"] == model || aliases.into_iter().any(|alias| alias == model)
+    }))
+}
+
+fn through(server: &Http, verb: &GenerateVerb) -> Result<(), Failure> {
+    let GenerateVerb { args, hand_over } = verb;
+    let started = Instant::now();
+    let interrupt = Interrupt::install()?;
+    // Checked here first, so that what cannot be is said before anything is sent.
+    let config = Config::new(args, Defaults::default())?;
+    let destination = match hand_over.no_wait {
+        true => None,
+        false => Some(Destination::new(args, &config)?),
+    };
+    let format = destination
+        .as_ref()
+        .map_or(Format::Png, |there| there.format);
+    let mut body =
+        json!({ "kind": KIND, "model": args.model, "request": request(args, &config, format) });
+    if let Some(priority) = hand_over.priority {
+        body["priority"] = json!(priority.name());
+    }
+    let accepted = server.post("/v1/jobs", &body)?;
+    let id = accepted["id"]
+        .as_str()
+        .context("the server's answer names no job")?;
+    let Some(destination) = destination else {
+        let line = if args.json {
+            accepted.to_string()
+        } else {
+            id.to_owned()
+        };
+        return Ok(console::print(&format!("{line}\n"))?);
+    };
+    let job = wait(server, id, args, &interrupt)?;
+    fetch(server, &job, &destination)?;
+    tell(args, &config, &destination, (server, &job, started))
+}
+
+/// What is asked, as far as somebody asked it: the rest is the model's own.
+fn request(args: &GenerateArgs, config: &Config, format: Format) -> Value {
+    let mut request = Map::new();
+    let mut put = |name: &str, value: Value| {
+        if !value.is_null() {
+            request.insert(name.to_owned(), value);
+        }
+    };
+    put("prompt", json!(config.prompt));
+    put("negative", json!(config.negative));
+    if args.size.is_some() {
+        put("width", json!(config.size.width));
+        put("height", json!(config.size.height));
+    }
+    put("steps", json!(args.steps));
+    put("guidance", json!(args.guidance));
+    put("cfg_normalization", json!(config.cfg_normalization));
+    put("cfg_truncation", json!(config.cfg_truncation));
+    put("seed", json!(config.seed));
+    put("count", json!(config.count));
+    let quality = match config.quality {
+        QualityArg::Exact => "exact",
+        QualityArg::Auto => "auto",
+    };
+    put("quality", json!(quality));
+    put("output_format", json!(format.name()));
+    Value::Object(request)
+}
+
+/// Shows how far the job is until it is over, and gives its record. Ctrl-C cancels it.
+fn wait(
+    server: &Http,
+    id: &str,
+    args: &GenerateArgs,
+    interrupt: &Interrupt,
+) -> Result<Value, Failure> {
+    let mut progress = match args.json || args.quiet {
+        true => Progress::silent(),
+        false => Progress::on_stderr(),
+    };
+    let path = format!("/v1/jobs/{id}");
+    loop {
+        let events = listen(server, &format!("{path}/events"))?;
+        let mut last = Instant::now();
+        loop {
+            if let Err(stop) = interrupt.check() {
+                progress.abandon();
+                // Nobody waits for it any more; where that cannot be said, the server does it in vain.
+                let _ = server.delete(&path);
+                return Err(stop);
+            }
+            match events.recv_timeout(LOOK_EVERY) {
+                Ok(data) => {
+                    show(&mut progress, &data, last.elapsed().as_secs_f64());
+                    last = Instant::now();
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // The stream ends when the job is over, or with the connection.
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let job = server.get(&format!("{path}?wait_s=1"))?;
+        match job["state"].as_str() {
+            Some("done") => return Ok(job),
+            Some("failed") => {
+                progress.abandon();
+                let why = job["error"].as_str().unwrap_or("no reason is known");
+                return Err(Failure::Other(anyhow::anyhow!("job {id} failed: {why}")));
+            }
+            Some("cancelled") => {
+                progress.abandon();
+                return Err(Failure::Other(anyhow::anyhow!("job {id} was cancelled")));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The data of a stream of events, one text each, until it ends.
+fn listen(server: &Http, path: &str) -> Result<Receiver<Value>, Failure> {
+    let lines = server.lines(path)?;
+    let (sender, receiver) = channel();
+    std::thread::Builder::new()
+        .name("events".to_owned())
+        .spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                let data = line.strip_prefix("data:").map(str::trim);
+                let data = data.and_then(|data| serde_json::from_str(data).ok());
+                if let Some(data) = data
+                    && sender.send(data).is_err()
+                {
+                    return;
+                }
+            }
+        })
+        .context("no thread for events")?;
+    Ok(receiver)
+}
+
+/// One event that says how far the job is.
+fn show(progress: &mut Progress, data: &Value, seconds: f64) {
+    let told = match data["progress"].is_object() {
+        true => &data["progress"],
+        false => data,
+    };
+    let (Some(phase), Some(done), Some(total)) = (
+        told["phase"].as_str(),
+        told["step"].as_u64(),
+        told["steps"].as_u64(),
+    ) else {
+        return;
+    };
+    progress.show(Look {
+        phase,
+        done: done as usize,
+        total: (total as usize).max(1),
+        seconds,
+        memory: None,
+    });
+}
+
+/// Writes everything under temporary names first, so that a failure leaves none of it.
+fn fetch(server: &Http, job: &Value, destination: &Destination) -> Result<(), Failure> {
+    let artifacts = job["artifacts"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    if artifacts.len() != destination.pictures.len() {
+        return Err(Failure::Other(anyhow::anyhow!(
+            "the server made {} pictures instead of {}",
+            artifacts.len(),
+            destination.pictures.len()
+        )));
+    }
+    let mut staged = Vec::new();
+    for (artifact, path) in artifacts.iter().zip(&destination.pictures) {
+        let id = artifact["id"]
+            .as_str()
+            .context("an artifact without an id")?;
+        let file = server.file(&format!("/v1/artifacts/{id}"))?;
+        if artifact["bytes"]
+            .as_u64()
+            .is_some_and(|bytes| bytes != file.len() as u64)
+        {
+            return Err(Failure::Other(anyhow::anyhow!(
+                "artifact {id} came incomplete"
+            )));
+        }
+        staged.push(Staged::write(path, &file).map_err(|cause| run::not_written(path, cause))?);
+    }
+    for (file, path) in staged.into_iter().zip(&destination.pictures) {
+        file.publish()
+            .map_err(|cause| run::not_written(path, cause))?;
+    }
+    Ok(())
+}
+
+/// The whole job in a line, and where the pictures are.
+fn tell(
+    args: &GenerateArgs,
+    config: &Config,
+    destination: &Destination,
+    (server, job, started): (&Http, &Value, Instant),
+) -> Result<(), Failure> {
+    let paths: Vec<String> = destination
+        .pictures
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    let seconds = started.elapsed().as_secs_f64();
+    if args.json {
+        let line = json!({
+            "seed": config.seed, "outputs": paths, "seconds": { "total": seconds },
+            "server": server.url(), "job": job["id"], "report": job["report"],
+        });
+        return Ok(console::print(&format!("{line}\n"))?);
+    }
+    if !args.quiet {
+        console::note(&format!("seed {}, {seconds:.2} s in all", config.seed));
+        for path in paths {
+            console::print(&format!("{path}\n"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! The HTTP server on a thread of its own.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use lowtide_jobs::{ArtifactStore, JobStore, Retention};
+use lowtide_server::{Door, End, Options, Server, end_signal};
+
+use super::settings::Settings;
+use crate::failure::Failure;
+
+/// A server that listens.
+pub(crate) struct Net {
+    end: End,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+/// What a server speaks about.
+pub(crate) struct Subjects {
+    pub(crate) store: Arc<dyn JobStore>,
+    pub(crate) artifacts: Arc<dyn ArtifactStore>,
+    pub(crate) door: Arc<dyn Door>,
+}
+
+impl Net {
+    /// Starts one on this listener.
+    ///
+    /// # Errors
+    /// When there is no thread for it.
+    pub(crate) fn start(
+        listener: TcpListener,
+        subjects: Subjects,
+        settings: &Settings,
+    ) -> Result<Net, Failure> {
+        let Subjects {
+            store,
+            artifacts,
+            door,
+        } = subjects;
+        let server = Server::new(store, artifacts, door, options(settings));
+        let (end, ended) = end_signal();
+        let thread = std::thread::Builder::new()
+            .name("server".to_owned())
+            .spawn(move || server.serve(listener, ended))
+            .context("no thread for the server")?;
+        Ok(Net { end, thread })
+    }
+
+    /// Whether it ended although nobody asked it to.
+    pub(crate) fn is_over(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Takes no more connections, finishes what is under way.
+    ///
+    /// # Errors
+    /// What ended it before.
+    pub(crate) fn stop(self) -> Result<(), Failure> {
+        self.end.now();
+        match self.thread.join() {
+            Ok(result) => Ok(result.context("the HTTP server")?),
+            Err(_) => Err(Failure::Other(anyhow::anyhow!(
+                "the HTTP server panicked; this is a bug"
+            ))),
+        }
+    }
+}
+
+fn options(settings: &Settings) -> Options {
+    let server = &settings.server;
+    let queue = &settings.queue;
+    Options {
+        hosts: server.hosts.clone(),
+        origins: server.origins.clone(),
+        body_max: server.body_max,
+        connections_max: server.connections_max,
+        panel: server.panel,
+        openai: server.openai,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        retention: Some(Retention {
+            age_max: queue.retention_age,
+            artifacts_max: Some(queue.retention_bytes),
+            jobs_max: Some(queue.retention_jobs),
+        }),
+        ..Options::default()
+    }
+}

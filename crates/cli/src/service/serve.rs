@@ -1,0 +1,208 @@
+//! `lowtide serve`: the queue, the HTTP server and one supervised worker, until somebody asks to end.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, TcpListener, ToSocketAddrs};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use lowtide_core::Bytes;
+use lowtide_core::job::JobState;
+use lowtide_engine::device::cpu;
+use lowtide_engine::device::memory::Memory;
+use lowtide_jobs::JobStore;
+use serde_json::json;
+
+use super::catalog::Catalog;
+use super::door::Desk;
+use super::folders::Surroundings;
+use super::instance::Instance;
+use super::layers::Origin;
+use super::log::{Level, Logger, now};
+use super::net::{Net, Subjects};
+use super::settings::{ServerSettings, Settings};
+use super::supervisor::{Plan, Supervisor};
+use super::work;
+use crate::args::ServeArgs;
+use crate::failure::{Failure, one_line};
+use crate::interrupt::Interrupt;
+
+/// How often it is looked whether somebody asked to end.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Runs until somebody asks to end.
+pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    let settings = Settings::read(&args.settings, args.given(), &Surroundings::of_process())?;
+    let log = Logger::new(settings.log);
+    let interrupt = Interrupt::install()?;
+    // What the worker would trip over is said before it is started.
+    lowtide_kernels::isa_from_env().map_err(Failure::Mistake)?;
+    cpu::settle_allocator();
+    let processors = work::enabled(&settings.kinds)?;
+    let instance = Instance::take(&settings.server.data_dir)?;
+    let store = work::open_store(&settings)?;
+    let artifacts = Arc::new(work::open_artifacts(&settings)?);
+    let catalog = Arc::new(Catalog::new(settings.models.dirs.clone()));
+    for dir in catalog.missing() {
+        log.say(
+            Level::Warn,
+            &format!("models.dirs: there is no folder '{dir}'"),
+        );
+    }
+    let desk = Desk::new(
+        processors,
+        catalog.clone(),
+        &settings,
+        work::device(&settings),
+    );
+    if let Some(sentence) = desk.strangers(&settings).into_iter().next() {
+        return Err(Failure::Mistake(sentence));
+    }
+    let listener = listen(&settings.server)?;
+    let address = listener.local_addr()?;
+    let subjects = Subjects {
+        store: store.clone(),
+        artifacts,
+        door: Arc::new(desk),
+    };
+    let net = Net::start(listener, subjects, &settings)?;
+    let url = format!("http://{}", reachable(address));
+    instance.tell(&url)?;
+    say_start(&settings, &log, &url, &catalog.names());
+    let plan = Plan {
+        command: worker_command()?,
+        settings: settings.resolved.document(),
+        log: log.named("worker"),
+    };
+    let supervisor = Supervisor::start(plan, store.clone())?;
+    while interrupt.check().is_ok() && !net.is_over() {
+        std::thread::park_timeout(LOOK_EVERY);
+    }
+    log.info("ends: what runs is parked and saved; a second Ctrl-C ends at once");
+    let spoke = net.stop();
+    supervisor.stop();
+    let left = waiting(store.as_ref());
+    if left > 0 {
+        log.info(&format!("{left} jobs go on after the next start"));
+    }
+    spoke
+}
+
+/// Jobs that are not over.
+fn waiting(store: &dyn JobStore) -> u64 {
+    let stats = store.stats(now()).unwrap_or_default();
+    let open = JobState::ALL.into_iter().filter(|state| !state.is_final());
+    open.map(|state| stats.in_state(state)).sum()
+}
+
+fn listen(server: &ServerSettings) -> Result<TcpListener, Failure> {
+    let place = format!("{}:{}", server.host, server.port);
+    let addresses = (server.host.as_str(), server.port)
+        .to_socket_addrs()
+        .map_err(|cause| {
+            Failure::mistake(format!("--host '{}' is no address: {cause}", server.host))
+        })?;
+    let addresses: Vec<_> = addresses.collect();
+    TcpListener::bind(addresses.as_slice()).map_err(|cause| {
+        let way_out = match cause.kind() {
+            std::io::ErrorKind::AddrInUse => "something else listens there; --port chooses another",
+            std::io::ErrorKind::PermissionDenied => {
+                "ports below 1024 are for the system; --port chooses another"
+            }
+            _ => "--host and --port choose another",
+        };
+        Failure::mistake(format!(
+            "{place} cannot be listened on ({cause}): {way_out}"
+        ))
+    })
+}
+
+/// An address that can be gone to: nobody can go to "all of them".
+fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
+    let mut reachable = address;
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => {
+            reachable.set_ip(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+        }
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            reachable.set_ip(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST));
+        }
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
+    }
+    reachable
+}
+
+/// This program, as a worker.
+fn worker_command() -> Result<Command, Failure> {
+    let program = std::env::current_exe().context("this program's own file is not known")?;
+    let mut command = Command::new(program);
+    command.args(["worker", "--supervised"]);
+    Ok(command)
+}
+
+/// What a person wants to know at the start: where, how much memory, which models; and which settings are not the
+/// defaults.
+fn say_start(settings: &Settings, log: &Logger, url: &str, models: &[String]) {
+    let fields = json!({ "url": url, "pid": std::process::id() });
+    log.say_with(
+        Level::Info,
+        &format!("listens on {url}"),
+        fields.as_object().cloned().unwrap_or_default(),
+    );
+    if !super::settings::is_local(&settings.server.host) {
+        log.say(
+            Level::Warn,
+            "anybody who reaches this address can use it: there are no passwords",
+        );
+    }
+    let server = &settings.server;
+    log.info(&format!(
+        "queue {}, pictures in {}",
+        server.store.display(),
+        server.data_dir.join("artifacts").display()
+    ));
+    log.info(&budget(settings));
+    log.info(&format!(
+        "kinds of jobs: {}; models: {}",
+        settings.kinds.join(", "),
+        models.join(", ")
+    ));
+    let mut changed: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (place, key, given) in settings.resolved.all() {
+        if let Some(given) = given.filter(|given| given.origin != Origin::Default) {
+            let setting = format!(
+                "{} = {}",
+                super::keys::written(&place),
+                key.kind.show(&given.value)
+            );
+            changed
+                .entry(given.origin.to_string())
+                .or_default()
+                .push(setting);
+        }
+    }
+    for (origin, settings) in changed {
+        log.info(&one_line(&format!(
+            "from {origin}: {}",
+            settings.join(", ")
+        )));
+    }
+}
+
+fn budget(settings: &Settings) -> String {
+    let device = &settings.device;
+    let total = Memory::read().map(|memory| (memory.free(), memory.reserve_default()));
+    match (device.budget, total) {
+        (Some(budget), _) => format!("budget {budget} on the cpu ({})", cpu::name()),
+        (None, Some((free, reserve))) => {
+            let reserve: Bytes = work::device(settings).reserve.unwrap_or(reserve);
+            format!(
+                "budget: free memory less {reserve}, now {} on the cpu ({})",
+                free.saturating_sub(reserve),
+                cpu::name()
+            )
+        }
+        (None, None) => "budget: free memory is unknown on this system; give --budget".to_owned(),
+    }
+}

@@ -1,0 +1,325 @@
+//! `lowtide worker`: joins settings, queue and processors to one worker, alone or under a supervisor.
+
+use std::io::{BufRead, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use lowtide_core::{Bytes, Offload};
+use lowtide_core::job::RetryPolicy;
+use lowtide_engine::device::memory::Memory;
+use lowtide_engine::processor::Processor;
+use lowtide_engine::{Options, PrecisionChoice, processors};
+use lowtide_jobs::{
+    Durability, FolderArtifacts, JobStore, Policy, SqliteOptions, SqliteStore, StoreError, WorkerId,
+};
+use lowtide_weights::ModelFolder;
+use lowtide_worker::{Folders, ModelOptions, Setup, Stop, Worker, WorkerOptions};
+use serde_json::Value;
+
+use super::catalog::Catalog;
+use super::folders::Surroundings;
+use super::log::{Level, Logger};
+use super::settings::{Reserve, Settings};
+use crate::args::WorkerArgs;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+
+/// How often a worker that runs alone looks whether somebody asked it to end.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Runs until it is asked to end.
+pub(crate) fn run(args: &WorkerArgs) -> Result<(), Failure> {
+    match args.supervised {
+        true => supervised(),
+        false => alone(args),
+    }
+}
+
+fn alone(args: &WorkerArgs) -> Result<(), Failure> {
+    let settings = Settings::read(
+        &args.settings,
+        args.settings.given(),
+        &Surroundings::of_process(),
+    )?;
+    let log = Logger::new(settings.log);
+    let interrupt = Interrupt::install()?;
+    let id = match &args.id {
+        Some(id) => id
+            .parse()
+            .map_err(|wrong| Failure::mistake(format!("--id '{id}': {wrong}")))?,
+        None => own_id(),
+    };
+    std::fs::create_dir_all(&settings.server.data_dir).map_err(|cause| {
+        Failure::mistake(format!(
+            "the data folder '{}' cannot be used: {cause}; name another with --data-dir",
+            settings.server.data_dir.display()
+        ))
+    })?;
+    let store = open_store(&settings)?;
+    log.info(&format!(
+        "worker {id} on the queue {}; Ctrl-C lets it park and save what runs",
+        settings.server.store.display()
+    ));
+    let stop = Stop::new();
+    let over = Arc::new(AtomicBool::new(false));
+    let (asked, bell, ended) = (stop.clone(), store.clone(), over.clone());
+    let watch = std::thread::Builder::new()
+        .name("interrupt".to_owned())
+        .spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                if interrupt.check().is_err() {
+                    asked.ask();
+                    bell.nudge();
+                    return;
+                }
+                std::thread::park_timeout(LOOK_EVERY);
+            }
+        })
+        .context("no thread to watch for Ctrl-C")?;
+    let result = work(&settings, id, store, &stop, &log);
+    over.store(true, Ordering::Relaxed);
+    watch.thread().unpark();
+    result
+}
+
+fn supervised() -> Result<(), Failure> {
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    let document: Value = serde_json::from_str(&line).map_err(|_| {
+        Failure::mistake(
+            "--supervised is for 'lowtide serve', which writes the settings to standard input",
+        )
+    })?;
+    let settings = Settings::from_parent(&document)?;
+    let log = Logger::for_parent(settings.log);
+    let store = open_store(&settings)?;
+    let stop = Stop::new();
+    let (asked, bell) = (stop.clone(), store.clone());
+    std::thread::Builder::new()
+        .name("parent".to_owned())
+        .spawn(move || {
+            let mut bytes = [0; 64];
+            // Whatever comes means that something changed; the end means that the parent is gone.
+            while std::io::stdin()
+                .lock()
+                .read(&mut bytes)
+                .is_ok_and(|count| count > 0)
+            {
+                bell.nudge();
+            }
+            asked.ask();
+            bell.nudge();
+        })
+        .context("no thread to listen to the parent")?;
+    work(&settings, own_id(), store, &stop, &log)
+}
+
+fn work(
+    settings: &Settings,
+    id: WorkerId,
+    store: Arc<dyn JobStore>,
+    stop: &Stop,
+    log: &Logger,
+) -> Result<(), Failure> {
+    let lines = log.clone();
+    let setup = Setup {
+        store,
+        artifacts: Arc::new(open_artifacts(settings)?),
+        id,
+        sessions: settings.server.data_dir.join("sessions"),
+        processors: enabled(&settings.kinds)?,
+        folders: Arc::new(Catalog::new(settings.models.dirs.clone())),
+        device: device(settings),
+        options: options(settings),
+        log: lowtide_worker::Log::new(move |line| {
+            let level = match line.level {
+                lowtide_worker::Level::Debug => Level::Debug,
+                lowtide_worker::Level::Info => Level::Info,
+                lowtide_worker::Level::Warn => Level::Warn,
+                lowtide_worker::Level::Error => Level::Error,
+            };
+            lines.say_with(level, &line.text, line.fields);
+        }),
+    };
+    let worker = Worker::open(setup).map_err(anyhow::Error::new)?;
+    Ok(worker.run(stop).map_err(anyhow::Error::new)?)
+}
+
+impl Folders for Catalog {
+    fn names(&self) -> Vec<String> {
+        Catalog::names(self)
+    }
+
+    fn open(&self, name: &str) -> Result<ModelFolder, String> {
+        Catalog::open(self, name)
+    }
+}
+
+/// The processors of these kinds.
+///
+/// # Errors
+/// When one is not there.
+pub(crate) fn enabled(kinds: &[String]) -> Result<Vec<Arc<dyn Processor>>, Failure> {
+    let all = processors::all();
+    let pick = |kind: &String| {
+        let found = all.iter().find(|one| one.kind() == kind.as_str());
+        found.cloned().ok_or_else(|| {
+            let known: Vec<&str> = all.iter().map(|one| one.kind()).collect();
+            Failure::mistake(format!(
+                "kinds.enabled: there is no kind of job '{kind}'; there are {}",
+                known.join(", ")
+            ))
+        })
+    };
+    kinds.iter().map(pick).collect()
+}
+
+/// How the engine is to use its device. Weights stay between jobs: that is what a service is for.
+pub(crate) fn device(settings: &Settings) -> Options {
+    let (worker, settings) = (&settings.worker, &settings.device);
+    let reserve = settings.reserve.and_then(|reserve| match reserve {
+        Reserve::Bytes(bytes) => Some(bytes),
+        Reserve::Share(share) => {
+            Memory::read().map(|memory| Bytes((memory.total.as_f64() * share) as u64))
+        }
+    });
+    Options {
+        budget: settings.budget,
+        reserve,
+        threads: settings.threads,
+        precision: match settings.precision.as_str() {
+            "f32" => PrecisionChoice::F32,
+            "bf16" => PrecisionChoice::Bf16,
+            _ => PrecisionChoice::Auto,
+        },
+        keep_weights: true,
+        prompt_cache: Some(worker.prompt_cache),
+        // The settings only let the planner's words through.
+        offload: Offload::named(&settings.offload).unwrap_or_default(),
+    }
+}
+
+fn options(settings: &Settings) -> WorkerOptions {
+    let worker = &settings.worker;
+    let aliases = &settings.models.aliases;
+    let own_name = |name: &String| aliases.get(name).unwrap_or(name).clone();
+    let models = settings.models.options.iter().map(|(name, model)| {
+        let options = ModelOptions {
+            keep_alive: model.keep_alive,
+            after_job: model.after_job,
+            idle: model.idle,
+        };
+        (own_name(name), options)
+    });
+    WorkerOptions {
+        max_concurrent_jobs: worker.max_concurrent_jobs,
+        keep_alive: worker.keep_alive,
+        after_job: worker.after_job,
+        idle: worker.idle,
+        models: models.collect(),
+        preload: worker.preload.iter().map(own_name).collect(),
+        batch_max: worker.batch_max,
+        lease: worker.lease,
+        heartbeat: worker.heartbeat,
+        previews: worker.previews,
+        checkpoint_every: worker.checkpoint_every,
+    }
+}
+
+/// The queue.
+///
+/// # Errors
+/// When the file cannot be used.
+pub(crate) fn open_store(settings: &Settings) -> Result<Arc<dyn JobStore>, Failure> {
+    let queue = &settings.queue;
+    let path = &settings.server.store;
+    let options = SqliteOptions {
+        policy: Policy {
+            waiting_max: queue.waiting_max,
+            retry: RetryPolicy {
+                failures_max: queue.retries.saturating_add(1),
+                ..RetryPolicy::default()
+            },
+            priority_by_kind: queue.priority.clone(),
+            ..Policy::default()
+        },
+        durability: match queue.durable {
+            true => Durability::Full,
+            false => Durability::Relaxed,
+        },
+        size_max: None,
+    };
+    let store = SqliteStore::open(path, options).map_err(|cause| unusable(path, cause))?;
+    Ok(Arc::new(store))
+}
+
+fn unusable(path: &Path, cause: StoreError) -> Failure {
+    Failure::Other(anyhow::Error::new(cause).context(format!(
+        "the queue '{}' cannot be used; --store names another",
+        path.display()
+    )))
+}
+
+/// The finished files.
+///
+/// # Errors
+/// When the folder cannot be used.
+pub(crate) fn open_artifacts(settings: &Settings) -> Result<FolderArtifacts, Failure> {
+    let folder = settings.server.data_dir.join("artifacts");
+    let opened = FolderArtifacts::open(&folder);
+    Ok(opened.with_context(|| format!("the folder for pictures '{}'", folder.display()))?)
+}
+
+/// A name that no other worker has: the machine, the device, the process.
+fn own_id() -> WorkerId {
+    const HOST_LEN_MAX: usize = 40;
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .or_else(|| std::env::var("COMPUTERNAME").ok())
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .unwrap_or_default();
+    let plain = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
+    let host: String = host
+        .trim()
+        .chars()
+        .filter(plain)
+        .take(HOST_LEN_MAX)
+        .collect();
+    let host = if host.is_empty() {
+        "host".to_owned()
+    } else {
+        host
+    };
+    format!("{host}-cpu-{}", std::process::id())
+        .parse()
+        .expect("letters, digits and hyphens, at most 64")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_has_a_name_of_its_own() {
+        assert!(
+            own_id()
+                .as_str()
+                .ends_with(&format!("-cpu-{}", std::process::id()))
+        );
+    }
+
+    #[test]
+    fn kinds_are_those_named() {
+        let named = enabled(&["no-op".to_owned()]).unwrap();
+        assert_eq!(named.len(), 1);
+        assert_eq!(named[0].kind(), "no-op");
+        let failure = enabled(&["no-up".to_owned()]).err().unwrap().to_string();
+        assert!(
+            failure.contains("'no-up'") && failure.contains("no-op"),
+            "{failure}"
+        );
+    }
+}

@@ -1,0 +1,110 @@
+//! `generate` through a running server: the same command, the same picture.
+
+use crate::{Place, Server};
+
+const QUICK: &str = "generate heart --steps 2 --seed 5";
+
+#[test]
+fn a_picture_is_the_same_to_the_byte() {
+    let place = Place::new();
+    let server = Server::start(&place, "");
+    for (ending, more) in [
+        ("png", ""),
+        ("webp", "--guidance 3 --negative dark"),
+        ("jpg", "--count 2"),
+    ] {
+        let there = place.run(&format!("{QUICK} {more} -o there.{ending}"));
+        let said = String::from_utf8_lossy(&there.stderr).into_owned();
+        assert!(
+            there.status.success() && said.contains(&server.url),
+            "{said}"
+        );
+        place.ok(&format!("{QUICK} {more} -o here.{ending} --local"));
+        for number in if ending == "jpg" {
+            ["-1", "-2"]
+        } else {
+            ["", ""]
+        } {
+            let read = |name: &str| {
+                std::fs::read(place.path(&format!("{name}{number}.{ending}"))).unwrap()
+            };
+            assert!(read("here") == read("there"), "{ending}{number} differs");
+        }
+    }
+    server.stop();
+}
+
+#[test]
+fn what_only_this_process_can_do_is_done_here() {
+    let place = Place::new();
+    let server = Server::start(&place, "");
+    for option in [
+        "--budget 64MiB",
+        "--threads 1",
+        "--precision f32",
+        "--dump d.safetensors",
+    ] {
+        let output = place.run(&format!("{QUICK} {option} -o here.png"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        let name = option.split(' ').next().unwrap();
+        assert!(output.status.success(), "{said}");
+        assert!(said.contains("runs here") && said.contains(name), "{said}");
+    }
+    let jobs = server.get("/v1/jobs");
+    assert_eq!(jobs["jobs"].as_array().unwrap().len(), 0, "{jobs}");
+    place.refused(
+        &format!("{QUICK} --budget 64MiB --priority urgent"),
+        2,
+        &["--budget", "leave --priority out"],
+    );
+    server.stop();
+}
+
+#[test]
+fn nobody_has_to_wait() {
+    let place = Place::new();
+    let server = Server::start(&place, "");
+    let id = place.ok(&format!("{QUICK} --no-wait --priority batch"));
+    let job = server.over(id.trim());
+    assert_eq!(
+        (job["state"].as_str(), job["priority"].as_str()),
+        (Some("done"), Some("batch"))
+    );
+    server.stop();
+}
+
+#[test]
+fn a_server_that_is_asked_for_has_to_be_there() {
+    let place = Place::new();
+    let nobody = "http://127.0.0.1:9";
+    place.refused(
+        &format!("{QUICK} --server {nobody}"),
+        1,
+        &[nobody, "lowtide serve"],
+    );
+    place.refused(
+        &format!("{QUICK} --priority urgent"),
+        2,
+        &["lowtide serve", "--priority"],
+    );
+    place.refused(
+        &format!("{QUICK} --server box:80"),
+        2,
+        &["box:80", "http://"],
+    );
+    place.refused(
+        &format!("{QUICK} --local --server {nobody}"),
+        2,
+        &["--local"],
+    );
+    assert!(!place.path("data").exists(), "asking leaves nothing behind");
+}
+
+#[test]
+fn what_does_not_fit_the_server_is_refused_with_the_numbers() {
+    let place = Place::new();
+    let server = Server::start(&place, "--budget 1MiB");
+    place.refused(&format!("{QUICK} -o heart.png"), 3, &["1.0 MiB"]);
+    assert!(!place.path("heart.png").exists());
+    server.stop();
+}
