@@ -202,7 +202,7 @@ pub(crate) fn line(event: &Event) -> Line {
     let mut data = serde_json::to_value(event).expect("an event has JSON");
     let name = data["event"].as_str().unwrap_or_default().to_owned();
     if let Value::Object(fields) = &mut data
-        && let Some(at) = fields.remove("at")
+        && let Some(at) = fields.shift_remove("at")
     {
         fields.insert("at_ms".to_owned(), at);
     }

@@ -291,7 +291,9 @@ impl From<StoreError> for Refusal {
                 retry_after_s: retry_after_ms.div_ceil(1000).max(1),
             },
             StoreError::TooLarge { field, limit, .. } => Refusal::TooLarge { field, limit },
-            StoreError::Invalid { field, reason } => Refusal::invalid(field, reason),
+            StoreError::Invalid { field, reason } => {
+                Refusal::invalid(field.replace(' ', "_"), reason)
+            }
             StoreError::NotClaimable { .. }
             | StoreError::WrongState { .. }
             | StoreError::LeaseLost { .. } => Refusal::conflict(sentence),

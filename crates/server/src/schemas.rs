@@ -10,6 +10,9 @@ pub(crate) fn id() -> Value {
     json!({ "type": "string", "pattern": "^[0-7][0-9abcdefghjkmnpqrstvwxyz]{25}$" })
 }
 
+/// Bytes as people write them.
+pub(crate) const SIZE: &str = "^[0-9]{1,6}([KMGT]iB|[kMGT]B)?$";
+
 /// A name in a path.
 pub(crate) fn name() -> Value {
     json!({ "type": "string", "minLength": 1, "pattern": "^[^/]+$" })
@@ -59,6 +62,33 @@ fn object(fields: Value) -> Value {
     json!({ "type": "object", "required": required, "properties": fields })
 }
 
+/// Each of these properties may as well be null, which is as good as leaving it out.
+fn nullable(properties: &mut Map<String, Value>, required: &[&str]) {
+    for (name, schema) in properties.iter_mut() {
+        if !required.contains(&name.as_str()) {
+            *schema = or_null(schema.take());
+        }
+    }
+}
+
+/// An object schema whose properties may be null unless they are required.
+fn optional(mut schema: Value) -> Value {
+    let required: Vec<String> = schema["required"]
+        .as_array()
+        .map(|names| {
+            names
+                .iter()
+                .filter_map(|name| name.as_str().map(str::to_owned))
+                .collect()
+        })
+        .unwrap_or_default();
+    let required: Vec<&str> = required.iter().map(String::as_str).collect();
+    if let Some(properties) = schema["properties"].as_object_mut() {
+        nullable(properties, &required);
+    }
+    schema
+}
+
 fn any_object() -> Value {
     json!({ "type": "object" })
 }
@@ -102,6 +132,7 @@ fn submissions(kinds: &[Kind], more: &Value) -> Vec<Value> {
             if kind.model_default.is_none() {
                 required.push("model");
             }
+            nullable(&mut properties, &required);
             json!({ "type": "object", "required": required, "properties": properties, "additionalProperties": false })
         })
         .collect()
@@ -122,7 +153,7 @@ pub(crate) fn submission(kinds: &[Kind]) -> Value {
             ],
         },
         "after_job": { "type": "string", "enum": ["keep", "offload", "release"] },
-        "owner": { "type": "string", "minLength": 1, "maxLength": 200 },
+        "owner": { "type": "string", "minLength": 1, "maxLength": 64 },
         "idempotency_key": key(),
     });
     let one = submissions(kinds, &more);
@@ -140,7 +171,7 @@ pub(crate) fn submission(kinds: &[Kind]) -> Value {
 pub(crate) fn plan_request(kinds: &[Kind]) -> Value {
     let budget = json!({
         "description": "Bytes, as a number or as people write them; what the worker has where left out",
-        "anyOf": [whole(0, i64::MAX as u64), { "type": "string", "pattern": "^[0-9]{1,6}([KMGT]iB|[kMGT]B)?$" }],
+        "anyOf": [whole(0, i64::MAX as u64), { "type": "string", "pattern": SIZE }],
     });
     json!({ "anyOf": submissions(kinds, &json!({ "budget": budget })) })
 }
@@ -300,7 +331,7 @@ fn openai() -> Vec<(&'static str, Value)> {
     vec![
         (
             "OpenaiImageRequest",
-            json!({
+            optional(json!({
                 "type": "object",
                 "required": ["prompt"],
                 "additionalProperties": false,
@@ -308,7 +339,7 @@ fn openai() -> Vec<(&'static str, Value)> {
                     "model": text(),
                     "prompt": { "type": "string" },
                     "n": whole(1, 10),
-                    "size": { "type": "string", "pattern": "^([0-9]{1,5}x[0-9]{1,5}|auto)$" },
+                    "size": { "type": "string", "pattern": "^([1-9][0-9]{0,4}x[1-9][0-9]{0,4}|auto)$" },
                     "response_format": { "type": "string", "enum": ["url", "b64_json"], "description": "Both where left out" },
                     "output_format": { "type": "string", "enum": ["png", "jpeg", "webp"] },
                     "quality": {
@@ -328,7 +359,7 @@ fn openai() -> Vec<(&'static str, Value)> {
                     "output_compression": ignored("Changes nothing"),
                     "partial_images": ignored("Changes nothing"),
                 },
-            }),
+            })),
         ),
         (
             "OpenaiImages",

@@ -23,7 +23,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
     )
     .query(
         "more",
-        json!({ "type": "string", "examples": ["3GiB"] }),
+        json!({ "type": "string", "pattern": crate::schemas::SIZE, "examples": ["3GiB"] }),
         "Memory to imagine in addition; 1 and 3 GiB where left out",
     )
     .answers(200, "Sentences with their numbers", reference("Explain"));

@@ -29,9 +29,10 @@ const KEY_HEADER: &str = "idempotency-key";
 
 pub(super) fn routes(routes: Routes) -> Routes {
     let operation = Operation::new("jobs", "Submits a job, or all jobs of a list or none")
-        .header("Idempotency-Key", crate::schemas::key(), "A second submission with this key is the first one again; as `idempotency_key` in the body")
+        .header("Idempotency-Key", crate::schemas::key(), "A second submission with this key is the first one again; as `idempotency_key` in the body. With a list it is the key of the list")
         .body(reference("Submission"))
         .answers(202, "Accepted: it is on the disk", reference("AcceptedOrList"))
+        .leads(202, &["get_v1_jobs_id", "delete_v1_jobs_id", "post_v1_jobs_id_pause", "post_v1_jobs_id_priority", "get_v1_jobs_id_preview"])
         .answers(200, "It was there before, under its idempotency key", reference("AcceptedOrList"))
         .refuses(&[404, 409, 429]);
     routes.post("/v1/jobs", submit, operation)
@@ -109,12 +110,6 @@ fn one(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Refusa
 }
 
 fn several(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Refusal> {
-    if key.is_some() {
-        return Err(Refusal::malformed(
-            "Idempotency-Key",
-            "each job of a list has its own idempotency_key in the body",
-        ));
-    }
     let mut fields = Fields::of(body)?;
     let jobs = match fields.take("jobs") {
         Some(Value::Array(jobs)) if !jobs.is_empty() => jobs,
@@ -131,7 +126,12 @@ fn several(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Re
     let mut drafts = Vec::with_capacity(jobs.len());
     for (place, job) in jobs.into_iter().enumerate() {
         let read = Fields::of(job).and_then(|fields| draft(app, fields, now));
-        drafts.push(read.map_err(|refusal| within(refusal, place))?);
+        let mut draft = read.map_err(|refusal| within(refusal, place))?;
+        // A list that is sent again is the same list again.
+        if let (None, Some(key)) = (&draft.submission.idempotency_key, &key) {
+            draft.submission.idempotency_key = Some(format!("{key}.{place}"));
+        }
+        drafts.push(draft);
     }
     let known: Vec<(String, Hints)> = drafts
         .iter()

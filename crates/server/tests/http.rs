@@ -1,0 +1,12 @@
+//! The server over real sockets, with a real store and real files; only the pictures are pretended.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "http/life.rs"]
+mod life;
+#[path = "http/manners.rs"]
+mod manners;
+#[path = "http/pretend.rs"]
+mod pretend;
+#[path = "http/server.rs"]
+mod server;
