@@ -56,6 +56,9 @@ fn the_queue_is_listed_and_moved_by_hand() {
 fn models_are_shown_and_moved() {
     let place = Place::new();
     let server = Server::start(&place, "");
+    // A worker that did a job has said which models it has.
+    let accepted = server.post("/v1/jobs", json!({ "kind": "no-op", "request": {} }));
+    server.over(accepted["id"].as_str().unwrap());
     place.ok("models load demo");
     let shown = place.ok("ps --once");
     assert!(shown.contains("🟢 demo"), "{shown}");
