@@ -145,7 +145,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
 }
 
 impl Asked {
-    /// A parameter as text; one without a value is as good as left out.
+    /// A parameter as text.
     pub(crate) fn text(&mut self, name: &'static str) -> Result<Option<String>, Refusal> {
         self.known.push(name);
         let mut found = None;
@@ -155,7 +155,10 @@ impl Asked {
             }
             found = Some(self.parameters.remove(place).1);
         }
-        Ok(found.filter(|text| !text.is_empty()))
+        match found {
+            Some(text) if text.is_empty() => Err(Refusal::malformed(name, "it is empty")),
+            found => Ok(found),
+        }
     }
 
     /// A parameter of any type that is read from text.

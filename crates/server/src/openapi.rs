@@ -89,20 +89,6 @@ impl Operation {
         self
     }
 
-    /// Operations on what this one made: its answer's `id` is theirs.
-    pub(crate) fn leads(mut self, status: u16, operations: &[&str]) -> Operation {
-        for (_, answer) in self
-            .answers
-            .iter_mut()
-            .filter(|(known, _)| *known == status)
-        {
-            for operation in operations {
-                answer["links"][*operation] = json!({ "operationId": operation, "parameters": { "id": "$response.body#/id" } });
-            }
-        }
-        self
-    }
-
     /// Errors it can answer with, beside those that every route can.
     pub(crate) fn refuses(mut self, statuses: &[u16]) -> Operation {
         for &status in statuses {

@@ -1,5 +1,6 @@
 //! JSON Schemas of what goes in and out.
 
+use lowtide_core::job::JobState;
 use serde_json::{Map, Value, json};
 
 use crate::Kind;
@@ -11,7 +12,11 @@ pub(crate) fn id() -> Value {
 }
 
 /// Bytes as people write them.
-pub(crate) const SIZE: &str = "^[0-9]{1,6}([KMGT]iB|[kMGT]B)?$";
+pub(crate) const SIZE: &str =
+    r"^[0-9]{1,6}(\.[0-9]{1,3})? ?([kKmMgGtT]([iI]?[bB])?|[bB])?$|^[0-9]{7,18}$";
+
+/// Letters of an owner's name.
+pub(crate) const OWNER_LEN_MAX: usize = 64;
 
 /// A name in a path.
 pub(crate) fn name() -> Value {
@@ -98,11 +103,15 @@ fn priority() -> Value {
 }
 
 fn state() -> Value {
-    let names: Vec<&str> = lowtide_core::job::JobState::ALL
-        .iter()
-        .map(|state| state.name())
-        .collect();
+    let names: Vec<&str> = JobState::ALL.iter().map(|state| state.name()).collect();
     json!({ "type": "string", "enum": names })
+}
+
+/// States of jobs in a query, separated by commas.
+pub(crate) fn states() -> Value {
+    let names: Vec<&str> = JobState::ALL.iter().map(|state| state.name()).collect();
+    let one = names.join("|");
+    json!({ "type": "string", "pattern": format!("^({one})(,({one}))*$") })
 }
 
 /// Another place in the queue.
@@ -148,12 +157,12 @@ pub(crate) fn submission(kinds: &[Kind]) -> Value {
         "keep_alive": {
             "description": "How long the model stays after the job: seconds, a duration such as 10m, forever or auto",
             "anyOf": [
-                { "type": "integer", "minimum": -1, "maximum": 1_000_000_000 },
-                { "type": "string", "pattern": "^([0-9]{1,9}[smh]?|forever|auto|-1)$" },
+                { "type": "integer", "minimum": -1, "maximum": crate::words::KEEP_MAX.as_secs() },
+                { "type": "string", "pattern": "^([0-9]{1,8}s?|[0-9]{1,6}m|[0-9]{1,5}h|forever|auto|-1)$" },
             ],
         },
         "after_job": { "type": "string", "enum": ["keep", "offload", "release"] },
-        "owner": { "type": "string", "minLength": 1, "maxLength": 64 },
+        "owner": { "type": "string", "minLength": 1, "maxLength": OWNER_LEN_MAX },
         "idempotency_key": key(),
     });
     let one = submissions(kinds, &more);
@@ -161,7 +170,7 @@ pub(crate) fn submission(kinds: &[Kind]) -> Value {
     all.push(json!({
         "type": "object",
         "required": ["jobs"],
-        "properties": { "jobs": { "type": "array", "minItems": 1, "maxItems": 100, "items": { "anyOf": one } } },
+        "properties": { "jobs": { "type": "array", "minItems": 1, "items": { "anyOf": one } } },
         "additionalProperties": false,
     }));
     json!({ "anyOf": all })

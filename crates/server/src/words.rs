@@ -1,10 +1,15 @@
 //! Words of core that have no text of their own there.
 
-use lowtide_core::lifecycle::{AfterJob, KeepAlive};
+use std::time::Duration;
+
+use lowtide_core::lifecycle::{AfterJob, KeepAlive, NotAKeepAlive};
 use serde_json::Value;
 
 use crate::fields::wrong;
 use crate::refusal::Refusal;
+
+/// 100,000 hours: who wants more means for ever.
+pub(crate) const KEEP_MAX: Duration = Duration::from_secs(360_000_000);
 
 /// The word for it.
 pub(crate) fn after_job(after: AfterJob) -> &'static str {
@@ -32,7 +37,11 @@ pub(crate) fn read_after_job(word: &str) -> Result<AfterJob, Refusal> {
 pub(crate) fn read_keep_alive(value: &Value) -> Result<KeepAlive, Refusal> {
     let text = match value {
         Value::String(text) => text.clone(),
-        Value::Number(number) => number.to_string(),
+        // 600.0 is a whole number too, to a client that knows only one kind of number.
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if float.fract() == 0.0 && float.abs() < 9e15 => format!("{float:.0}"),
+            _ => number.to_string(),
+        },
         other => {
             return Err(wrong(
                 "keep_alive",
@@ -41,8 +50,18 @@ pub(crate) fn read_keep_alive(value: &Value) -> Result<KeepAlive, Refusal> {
             ));
         }
     };
-    text.parse()
-        .map_err(|error: lowtide_core::lifecycle::NotAKeepAlive| {
-            Refusal::invalid("keep_alive", error.to_string())
-        })
+    match text.parse() {
+        Ok(KeepAlive::For(time)) if time > KEEP_MAX => Err(Refusal::invalid(
+            "keep_alive",
+            format!(
+                "at most {} s are possible; forever is a word",
+                KEEP_MAX.as_secs()
+            ),
+        )),
+        Ok(keep) => Ok(keep),
+        Err(error) => Err(Refusal::invalid(
+            "keep_alive",
+            NotAKeepAlive::to_string(&error),
+        )),
+    }
 }

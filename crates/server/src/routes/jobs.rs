@@ -36,7 +36,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
     let list = Operation::new("jobs", "Lists jobs, newest first, without their requests")
         .query(
             "state",
-            json!({ "type": "string" }),
+            schemas::states(),
             "Only those in these states, separated by commas",
         )
         .query(
@@ -51,7 +51,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         )
         .query(
             "owner",
-            json!({ "type": "string" }),
+            json!({ "type": "string", "minLength": 1 }),
             "Only those of this owner",
         )
         .answers(200, "A page of jobs", reference("JobList"));

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use lowtide_core::job::{JobState, Moment, Priority};
 use lowtide_jobs::Stats;
-use lowtide_jobs::report::MoveTally;
+use lowtide_jobs::report::{ModelStatus, MoveTally};
 use serde_json::json;
 
 use super::Routes;
@@ -122,6 +122,25 @@ fn queue(page: &mut Page, stats: &Stats, now: Moment) {
         "1 while the queue is held.",
         f64::from(u8::from(stats.held)),
     );
+    last_hour(page, stats);
+    page.single(
+        ("artifacts", "gauge"),
+        "Finished files.",
+        stats.artifacts as f64,
+    );
+    page.single(
+        ("artifact_bytes", "gauge"),
+        "Bytes of finished files.",
+        stats.artifact_bytes as f64,
+    );
+    page.single(
+        ("events_total", "counter"),
+        "Events in the log since it began.",
+        stats.last_event.0 as f64,
+    );
+}
+
+fn last_hour(page: &mut Page, stats: &Stats) {
     let hour =
         |of: fn(&lowtide_jobs::Minute) -> u64| stats.minutes.iter().map(of).sum::<u64>() as f64;
     page.about(
@@ -147,21 +166,6 @@ fn queue(page: &mut Page, stats: &Stats, now: Moment) {
         ("dispatch_last_hour_count", "gauge"),
         "Attempts begun within the last hour.",
         hour(|minute| minute.started),
-    );
-    page.single(
-        ("artifacts", "gauge"),
-        "Finished files.",
-        stats.artifacts as f64,
-    );
-    page.single(
-        ("artifact_bytes", "gauge"),
-        "Bytes of finished files.",
-        stats.artifact_bytes as f64,
-    );
-    page.single(
-        ("events_total", "counter"),
-        "Events in the log since it began.",
-        stats.last_event.0 as f64,
     );
 }
 
@@ -289,16 +293,18 @@ fn workers(page: &mut Page, fleet: &Fleet) {
     models(page, fleet);
 }
 
+fn each_model(fleet: &Fleet) -> impl Iterator<Item = (&Worker, &ModelStatus)> {
+    fleet.alive().flat_map(|worker| {
+        worker
+            .status
+            .models
+            .iter()
+            .map(move |model| (worker, model))
+    })
+}
+
 fn models(page: &mut Page, fleet: &Fleet) {
-    let each = || {
-        fleet.alive().flat_map(|worker| {
-            worker
-                .status
-                .models
-                .iter()
-                .map(move |model| (worker, model))
-        })
-    };
+    let each = || each_model(fleet);
     page.about(
         "model_residency",
         "gauge",
@@ -346,6 +352,10 @@ fn models(page: &mut Page, fleet: &Fleet) {
             page.value("model_cache_total", &labels, count as f64);
         }
     }
+    moves(page, fleet);
+}
+
+fn moves(page: &mut Page, fleet: &Fleet) {
     for (name, help, of) in [
         (
             "moves_total",
@@ -359,7 +369,7 @@ fn models(page: &mut Page, fleet: &Fleet) {
         ),
     ] {
         page.about(name, "counter", help);
-        for (worker, model) in each() {
+        for (worker, model) in each_model(fleet) {
             let moves = &model.moves;
             for (kind, tally) in [
                 ("load", &moves.loads),

@@ -192,27 +192,7 @@ fn translate(app: &Inner, body: Value) -> Result<(Wanted, Draft), Refusal> {
             ));
         }
     }
-    let wanted = match fields.text("response_format")?.as_deref() {
-        // Older clients expect one, newer ones the other.
-        None => Wanted {
-            url: true,
-            b64: true,
-        },
-        Some("url") => Wanted {
-            url: true,
-            b64: false,
-        },
-        Some("b64_json") => Wanted {
-            url: false,
-            b64: true,
-        },
-        Some(_) => {
-            return Err(Refusal::invalid(
-                "response_format",
-                "url or b64_json is needed",
-            ));
-        }
-    };
+    let wanted = read_wanted(&mut fields)?;
     let n = fields.whole("n", 1..=10)?.unwrap_or(1);
     if n > 1 && !offer(app, &mut request, "count", json!(n)) {
         return Err(Refusal::invalid("n", "this kind of job makes one picture"));
@@ -237,6 +217,22 @@ fn translate(app: &Inner, body: Value) -> Result<(Wanted, Draft), Refusal> {
     fields.done()?;
     let submission = json!({ "kind": KIND_DEFAULT, "model": model, "request": request });
     Ok((wanted, draft(app, Fields::of(submission)?, app.now())?))
+}
+
+fn read_wanted(fields: &mut Fields) -> Result<Wanted, Refusal> {
+    let (url, b64) = match fields.text("response_format")?.as_deref() {
+        // Older clients expect one, newer ones the other.
+        None => (true, true),
+        Some("url") => (true, false),
+        Some("b64_json") => (false, true),
+        Some(_) => {
+            return Err(Refusal::invalid(
+                "response_format",
+                "url or b64_json is needed",
+            ));
+        }
+    };
+    Ok(Wanted { url, b64 })
 }
 
 /// Puts a field into the request where the kind's schema has it.

@@ -16,6 +16,7 @@ use crate::fields::{Fields, wrong};
 use crate::incoming::Json;
 use crate::openapi::{Operation, reference};
 use crate::refusal::Refusal;
+use crate::schemas::OWNER_LEN_MAX;
 use crate::words;
 
 /// The kind where none is named.
@@ -27,12 +28,16 @@ const AHEAD_S_MAX: f64 = 315_360_000.0;
 /// Where a client may say that a submission is one it made before.
 const KEY_HEADER: &str = "idempotency-key";
 
+/// Leaves room for the place in a list.
+const KEY_LEN_MAX: usize = 200;
+
+const KEY_RULE: &str = "1 to 200 letters, digits and signs are needed, without spaces";
+
 pub(super) fn routes(routes: Routes) -> Routes {
     let operation = Operation::new("jobs", "Submits a job, or all jobs of a list or none")
         .header("Idempotency-Key", crate::schemas::key(), "A second submission with this key is the first one again; as `idempotency_key` in the body. With a list it is the key of the list")
         .body(reference("Submission"))
         .answers(202, "Accepted: it is on the disk", reference("AcceptedOrList"))
-        .leads(202, &["get_v1_jobs_id", "delete_v1_jobs_id", "post_v1_jobs_id_pause", "post_v1_jobs_id_priority", "get_v1_jobs_id_preview"])
         .answers(200, "It was there before, under its idempotency key", reference("AcceptedOrList"))
         .refuses(&[404, 409, 429]);
     routes.post("/v1/jobs", submit, operation)
@@ -83,12 +88,13 @@ pub(crate) fn key_of(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
         return Ok(None);
     };
     match value.to_str() {
-        Ok(text) if !text.is_empty() => Ok(Some(text.to_owned())),
-        _ => Err(Refusal::malformed(
-            "Idempotency-Key",
-            "1 to 200 plain letters are needed",
-        )),
+        Ok(text) if is_key(text) => Ok(Some(text.to_owned())),
+        _ => Err(Refusal::malformed("Idempotency-Key", KEY_RULE)),
     }
+}
+
+fn is_key(text: &str) -> bool {
+    (1..=KEY_LEN_MAX).contains(&text.len()) && text.bytes().all(|sign| sign.is_ascii_graphic())
 }
 
 fn one(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Refusal> {
@@ -171,9 +177,8 @@ impl Draft {
     fn with_key(mut self, key: Option<String>) -> Result<Draft, Refusal> {
         match (&self.submission.idempotency_key, key) {
             (_, None) => Ok(self),
-            (Some(inner), Some(outer)) if *inner != outer => Err(Refusal::invalid(
-                "idempotency_key",
-                "the header Idempotency-Key says something else",
+            (Some(inner), Some(outer)) if *inner != outer => Err(Refusal::conflict(
+                "idempotency_key and the header Idempotency-Key say different things",
             )),
             (_, key) => {
                 self.submission.idempotency_key = key;
@@ -210,6 +215,16 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
         .transpose()?;
     let (owner, idempotency_key) = (fields.text("owner")?, fields.text("idempotency_key")?);
     fields.done()?;
+    let owner_fits = |owner: &str| (1..=OWNER_LEN_MAX).contains(&owner.chars().count());
+    if !owner.as_deref().is_none_or(owner_fits) {
+        return Err(Refusal::invalid(
+            "owner",
+            format!("1 to {OWNER_LEN_MAX} letters are needed"),
+        ));
+    }
+    if idempotency_key.as_deref().is_some_and(|key| !is_key(key)) {
+        return Err(Refusal::invalid("idempotency_key", KEY_RULE));
+    }
     let checked = app.door.check(
         &kind,
         model.as_deref(),
