@@ -5,13 +5,15 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use lowtide_core::job::Moment;
 use lowtide_jobs::JobStore;
 use serde_json::{Value, json};
 
 use super::log::{Level, Logger};
+use super::work::worker_id;
 use crate::failure::Failure;
 
 /// The wait before the first new start; each further one doubles it.
@@ -65,6 +67,7 @@ impl Supervisor {
             plan,
             news: news.clone(),
             nudges: Arc::clone(&nudges),
+            store: Arc::clone(&store),
         };
         let first = nest.start().context("the worker could not be started")?;
         let thread = std::thread::Builder::new()
@@ -158,6 +161,7 @@ struct Nest {
     plan: Plan,
     news: Sender<News>,
     nudges: Arc<Nudges>,
+    store: Arc<dyn JobStore>,
 }
 
 impl Nest {
@@ -218,6 +222,7 @@ impl Nest {
                 backoff = BACKOFF_FIRST;
             }
             self.say_end(child.wait());
+            self.bury(child.id());
             loop {
                 let log = &self.plan.log;
                 log.info(&format!("starts again in {:.1} s", backoff.as_secs_f64()));
@@ -237,6 +242,20 @@ impl Nest {
                         .say(Level::Error, &format!("could not be started: {cause}")),
                 }
             }
+        }
+    }
+
+    /// What the dead worker had goes back to the queue: nobody waits for its leases to end.
+    fn bury(&self, pid: u32) {
+        let log = &self.plan.log;
+        match self.store.bury(&worker_id(pid), now()) {
+            Ok(0) => {}
+            Ok(1) => log.info("the job it had is tried again"),
+            Ok(jobs) => log.info(&format!("the {jobs} jobs it had are tried again")),
+            Err(error) => log.say(
+                Level::Warn,
+                &format!("its jobs are tried again only when their leases end: {error}"),
+            ),
         }
     }
 
@@ -262,9 +281,20 @@ impl Nest {
         }
         match child.wait() {
             Ok(status) if status.success() => log.info("ended"),
-            status => self.say_end(status),
+            status => {
+                self.say_end(status);
+                self.bury(child.id());
+            }
         }
     }
+}
+
+fn now() -> Moment {
+    // A clock before 1970 is not set; leases then end by themselves.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    Moment(since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }))
 }
 
 /// How it ended, in words.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use lowtide_core::{Bytes, Offload};
 use lowtide_core::job::RetryPolicy;
+use lowtide_core::{Bytes, Offload};
 use lowtide_engine::device::memory::Memory;
 use lowtide_engine::processor::Processor;
 use lowtide_engine::{Options, PrecisionChoice, processors};
@@ -273,8 +273,12 @@ pub(crate) fn open_artifacts(settings: &Settings) -> Result<FolderArtifacts, Fai
     Ok(opened.with_context(|| format!("the folder for pictures '{}'", folder.display()))?)
 }
 
-/// A name that no other worker has: the machine, the device, the process.
 fn own_id() -> WorkerId {
+    worker_id(std::process::id())
+}
+
+/// The name of the worker that is this process of this machine; no other one has it.
+pub(super) fn worker_id(pid: u32) -> WorkerId {
     const HOST_LEN_MAX: usize = 40;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .ok()
@@ -293,7 +297,7 @@ fn own_id() -> WorkerId {
     } else {
         host
     };
-    format!("{host}-cpu-{}", std::process::id())
+    format!("{host}-cpu-{pid}")
         .parse()
         .expect("letters, digits and hyphens, at most 64")
 }

@@ -197,7 +197,12 @@ impl Worker {
                 resume: Some(file),
             };
             match started(&opened, vec![order]) {
-                Ok(run) => return Ok(run),
+                Ok(run) => {
+                    let job = claims[0].job.id.to_string();
+                    let text = format!("job {job} goes on from where it was saved");
+                    self.log.say(Level::Info, text, json!({ "job": job }));
+                    return Ok(run);
+                }
                 Err(error) => {
                     let text = format!("a saved session cannot go on and begins anew: {error}");
                     self.log.say(Level::Warn, text, json!({ "model": model }));
@@ -327,6 +332,11 @@ impl Worker {
             began.elapsed().as_secs_f64(),
             computed.as_secs_f64()
         );
+        let peak = products.first().and_then(|(_, product)| peak(product));
+        let line = match peak {
+            Some(peak) => format!("{line}, at most {peak} in use"),
+            None => line,
+        };
         let mut members: Vec<_> = members.into_iter().map(Some).collect();
         for (place, product) in products {
             let Some(member) = members.get_mut(place).and_then(Option::take) else {
@@ -415,6 +425,16 @@ impl Worker {
                 .say(Level::Warn, text, json!({ "job": lease.job.to_string() }));
         }
     }
+}
+
+/// The most memory that was in use, where the report says so.
+fn peak(product: &Product) -> Option<Bytes> {
+    let measured = product.report["memory"]["measured_peak"].as_object()?;
+    measured
+        .values()
+        .filter_map(serde_json::Value::as_u64)
+        .max()
+        .map(Bytes)
 }
 
 /// Starts a run; a panic is a failed job.
