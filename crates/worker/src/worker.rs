@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use lowtide_core::job::Moment;
 use lowtide_core::lifecycle::Event;
 use lowtide_core::schedule::{Action, Decision, Device, Policy, SessionState, SetAside, decide};
-use lowtide_core::{Bytes, Kind, Ledger};
+use lowtide_core::{Bytes, DeviceProfile, Kind, Ledger};
 use lowtide_engine::{Options, device};
 use lowtide_jobs::report::{Status, WorkerState};
 use lowtide_jobs::{JobStore, StoreError, WorkerId};
@@ -104,73 +104,36 @@ impl Worker {
     /// # Errors
     /// When the folder for sessions cannot be used, or a model to preload is unknown.
     pub fn open(setup: Setup) -> Result<Worker> {
-        let Setup {
-            store,
-            artifacts,
-            id,
-            sessions,
-            processors,
-            folders,
-            device,
-            options,
-            log,
-        } = setup;
         device::cpu::settle_allocator();
-        std::fs::create_dir_all(&sessions).map_err(|cause| Error::Sessions {
-            folder: sessions.clone(),
+        std::fs::create_dir_all(&setup.sessions).map_err(|cause| Error::Sessions {
+            folder: setup.sessions.clone(),
             cause,
         })?;
-        let precision = device.precision.resolve();
-        let profile = device::cpu::profile(precision);
-        let tallies = Arc::new(Tallies::default());
-        let keeper = Arc::new(Keeper::start(keeper::Makings {
-            store: store.clone(),
-            worker: id.clone(),
-            lease: options.lease,
-            heartbeat: options.heartbeat,
-            threads: device::cpu::threads(),
-            log: log.clone(),
-            clock,
-        })?);
+        let profile = device::cpu::profile(setup.device.precision.resolve());
+        let keeper = Arc::new(keeper_of(&setup)?);
         let status = keeper::starting(std::process::id(), clock());
         keeper.say(status.clone(), false, true);
-        let shelf = Shelf::new(shelf::Makings {
-            processors,
-            folders,
-            device,
-            options: options.clone(),
-            log: log.clone(),
-            link_bytes_per_s: profile.link_bytes_per_s,
-            cold_bytes_per_s: profile.cold_bytes_per_s,
-            clock,
-        });
-        for model in &options.preload {
-            if !shelf.contains(model) {
-                return Err(Error::NoSuchModel {
-                    model: model.clone(),
-                    known: shelf.names().join(", "),
-                });
-            }
-        }
+        let shelf = shelf_of(&setup, &profile)?;
+        let tallies = Arc::new(Tallies::default());
         let publisher = Publisher::start(&publisher::Makings {
-            store: store.clone(),
-            artifacts: artifacts.clone(),
+            store: setup.store.clone(),
+            artifacts: setup.artifacts,
             keeper: keeper.clone(),
             tallies: tallies.clone(),
-            log: log.clone(),
+            log: setup.log.clone(),
             clock,
         })?;
         let worker = Worker {
-            store,
-            id,
-            folder: sessions,
-            device,
+            store: setup.store,
+            id: setup.id,
+            folder: setup.sessions,
+            device: setup.device,
             policy: Policy {
-                batch_max: options.batch_max.max(1),
+                batch_max: setup.options.batch_max.max(1),
                 ..Policy::default()
             },
-            options,
-            log,
+            options: setup.options,
+            log: setup.log,
             shelf,
             keeper,
             publisher,
@@ -462,5 +425,38 @@ impl Worker {
             json!({}),
         );
         Ok(forgotten?)
+    }
+}
+
+fn keeper_of(setup: &Setup) -> Result<Keeper> {
+    Keeper::start(keeper::Makings {
+        store: setup.store.clone(),
+        worker: setup.id.clone(),
+        lease: setup.options.lease,
+        heartbeat: setup.options.heartbeat,
+        threads: device::cpu::threads(),
+        log: setup.log.clone(),
+        clock,
+    })
+}
+
+fn shelf_of(setup: &Setup, profile: &DeviceProfile) -> Result<Shelf> {
+    let shelf = Shelf::new(shelf::Makings {
+        processors: setup.processors.clone(),
+        folders: setup.folders.clone(),
+        device: setup.device,
+        options: setup.options.clone(),
+        log: setup.log.clone(),
+        link_bytes_per_s: profile.link_bytes_per_s,
+        cold_bytes_per_s: profile.cold_bytes_per_s,
+        clock,
+    });
+    let missing = |model: &&String| !shelf.contains(model);
+    match setup.options.preload.iter().find(missing) {
+        Some(model) => Err(Error::NoSuchModel {
+            model: model.clone(),
+            known: shelf.names().join(", "),
+        }),
+        None => Ok(shelf),
     }
 }
