@@ -365,6 +365,11 @@ impl Engine {
         self.model.kept()
     }
 
+    /// Bytes of weights in memory now, those that a running session uses included.
+    pub fn held(&self) -> Bytes {
+        self.model.held()
+    }
+
     /// Forgets all kept weights, and what was made of prompts, and says how many bytes that gave back. Weights that a
     /// running session uses go when it is done with them.
     pub fn forget_weights(&self) -> Bytes {

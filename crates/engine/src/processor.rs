@@ -73,7 +73,7 @@ pub trait Opened: Send + Sync {
     /// When nothing fits, a file cannot be read, or a saved session is not one of this model.
     fn start(&self, orders: Vec<Order<'_>>) -> Result<Box<dyn Run>>;
 
-    /// Bytes of weights in memory now, between runs.
+    /// Bytes of weights in memory now, those that a run uses included.
     fn held(&self) -> Bytes {
         Bytes::ZERO
     }

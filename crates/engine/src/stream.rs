@@ -7,6 +7,7 @@
 //! Blocks that stayed can outlive their phase: they go to a shelf, from which the next phase that uses them takes them
 //! without a load, and from which they are forgotten in no time, since there is nothing to write back.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -32,6 +33,8 @@ pub struct Blocks {
     bytes: Vec<usize>,
     /// By block: its weights, kept from an earlier phase.
     shelf: Mutex<Vec<Option<Arc<Buffer>>>>,
+    /// Bytes in a stream that runs: its slots, and the blocks it read that stay.
+    streaming: AtomicU64,
 }
 
 impl Blocks {
@@ -71,6 +74,7 @@ impl Blocks {
             reads,
             bytes,
             shelf,
+            streaming: AtomicU64::new(0),
         }))
     }
 
@@ -87,6 +91,11 @@ impl Blocks {
             .flatten()
             .map(|block| Bytes::from(block.len()))
             .sum()
+    }
+
+    /// Bytes of all its weights in memory: on the shelf, and in a stream that runs.
+    pub fn held(&self) -> Bytes {
+        self.kept() + Bytes(self.streaming.load(Ordering::Relaxed))
     }
 
     /// Bytes of the blocks on the shelf that stay in `plan`: those it need not load.
@@ -173,6 +182,8 @@ pub struct Traffic {
 pub struct Stream {
     blocks: Arc<Blocks>,
     kept: Vec<Option<Arc<Buffer>>>,
+    /// Bytes of slots, and of blocks it read that stay: what it added to [`Blocks::held`].
+    counted: u64,
     stays: Vec<bool>,
     in_use: Option<Buffer>,
     loaded: Option<Receiver<Loaded>>,
@@ -204,6 +215,7 @@ impl Stream {
             .iter()
             .map(|bytes| Buffer::new(bytes.as_usize()))
             .collect::<std::result::Result<_, _>>()?;
+        let counted: u64 = slots.iter().map(|slot| slot.len() as u64).sum();
         let (returned, free) = sync_channel(slots.len().max(1));
         let (ready, loaded) = sync_channel(slots.len().max(1));
         let have = kept.iter().map(Option::is_some).collect();
@@ -219,6 +231,7 @@ impl Stream {
             .stack_size(LOADER_STACK_BYTES)
             .spawn(move || work.run(&ready, &free))
             .map_err(|_| Failure::Stopped)?;
+        blocks.streaming.fetch_add(counted, Ordering::Relaxed);
         let (loaded, returned, loader) = (Some(loaded), Some(returned), Some(loader));
         Ok(Stream {
             blocks,
@@ -229,6 +242,7 @@ impl Stream {
             returned,
             loader,
             traffic: Traffic::default(),
+            counted,
         })
     }
 
@@ -273,6 +287,9 @@ impl Stream {
         }
         self.traffic.bytes_read += self.blocks.bytes[block] as u64;
         if self.stays[block] {
+            self.counted += buffer.len() as u64;
+            let streaming = &self.blocks.streaming;
+            streaming.fetch_add(buffer.len() as u64, Ordering::Relaxed);
             self.kept[block] = Some(Arc::new(buffer));
         } else {
             self.in_use = Some(buffer);
@@ -297,6 +314,8 @@ impl BlockSource for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        let streaming = &self.blocks.streaming;
+        streaming.fetch_sub(self.counted, Ordering::Relaxed);
         // Both ends close first: a loader that waits for either then ends.
         self.loaded = None;
         self.returned = None;

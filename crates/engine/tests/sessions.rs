@@ -211,3 +211,22 @@ fn a_session_of_another_kind_is_refused() {
     };
     assert_eq!(error.blame(), Blame::User);
 }
+
+#[test]
+fn weights_in_use_are_counted_as_the_models() {
+    for keep_weights in [false, true] {
+        let engine = engine(None, keep_weights);
+        let mut session = engine.start(request(), false).unwrap();
+        let mut most = Bytes::ZERO;
+        while let Step::Progress(_) = session.step().unwrap() {
+            most = most.max(engine.held());
+        }
+        assert!(most > Bytes::ZERO, "a step uses weights");
+        session.park();
+        assert_eq!(engine.held(), engine.kept(), "nothing is in use any more");
+        drop(session);
+        assert_eq!(engine.kept() > Bytes::ZERO, keep_weights);
+        engine.forget_weights();
+        assert_eq!(engine.held(), Bytes::ZERO);
+    }
+}

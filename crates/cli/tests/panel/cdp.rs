@@ -282,6 +282,19 @@ impl Page {
         }
     }
 
+    /// Writes into a field as a person does: clicks, again where the page moved under the hand, and types.
+    pub(crate) fn fill(&self, selector: &str, text: &str) {
+        let focused = format!("document.activeElement === document.querySelector({selector:?})");
+        for _ in 0..20 {
+            self.click(selector);
+            if self.eval(&focused) == json!(true) {
+                break;
+            }
+        }
+        self.wait(&format!("{selector} has the focus"), &focused);
+        self.write(text);
+    }
+
     /// Writes into what has the focus.
     pub(crate) fn write(&self, text: &str) {
         self.ask("Input.insertText", json!({ "text": text }));

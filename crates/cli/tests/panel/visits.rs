@@ -55,8 +55,7 @@ fn a_picture_is_planned_made_watched_and_found_again() {
         "the preset's steps stand in the field",
         "document.querySelector('#make-steps').placeholder === '30'",
     );
-    page.click("#make-seed");
-    page.write("18446744073709551614");
+    page.fill("#make-seed", "18446744073709551614");
     watch(page);
     page.press("Enter", CTRL);
     page.wait(
@@ -191,15 +190,13 @@ fn a_picture_that_is_dropped_gives_its_settings_back() {
         return;
     };
     let page = &visit.page;
-    page.click("#make-negative");
-    page.write("blue: dark, \"deep\"");
+    page.fill("#make-negative", "blue: dark, \"deep\"");
     for (field, value) in [
         ("steps", "7"),
         ("guidance", "2.5"),
         ("seed", "9007199254740993"),
     ] {
-        page.click(&format!("#make-{field}"));
-        page.write(value);
+        page.fill(&format!("#make-{field}"), value);
     }
     make(page, "a red heart, on a yellow: background");
     is_done(page);

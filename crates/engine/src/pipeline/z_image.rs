@@ -188,6 +188,14 @@ impl ZImage {
             .sum()
     }
 
+    /// Bytes of its weights in memory, those of a stream that runs included.
+    pub fn held(&self) -> Bytes {
+        self.parts()
+            .map(|part| part.blocks.held())
+            .into_iter()
+            .sum()
+    }
+
     /// Says whose error it is.
     pub(crate) fn wrap(&self, component: &'static str) -> impl Fn(lowtide_models::Error) -> Error {
         let model = self.name.clone();

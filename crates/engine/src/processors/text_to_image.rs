@@ -171,7 +171,7 @@ impl Opened for Painter {
     }
 
     fn held(&self) -> Bytes {
-        self.0.engine.kept()
+        self.0.engine.held()
     }
 
     fn load(&self) -> Result<Bytes> {
