@@ -35,7 +35,7 @@ pub use leases::{
     a_job_is_done_once, a_stale_attempt_changes_nothing, an_ended_lease_goes_back_and_then_fails,
     candidates_come_in_order_and_no_priority_hides_another, failures_wait_and_are_limited,
     jobs_of_a_dead_worker_go_back_at_once, of_many_claims_one_wins,
-    sessions_are_kept_where_they_can_go_on,
+    sessions_are_kept_where_they_can_go_on, several_are_claimed_at_once,
 };
 pub use log::{
     changes_by_others_are_noticed, commands_are_given_until_acknowledged,
@@ -69,6 +69,7 @@ macro_rules! for_each_promise {
             what_makes_no_sense_is_refused,
             candidates_come_in_order_and_no_priority_hides_another,
             of_many_claims_one_wins,
+            several_are_claimed_at_once,
             a_job_is_done_once,
             a_stale_attempt_changes_nothing,
             an_ended_lease_goes_back_and_then_fails,

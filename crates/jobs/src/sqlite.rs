@@ -20,7 +20,7 @@ use std::time::Duration;
 use lowtide_core::Bytes;
 use lowtide_core::job::{JobId, JobState, Moment};
 
-use self::fault::Sql;
+use self::fault::{Fault, Sql};
 use self::read::Readers;
 use self::turn::Turnstile;
 use self::watch::Watch;
@@ -189,6 +189,27 @@ impl JobStore for SqliteStore {
     ) -> Result<Claimed> {
         let worker = worker.clone();
         self.note(move |tx| tx.claim((job, &worker), lease_for, now))
+    }
+
+    fn claim_all(
+        &self,
+        jobs: &[JobId],
+        worker: &WorkerId,
+        lease_for: Duration,
+        now: Moment,
+    ) -> Result<Vec<Result<Claimed>>> {
+        let (jobs, worker) = (jobs.to_vec(), worker.clone());
+        self.note(move |tx| {
+            let claims = jobs.iter().map(|&job| {
+                match tx.claim((job, &worker), lease_for, now) {
+                    Ok(claimed) => Ok(Ok(claimed)),
+                    // It is refused before anything of it is written.
+                    Err(Fault::Refused(error)) => Ok(Err(error)),
+                    Err(fault) => Err(fault),
+                }
+            });
+            claims.collect()
+        })
     }
 
     fn renew(&self, lease: &Lease, lease_for: Duration, now: Moment) -> Result<Directive> {

@@ -247,6 +247,18 @@ pub trait JobStore: Send + Sync {
         now: Moment,
     ) -> Result<Claimed>;
 
+    /// Leases several jobs to a worker, each as [`JobStore::claim`] would: the answers are in the order of the jobs.
+    ///
+    /// # Errors
+    /// The store's own trouble; then none was leased. What cannot be claimed has its own answer.
+    fn claim_all(
+        &self,
+        jobs: &[JobId],
+        worker: &WorkerId,
+        lease_for: Duration,
+        now: Moment,
+    ) -> Result<Vec<Result<Claimed>>>;
+
     /// Makes the lease end so much later than now.
     ///
     /// # Errors

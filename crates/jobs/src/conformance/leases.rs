@@ -225,6 +225,31 @@ pub fn jobs_of_a_dead_worker_go_back_at_once(fixture: &dyn Fixture) {
     assert_eq!(claim(&*store, id(1), until).lease.attempt, 2);
 }
 
+/// Several jobs are claimed in one go; one that cannot be has its own answer and does not hinder the others.
+pub fn several_are_claimed_at_once(fixture: &dyn Fixture) {
+    let store = fixture.open(strict());
+    for number in 1..=3 {
+        submit(&*store, number, at(0));
+    }
+    claim(&*store, id(2), at(1));
+    let jobs = [id(1), id(2), id(9), id(3)];
+    let claims = store
+        .claim_all(&jobs, &worker("two"), LEASE, at(2))
+        .expect("the store answers");
+    let [Ok(first), Err(taken), Err(unknown), Ok(last)] = &claims[..] else {
+        panic!("{claims:?}");
+    };
+    assert_eq!((first.job.id, last.job.id), (id(1), id(3)));
+    assert!(matches!(taken, StoreError::NotClaimable { .. }), "{taken}");
+    assert!(matches!(unknown, StoreError::NotFound { .. }), "{unknown}");
+    for number in [1, 3] {
+        assert_eq!(state(&*store, id(number)), JobState::Running);
+    }
+    store
+        .complete(&last.lease, outcome(3), at(3))
+        .expect("the lease is good");
+}
+
 /// A worker that vanishes costs a wait; a job that makes worker after worker vanish is given up, with its history.
 pub fn an_ended_lease_goes_back_and_then_fails(fixture: &dyn Fixture) {
     let store = fixture.open(strict());

@@ -123,10 +123,14 @@ impl Worker {
     }
 
     fn claim(&mut self, jobs: &[JobId]) -> Vec<Claim> {
+        jobs.iter().for_each(|&job| self.queue.take(job));
+        let claimed = self
+            .store
+            .claim_all(jobs, &self.id, self.options.lease, clock());
+        let claimed = claimed.unwrap_or_else(|error| vec![Err(error)]);
         let mut claims: Vec<Claim> = Vec::new();
-        for &job in jobs {
-            self.queue.take(job);
-            match self.store.claim(job, &self.id, self.options.lease, clock()) {
+        for claim in claimed {
+            match claim {
                 Ok(Claimed { lease, job }) => {
                     self.keeper.keep(&lease);
                     self.tallies.started.add();
@@ -141,9 +145,8 @@ impl Worker {
                 }
                 Err(StoreError::NotClaimable { .. } | StoreError::NotFound { .. }) => {}
                 Err(error) => {
-                    let text = format!("job {job} could not be claimed: {error}");
-                    self.log
-                        .say(Level::Warn, text, json!({ "job": job.to_string() }));
+                    let text = format!("jobs could not be claimed: {error}");
+                    self.log.say(Level::Warn, text, json!({}));
                 }
             }
         }
