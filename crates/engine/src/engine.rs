@@ -377,6 +377,9 @@ impl Engine {
         for part in self.model.parts() {
             part.blocks.forget_unless(|_| false);
         }
+        for (_, bytes) in self.folder.embedded_files() {
+            cpu::forget_pages(bytes);
+        }
         cpu::give_back();
         kept
     }

@@ -94,6 +94,14 @@ impl ModelFolder {
         ModelFolder::at(name.to_owned(), place)
     }
 
+    /// The files of a model that is part of the program; none for a folder on a disk.
+    pub fn embedded_files(&self) -> &'static [EmbeddedFile] {
+        match &self.place {
+            Place::Embedded { files, .. } => files,
+            Place::Disk(_) => &[],
+        }
+    }
+
     fn at(name: String, place: Place) -> Result<ModelFolder> {
         let not_a_model = |why: &str| Error::NotAModel {
             folder: place.describe(),

@@ -66,6 +66,29 @@ pub fn name() -> String {
     )
 }
 
+/// Takes pages of the program's own file out of this process' memory: they are read again from the file, or from the
+/// system's cache of it, when somebody looks at them. Without it the weights of a model that is part of the program
+/// would count as resident long after the model was released.
+#[allow(unsafe_code, reason = "madvise has no safe form")]
+pub fn forget_pages(bytes: &'static [u8]) {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const PAGE_BYTES: usize = 4096;
+        let begin = (bytes.as_ptr() as usize).next_multiple_of(PAGE_BYTES);
+        let end = (bytes.as_ptr() as usize + bytes.len()) / PAGE_BYTES * PAGE_BYTES;
+        if end > begin {
+            // SAFETY: the pages lie wholly within a constant of the program, which nobody can have written: they are
+            // clean pages of its file, so that dropping them changes nothing but the time of the next look. On a system
+            // with larger pages the call fails, which does no harm either.
+            unsafe {
+                libc::madvise(begin as *mut libc::c_void, end - begin, libc::MADV_DONTNEED);
+            }
+        }
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = bytes;
+}
+
 /// Threads that compute.
 pub fn threads() -> usize {
     kernels::threads()
@@ -124,4 +147,22 @@ fn measure_flops(precision: Precision) -> f64 {
         best = best.min(start.elapsed().as_secs_f64());
     }
     2.0 * (ROWS * DIM * DIM) as f64 / best.max(1e-9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forgotten_pages_are_read_again_as_they_were() {
+        static BYTES: [u8; 64 << 10] = [0xa5; 64 << 10];
+        for part in [&BYTES[..], &BYTES[1..], &BYTES[..100], &BYTES[7..9000]] {
+            forget_pages(part);
+            assert!(
+                std::hint::black_box(&BYTES)
+                    .iter()
+                    .all(|&byte| byte == 0xa5)
+            );
+        }
+    }
 }
