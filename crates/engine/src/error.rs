@@ -103,6 +103,20 @@ impl Error {
         }
     }
 
+    /// The field of the request that asks for more than the model was made for, where that is what went wrong.
+    pub fn beyond_model(&self) -> Option<&'static str> {
+        let Error::Model {
+            source: models::Error::BeyondModel { what, .. },
+            ..
+        } = self
+        else {
+            return None;
+        };
+        let sides = ["width", "height"];
+        let side = sides.into_iter().find(|side| what.contains(side));
+        Some(side.unwrap_or("prompt"))
+    }
+
     /// Whose fault it was.
     pub fn blame(&self) -> Blame {
         match self {

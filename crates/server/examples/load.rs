@@ -10,6 +10,8 @@
 //! them together send so many a second. The first figures are of the answers (`202` means the job is on the disk), the
 //! others come from the records: milliseconds from submission to the first attempt.
 
+#![allow(clippy::print_stdout, reason = "its output is for people")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

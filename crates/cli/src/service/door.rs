@@ -379,8 +379,14 @@ fn refused(error: Error) -> Refused {
             budget: numbers.budget,
             smallest: smallest(&numbers),
         },
-        other => Refused::Broken {
-            sentence: one_line(&other.to_string()),
+        other => match other.beyond_model() {
+            Some(field) => Refused::Invalid {
+                field: field.to_owned(),
+                problem: one_line(&other.to_string()),
+            },
+            None => Refused::Broken {
+                sentence: one_line(&other.to_string()),
+            },
         },
     }
 }

@@ -279,7 +279,7 @@ mod tests {
                 assert!(read.is_ok(), "{}: {read:?}", key.place);
             }
             assert!(
-                key.default.is_some() != (!key.otherwise.is_empty()),
+                key.default.is_some() == key.otherwise.is_empty(),
                 "{}",
                 key.place
             );

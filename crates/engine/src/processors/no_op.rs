@@ -39,8 +39,8 @@ impl Processor for NoOp {
             "type": "object",
             "additionalProperties": false,
             "properties": {
-                "steps": { "type": "integer", "minimum": 1, "maximum": STEPS_MAX, "default": 1, "title": "Steps" },
-                "step_ms": { "type": "integer", "minimum": 0, "maximum": STEP_MS_MAX, "default": 0,
+                "steps": { "type": ["integer", "null"], "minimum": 1, "maximum": STEPS_MAX, "default": 1, "title": "Steps" },
+                "step_ms": { "type": ["integer", "null"], "minimum": 0, "maximum": STEP_MS_MAX, "default": 0,
                              "title": "Milliseconds a step sleeps" },
             }
         })

@@ -47,7 +47,7 @@ impl Processor for Noise {
 
     fn schema(&self) -> Value {
         let side = |title: &str| {
-            json!({ "type": "integer", "minimum": 1, "maximum": SIDE_MAX, "default": 128,
+            json!({ "type": ["integer", "null"], "minimum": 1, "maximum": SIDE_MAX, "default": 128,
                                          "title": title, "unit": "px" })
         };
         json!({
@@ -57,8 +57,8 @@ impl Processor for Noise {
                 "width": side("Width"),
                 "height": side("Height"),
                 "seed": { "type": ["integer", "null"], "minimum": 0, "title": "Seed; drawn when left out" },
-                "strips": { "type": "integer", "minimum": 1, "maximum": SIDE_MAX, "default": 8, "title": "Steps" },
-                "step_ms": { "type": "integer", "minimum": 0, "maximum": STEP_MS_MAX, "default": 0,
+                "strips": { "type": ["integer", "null"], "minimum": 1, "maximum": SIDE_MAX, "default": 8, "title": "Steps" },
+                "step_ms": { "type": ["integer", "null"], "minimum": 0, "maximum": STEP_MS_MAX, "default": 0,
                              "title": "Pause of a step", "unit": "ms" },
             }
         })
