@@ -31,6 +31,8 @@ pub(crate) struct View<'a> {
     pub(crate) decision: &'a str,
     pub(crate) rungs: u64,
     pub(crate) paused: bool,
+    /// A hand holds the queue: whether jobs wait in it is not looked at.
+    pub(crate) held: bool,
 }
 
 /// The sentences, the most important first.
@@ -50,6 +52,10 @@ pub(crate) fn explain(view: &View<'_>) -> Vec<Explanation> {
             let text = format!("{} jobs wait: {}", view.waiting, view.decision);
             let values = json!({ "waiting": view.waiting, "decision": view.decision });
             said.push(explanation("waiting", text, values));
+        }
+        None if view.held => {
+            let text = "The device is idle because the queue is held by hand.".to_owned();
+            said.push(explanation("idle_held", text, json!({})));
         }
         None => {
             let text = "The device is idle because no job waits.".to_owned();

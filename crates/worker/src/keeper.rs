@@ -62,7 +62,6 @@ struct Shared {
     wake: Condvar,
 }
 
-#[derive(Default)]
 struct State {
     leases: HashMap<JobId, Held>,
     status: Status,
@@ -71,6 +70,7 @@ struct State {
     hurry: bool,
     job_runs: bool,
     job_peak: u64,
+    meter: Meter,
     ends: bool,
 }
 
@@ -85,9 +85,10 @@ struct Held {
 
 impl Keeper {
     pub(crate) fn start(makings: Makings) -> Result<Keeper> {
+        let threads = makings.threads;
         let shared = Arc::new(Shared {
             makings,
-            state: Mutex::new(State::default()),
+            state: Mutex::new(State::new(threads)),
             wake: Condvar::new(),
         });
         let theirs = shared.clone();
@@ -176,6 +177,7 @@ impl Keeper {
         }
         state.status = status;
         state.job_runs = job_runs;
+        state.meter.job_runs(job_runs);
         let hurry = state.hurry;
         drop(state);
         if hurry {
@@ -212,12 +214,8 @@ impl Shared {
 
     fn run(&self) {
         let Makings {
-            lease,
-            heartbeat,
-            threads,
-            ..
+            lease, heartbeat, ..
         } = self.makings;
-        let mut meter = Meter::new(threads);
         let mut beat = Instant::now();
         let mut first = true;
         loop {
@@ -256,7 +254,7 @@ impl Shared {
                 self.heard(&lease, &answer);
             }
             if beats {
-                self.beat(&mut meter);
+                self.beat();
                 beat = Instant::now() + heartbeat;
                 first = false;
             }
@@ -303,18 +301,16 @@ impl Shared {
         }
     }
 
-    fn beat(&self, meter: &mut Meter) {
+    fn beat(&self) {
         let figures = Figures::read();
-        let (status, cards, job_runs) = {
+        let (mut status, cards) = {
             let mut state = self.lock();
             state.job_peak = state.job_peak.max(figures.allocated.0);
             let mut status = state.status.clone();
             status.memory.job_peak = state.job_peak;
-            (status, state.cards.take(), state.job_runs)
+            (status.utilisation, status.power_w) = state.meter.read(&figures);
+            (status, state.cards.take())
         };
-        meter.job_runs(job_runs);
-        let mut status = status;
-        (status.utilisation, status.power_w) = meter.read(&figures);
         fill(&mut status.memory, &figures);
         let text = |value: serde_json::Result<String>| value.expect("plain data has JSON");
         let heartbeat = Heartbeat {
@@ -340,6 +336,19 @@ impl Shared {
 }
 
 impl State {
+    fn new(threads: usize) -> State {
+        State {
+            leases: HashMap::new(),
+            status: Status::default(),
+            cards: None,
+            hurry: false,
+            job_runs: false,
+            job_peak: 0,
+            meter: Meter::new(threads),
+            ends: false,
+        }
+    }
+
     fn take_news(&mut self, now: Instant) -> Vec<(Lease, Progress, Option<Preview>)> {
         let mut news = Vec::new();
         for held in self.leases.values_mut() {

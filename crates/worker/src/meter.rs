@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lowtide_engine::device::figures::Figures;
+use lowtide_engine::device::figures::{Figures, cpu_s};
 use lowtide_jobs::report::Utilisation;
 
 /// Shortest stretch of time that is measured: the processor's time is counted in hundredths of a second.
@@ -30,14 +30,14 @@ impl Meter {
         }
     }
 
-    /// A job runs, or none does.
+    /// A job runs, or none does. To be told when that changes, not later: the time between would count as the job's.
     pub(crate) fn job_runs(&mut self, runs: bool) {
         if runs && self.job.is_none() {
             self.shares.job_average = 0.0;
             self.shares.job_peak = 0.0;
-            self.job = Some((Instant::now(), Figures::read().cpu_s));
+            self.job = Some((Instant::now(), cpu_s()));
         } else if !runs && self.job.is_some() {
-            self.average(Figures::read().cpu_s);
+            self.average(cpu_s());
             self.job = None;
         }
     }

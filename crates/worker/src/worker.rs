@@ -81,6 +81,8 @@ pub struct Worker {
     sessions: Vec<Open>,
     starts_since_oldest: u32,
     paused: bool,
+    /// Whether a hand holds the queue.
+    held: bool,
     draining: bool,
     decision: String,
     said: Option<Instant>,
@@ -145,6 +147,7 @@ impl Worker {
             sessions: Vec::new(),
             starts_since_oldest: 0,
             paused: false,
+            held: false,
             draining: false,
             decision: String::new(),
             said: None,
@@ -239,6 +242,7 @@ impl Worker {
                 return Ok(Did::Something);
             }
             let candidates = self.store.candidates(self.lookahead, clock())?;
+            self.held = candidates.held;
             let mut jobs = candidates.jobs;
             // Kinds that are not done here are left to workers that do them.
             let shelf = &self.shelf;

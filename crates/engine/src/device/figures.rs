@@ -73,7 +73,8 @@ fn resident() -> Option<(Bytes, Bytes)> {
 /// Of the clock that the kernel counts a process' time in. Linux has it at 100 for every program, whatever its own.
 const TICKS_PER_S: f64 = 100.0;
 
-fn cpu_s() -> Option<f64> {
+/// Seconds that the threads of this process computed, summed, where the system tells.
+pub fn cpu_s() -> Option<f64> {
     let text = fs::read_to_string("/proc/self/stat").ok()?;
     // The name, in brackets, may hold blanks; the fields counted from behind it do not.
     let behind = text.rsplit_once(')')?.1;

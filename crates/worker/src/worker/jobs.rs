@@ -244,7 +244,6 @@ impl Worker {
             return;
         };
         if self.status.state != WorkerState::Busy {
-            self.status.state = WorkerState::Busy;
             self.say(false);
         }
         let open = &mut self.sessions[place];
@@ -345,10 +344,12 @@ impl Worker {
             let Some(member) = members.get_mut(place).and_then(Option::take) else {
                 continue;
             };
-            if let Some(read) = product.report["bytes_read"].as_u64() {
-                self.tallies.bytes_read.add_many(read);
-            }
-            if let Some(load_s) = product.report["load_seconds"].as_f64() {
+            let read = product.report["bytes_read"].as_u64().unwrap_or(0);
+            self.tallies.bytes_read.add_many(read);
+            // A job that found everything in memory says nothing about loading.
+            if read > 0
+                && let Some(load_s) = product.report["load_seconds"].as_f64()
+            {
                 self.shelf.note_load(&view.model, load_s);
             }
             self.publisher.publish(Finished {

@@ -76,6 +76,7 @@ impl Worker {
             decision: &self.decision,
             rungs: self.tallies.rungs.get(),
             paused: self.paused,
+            held: self.held,
         });
         let mut sessions: Vec<_> = self.sessions.iter().collect();
         sessions.sort_by_key(|open| !open.is_active());
