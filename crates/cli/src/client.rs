@@ -1,6 +1,6 @@
 //! The verbs that ask a running server: which one, how, and what they print.
 //!
-//! In reading order: [`http`] (one request, its answer or the reason), [`hand_over`] (`generate`), [`jobs`], [`live`]
+//! In reading order: [`http`] (one request, its answer or the reason), [`hand_over`] (`generate`), [`mod@jobs`], [`live`]
 //! (`ps`, `explain`), [`models`].
 
 mod hand_over;

@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`args`] (what the user typed), [`config`] (what it means), [`failure`] (how it ends when it does
 //! not end well), then one module a verb, and what they share: [`output`] (files that appear whole or not at all),
-//! [`picture`] and [`parameters`] (pixels and text in one file), [`console`].
+//! [`console`]. What serves is in [`service`], what asks a server in [`client`].
 
 #![forbid(unsafe_code)]
 

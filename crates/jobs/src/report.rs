@@ -331,6 +331,21 @@ pub struct Explanation {
     pub values: serde_json::Map<String, serde_json::Value>,
 }
 
+impl Explanation {
+    /// One whose numbers are the members of a JSON object.
+    pub fn new(code: &str, text: String, values: serde_json::Value) -> Explanation {
+        let values = match values {
+            serde_json::Value::Object(values) => values,
+            _ => serde_json::Map::new(),
+        };
+        Explanation {
+            code: code.to_owned(),
+            text,
+            values,
+        }
+    }
+}
+
 impl Hints {
     /// As text for a submission.
     pub fn to_json(&self) -> String {

@@ -2,22 +2,10 @@
 
 use lowtide_core::{Bytes, Cause, PhasePlan, Plan};
 use lowtide_jobs::report::{Explanation, ModelStatus};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 /// From this share of its time on, waiting for weights is worth a sentence.
 const WAITING_SHARE_MIN: f64 = 0.1;
-
-fn explanation(code: &str, text: String, values: Value) -> Explanation {
-    let values = match values {
-        Value::Object(values) => values,
-        _ => Map::new(),
-    };
-    Explanation {
-        code: code.to_owned(),
-        text,
-        values,
-    }
-}
 
 /// What a worker explains.
 pub(crate) struct View<'a> {
@@ -40,26 +28,26 @@ pub(crate) fn explain(view: &View<'_>) -> Vec<Explanation> {
     let mut said = Vec::new();
     if view.paused {
         let text = "The worker is paused by hand: it begins no job until it is resumed.";
-        said.push(explanation("paused", text.to_owned(), json!({})));
+        said.push(Explanation::new("paused", text.to_owned(), json!({})));
     }
     match view.active {
         Some((model, Some(plan))) => running(model, plan, &mut said),
         Some((model, None)) => {
             let text = format!("A job runs on {model}, which needs no plan.");
-            said.push(explanation("running", text, json!({ "model": model })));
+            said.push(Explanation::new("running", text, json!({ "model": model })));
         }
         None if view.waiting > 0 => {
             let text = format!("{} jobs wait: {}", view.waiting, view.decision);
             let values = json!({ "waiting": view.waiting, "decision": view.decision });
-            said.push(explanation("waiting", text, values));
+            said.push(Explanation::new("waiting", text, values));
         }
         None if view.held => {
             let text = "The device is idle because the queue is held by hand.".to_owned();
-            said.push(explanation("idle_held", text, json!({})));
+            said.push(Explanation::new("idle_held", text, json!({})));
         }
         None => {
             let text = "The device is idle because no job waits.".to_owned();
-            said.push(explanation("idle", text, json!({})));
+            said.push(Explanation::new("idle", text, json!({})));
         }
     }
     if view.parked > 0 {
@@ -67,7 +55,7 @@ pub(crate) fn explain(view: &View<'_>) -> Vec<Explanation> {
             "{} sessions are parked and go on by themselves.",
             view.parked
         );
-        said.push(explanation(
+        said.push(Explanation::new(
             "parked",
             text,
             json!({ "sessions": view.parked }),
@@ -79,14 +67,18 @@ pub(crate) fn explain(view: &View<'_>) -> Vec<Explanation> {
             "Memory was refused {} times although the plan said it would do; each time a smaller rung was taken.",
             view.rungs
         );
-        said.push(explanation("rungs", text, json!({ "times": view.rungs })));
+        said.push(Explanation::new(
+            "rungs",
+            text,
+            json!({ "times": view.rungs }),
+        ));
     }
     let text = format!(
         "{} of the budget of {} are in use.",
         view.in_use, view.budget
     );
     let values = json!({ "in_use": view.in_use.0, "budget": view.budget.0 });
-    said.push(explanation("budget", text, values));
+    said.push(Explanation::new("budget", text, values));
     said
 }
 
@@ -123,7 +115,7 @@ fn waits(model: &str, phase: &PhasePlan, share: f64) -> Explanation {
     );
     let values = json!({ "model": model, "phase": phase.name, "share": share, "moved": moved.0,
                          "passes": phase.visits });
-    explanation("waits_for_weights", text, values)
+    Explanation::new("waits_for_weights", text, values)
 }
 
 /// Where a phase's blocks are, as the planner says it.
@@ -156,7 +148,7 @@ fn placed(model: &str, phase: &PhasePlan) -> Explanation {
         values["more_bytes"] = json!(more.bytes.0);
         values["more_saves_s"] = json!(more.seconds);
     }
-    explanation(code, reason.to_string(), values)
+    Explanation::new(code, reason.to_string(), values)
 }
 
 /// A model that holds memory while no job uses it.
@@ -176,5 +168,5 @@ fn resting(model: &ModelStatus) -> Option<Explanation> {
     );
     let values = json!({ "model": model.name, "held": held.0, "idle_s": idle_s, "leaves_in_s": leaves,
                          "keep_alive": model.keep_alive });
-    Some(explanation("kept", text, values))
+    Some(Explanation::new("kept", text, values))
 }

@@ -108,6 +108,12 @@ impl Open {
             .filter(|(_, member)| !member.gone)
     }
 
+    /// The rights to the jobs that still count.
+    pub(crate) fn leases(&self) -> Vec<Lease> {
+        let present = self.present();
+        present.map(|(_, member)| member.lease.clone()).collect()
+    }
+
     pub(crate) fn is_deserted(&self) -> bool {
         self.members.iter().all(|member| member.gone)
     }

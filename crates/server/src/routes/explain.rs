@@ -6,7 +6,7 @@ use lowtide_core::job::{JobState, Moment};
 use lowtide_core::{Budget, Bytes};
 use lowtide_jobs::report::Explanation;
 use lowtide_jobs::{Job, Listing, Stats};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Routes;
 use crate::answer;
@@ -70,18 +70,6 @@ fn of_workers(fleet: &Fleet) -> Vec<Explanation> {
     all
 }
 
-fn said(code: &str, text: String, values: Value) -> Explanation {
-    let values = match values {
-        Value::Object(values) => values,
-        _ => Map::new(),
-    };
-    Explanation {
-        code: code.to_owned(),
-        text,
-        values,
-    }
-}
-
 /// What the queue has to do with it.
 fn of_queue(stats: &Stats, fleet: &Fleet, now: Moment) -> Vec<Explanation> {
     let waiting = stats.in_state(JobState::Queued);
@@ -97,7 +85,7 @@ fn of_queue(stats: &Stats, fleet: &Fleet, now: Moment) -> Vec<Explanation> {
             None => format!("No worker is there, and none ever was. {waiting} jobs wait."),
         };
         let last_s = last.map(|seen| now.seconds_since(seen));
-        all.push(said(
+        all.push(Explanation::new(
             "no_worker",
             text,
             json!({ "waiting": waiting, "last_seen_s": last_s }),
@@ -106,16 +94,28 @@ fn of_queue(stats: &Stats, fleet: &Fleet, now: Moment) -> Vec<Explanation> {
         let text = format!(
             "No worker begins jobs now: it starts, is paused or is about to end. {waiting} jobs wait."
         );
-        all.push(said("no_worker_ready", text, json!({ "waiting": waiting })));
+        all.push(Explanation::new(
+            "no_worker_ready",
+            text,
+            json!({ "waiting": waiting }),
+        ));
     }
     if stats.held {
         let text = format!("The queue is held by hand: {waiting} jobs wait until it is released.");
-        all.push(said("queue_held", text, json!({ "waiting": waiting })));
+        all.push(Explanation::new(
+            "queue_held",
+            text,
+            json!({ "waiting": waiting }),
+        ));
     }
     let paused = stats.in_state(JobState::Paused);
     if paused > 0 {
         let text = format!("{paused} jobs are paused by hand and hold no memory.");
-        all.push(said("jobs_paused", text, json!({ "paused": paused })));
+        all.push(Explanation::new(
+            "jobs_paused",
+            text,
+            json!({ "paused": paused }),
+        ));
     }
     match (waiting, running) {
         (0, 0) => {
@@ -123,11 +123,19 @@ fn of_queue(stats: &Stats, fleet: &Fleet, now: Moment) -> Vec<Explanation> {
             let text = format!(
                 "No job runs and none waits; {done} were done in the last hour. That is why the device is idle."
             );
-            all.push(said("queue_empty", text, json!({ "done_last_hour": done })));
+            all.push(Explanation::new(
+                "queue_empty",
+                text,
+                json!({ "done_last_hour": done }),
+            ));
         }
         (0, _) => {
             let text = format!("{running} jobs run and none waits.");
-            all.push(said("queue_keeps_up", text, json!({ "running": running })));
+            all.push(Explanation::new(
+                "queue_keeps_up",
+                text,
+                json!({ "running": running }),
+            ));
         }
         _ => all.push(longest(stats, (waiting, running), now)),
     }
@@ -139,7 +147,7 @@ fn longest(stats: &Stats, (waiting, running): (u64, u64), now: Moment) -> Explan
     let oldest = stats.oldest_waiting.iter().min_by_key(|(_, at)| **at);
     let Some((&priority, &at)) = oldest else {
         let text = format!("{waiting} jobs wait and {running} run.");
-        return said(
+        return Explanation::new(
             "jobs_wait",
             text,
             json!({ "waiting": waiting, "running": running }),
@@ -156,12 +164,12 @@ fn longest(stats: &Stats, (waiting, running): (u64, u64), now: Moment) -> Explan
         "waiting": waiting, "running": running, "priority": priority.name(), "waited_s": waited_s, "more_urgent": before,
     });
     match before {
-        0 => said(
+        0 => Explanation::new(
             "jobs_wait",
             format!("{waiting} jobs wait and {running} run; the longest wait is {waited_s:.0} s."),
             values,
         ),
-        _ => said(
+        _ => Explanation::new(
             "waits_for_priority",
             format!(
                 "{waiting} jobs wait and {running} run; the longest wait, {waited_s:.0} s, is of a {priority} job, because \

@@ -42,11 +42,7 @@ impl Worker {
         let open = &mut self.sessions[place];
         open.park();
         let model = open.view.model.clone();
-        let leases: Vec<Lease> = open
-            .present()
-            .map(|(_, member)| member.lease.clone())
-            .collect();
-        for lease in leases {
+        for lease in open.leases() {
             let answer = self.store.park(&lease, clock());
             self.keeper.heard(&lease, &answer);
         }
@@ -58,11 +54,7 @@ impl Worker {
         let open = &mut self.sessions[place];
         open.view.state = SessionState::Active { since: clock() };
         let model = open.view.model.clone();
-        let leases: Vec<Lease> = open
-            .present()
-            .map(|(_, member)| member.lease.clone())
-            .collect();
-        for lease in leases {
+        for lease in open.leases() {
             let answer = self.store.unpark(&lease, clock());
             self.keeper.heard(&lease, &answer);
         }
@@ -371,10 +363,7 @@ impl Worker {
         let open = self.sessions.swap_remove(place);
         let (reason, retryable) = self.judged(error, !self.sessions.is_empty());
         let retryable = retryable || open.present().count() > 1;
-        let present: Vec<Lease> = open
-            .present()
-            .map(|(_, member)| member.lease.clone())
-            .collect();
+        let present = open.leases();
         let model = open.view.model.clone();
         let event = open.leaving();
         drop(open);
