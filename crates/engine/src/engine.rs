@@ -11,8 +11,7 @@ use lowtide_kernels::memory;
 use lowtide_models::{Compute, Precision};
 use lowtide_weights::ModelFolder;
 
-use crate::device::cpu;
-use crate::device::memory::Memory;
+use crate::device::{cpu, figures};
 use crate::job::{Habits, Job, Planned, pipeline};
 use crate::pipeline::z_image::{Shape, ZImage};
 use crate::processor::CacheFigures;
@@ -138,11 +137,7 @@ impl Engine {
         // forgotten as soon as a phase needs their room.
         let not_ours_to_count = kernels::scratch_allocated() as u64 + self.kept().0;
         let in_use = Bytes(memory::live().saturating_sub(not_ours_to_count));
-        let total = self
-            .options
-            .budget
-            .unwrap_or_else(|| free_budget(in_use, self.options.reserve));
-        Budget { total, in_use }
+        figures::within(self.options.budget, self.options.reserve, in_use)
     }
 
     /// Plans a job without running it.
@@ -463,13 +458,4 @@ impl Engine {
         };
         requests.iter().map(texts).collect()
     }
-}
-
-/// What is free, less the reserve, and with what this process already holds.
-fn free_budget(in_use: Bytes, reserve: Option<Bytes>) -> Bytes {
-    let Some(memory) = Memory::read() else {
-        return Bytes(u64::MAX / 2);
-    };
-    let reserve = reserve.unwrap_or_else(|| memory.reserve_default());
-    memory.free().saturating_sub(reserve) + in_use
 }

@@ -52,12 +52,7 @@ impl Fields {
         &mut self,
         name: &'static str,
     ) -> Result<Option<T>, Refusal> {
-        let text = self.text(name)?;
-        text.map(|text| {
-            text.parse()
-                .map_err(|error: T::Err| Refusal::invalid(name, error.to_string()))
-        })
-        .transpose()
+        parsed(self.text(name)?, |problem| Refusal::invalid(name, problem))
     }
 
     /// A whole number.
@@ -126,6 +121,15 @@ impl Fields {
             )),
         }
     }
+}
+
+/// What is read from text, or why it cannot be.
+pub(crate) fn parsed<T: FromStr<Err: Display>>(
+    text: Option<String>,
+    refuse: impl FnOnce(String) -> Refusal,
+) -> Result<Option<T>, Refusal> {
+    let read = text.map(|text| text.parse()).transpose();
+    read.map_err(|error: T::Err| refuse(error.to_string()))
 }
 
 /// What was expected, and what was found.

@@ -11,6 +11,7 @@ use lowtide_core::job::JobId;
 use serde_json::Value;
 
 use crate::app::App;
+use crate::fields::parsed;
 use crate::refusal::Refusal;
 
 /// Of a body that is too long so much is still read, so that a client that only looks for the answer afterwards finds
@@ -166,12 +167,9 @@ impl Asked {
         &mut self,
         name: &'static str,
     ) -> Result<Option<T>, Refusal> {
-        let text = self.text(name)?;
-        text.map(|text| {
-            text.parse()
-                .map_err(|error: T::Err| Refusal::malformed(name, error.to_string()))
+        parsed(self.text(name)?, |problem| {
+            Refusal::malformed(name, problem)
         })
-        .transpose()
     }
 
     /// A whole number within bounds.

@@ -12,6 +12,7 @@ use lowtide_core::schedule::ModelView;
 use lowtide_engine::Options;
 use lowtide_engine::processor::{CacheFigures, Card, Opened, Processor};
 use lowtide_jobs::report::{ComponentCard, ModelCard, ModelStatus, MoveTally, Moves};
+use lowtide_weights::ModelFolder;
 use serde_json::json;
 
 use crate::log::{Level, Log};
@@ -63,8 +64,6 @@ struct Model {
 /// What became of an event.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
-    /// The model is ready for the jobs that began.
-    pub(crate) ready: bool,
     /// Why a move failed.
     pub(crate) failed: Option<lowtide_engine::Error>,
     /// Sentences for whoever asked.
@@ -95,7 +94,7 @@ impl Shelf {
             })
             .collect();
         for (name, processor) in own {
-            self.add(name, vec![processor]);
+            self.add(name, vec![processor], None);
         }
         for name in self.makings.folders.names() {
             if self.models.contains_key(&name) {
@@ -107,7 +106,7 @@ impl Shelf {
                     let processors = self.makings.processors.iter().filter(runs);
                     let processors: Vec<_> = processors.cloned().collect();
                     if !processors.is_empty() {
-                        self.add(&name, processors);
+                        self.add(&name, processors, Some(folder));
                     }
                 }
                 Err(problem) => self.left_out(&name, &problem),
@@ -123,11 +122,16 @@ impl Shelf {
             .say(Level::Warn, text, json!({ "model": name }));
     }
 
-    fn add(&mut self, name: &str, processors: Vec<Arc<dyn Processor>>) {
+    fn add(
+        &mut self,
+        name: &str,
+        processors: Vec<Arc<dyn Processor>>,
+        folder: Option<ModelFolder>,
+    ) {
         if self.models.contains_key(name) {
             return;
         }
-        let card = match self.open_with(name, &processors[0]) {
+        let card = match self.open_with(name, &processors[0], folder) {
             Ok(opened) => opened.card(),
             Err(problem) => return self.left_out(name, &problem.to_string()),
         };
@@ -153,16 +157,8 @@ impl Shelf {
         &self,
         name: &str,
         processor: &Arc<dyn Processor>,
+        folder: Option<ModelFolder>,
     ) -> lowtide_engine::Result<Arc<dyn Opened>> {
-        let folder = if processor.own_models().contains(&name) {
-            None
-        } else {
-            let opened = self.makings.folders.open(name);
-            Some(opened.map_err(|what| lowtide_engine::Error::Incomplete {
-                model: name.to_owned(),
-                what,
-            })?)
-        };
         let device = Options {
             keep_weights: true,
             ..self.makings.device
@@ -205,7 +201,16 @@ impl Shelf {
             .find(runs)
             .ok_or_else(missing)?
             .clone();
-        let opened = self.open_with(name, &processor)?;
+        let folder = if processor.own_models().contains(&name) {
+            None
+        } else {
+            let opened = self.makings.folders.open(name);
+            Some(opened.map_err(|what| lowtide_engine::Error::Incomplete {
+                model: name.to_owned(),
+                what,
+            })?)
+        };
+        let opened = self.open_with(name, &processor, folder)?;
         let model = self.models.get_mut(name).ok_or_else(missing)?;
         model.opened.insert(processor.kind(), opened.clone());
         Ok(opened)
@@ -292,10 +297,8 @@ impl Shelf {
     fn carry_out(&mut self, name: &str, effect: Effect, told: &mut Told) -> Option<Event> {
         match effect {
             Effect::Move { from, to, why } => Some(self.carry_move(name, (from, to), why, told)),
-            Effect::Ready => {
-                told.ready = true;
-                None
-            }
+            // Loads are carried out at once, so whoever told the event finds the model ready, or `failed`.
+            Effect::Ready => None,
             Effect::WakeAt(at) => {
                 let model = self.models.get_mut(name)?;
                 model.wake = Some(model.wake.map_or(at, |wake| wake.min(at)));

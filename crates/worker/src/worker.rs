@@ -10,7 +10,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lowtide_core::job::Moment;
 use lowtide_core::lifecycle::Event;
-use lowtide_core::schedule::{Action, Decision, Device, Policy, SessionState, SetAside, decide};
+use lowtide_core::schedule::{
+    Action, Decision, Device, ModelView, Policy, SessionState, SetAside, decide,
+};
 use lowtide_core::{Bytes, DeviceProfile, Kind, Ledger};
 use lowtide_engine::{Options, device};
 use lowtide_jobs::report::{Status, WorkerState};
@@ -270,21 +272,20 @@ impl Worker {
 
     /// The budget, and what of it is in use.
     fn memory(&mut self) -> (Bytes, Bytes) {
-        let now = device::figures::budget(self.device.budget, self.device.reserve);
-        // What is free changes with every page others touch; decisions need a figure that stands still for a moment.
-        let total = match self.budget {
-            Some((at, total)) if at.elapsed() < BUDGET_EVERY => total,
-            _ => {
-                self.budget = Some((Instant::now(), now.total));
-                now.total
-            }
-        };
-        (total, now.in_use)
+        // What is free changes with every page others touch; decisions need a figure that stands still for a moment, and
+        // asking the system takes a while.
+        let fresh = self.budget.filter(|(at, _)| at.elapsed() < BUDGET_EVERY);
+        let known = fresh.map(|(_, total)| total).or(self.device.budget);
+        let now = device::figures::budget(known, self.device.reserve);
+        if fresh.is_none() {
+            self.budget = Some((Instant::now(), now.total));
+        }
+        (now.total, now.in_use)
     }
 
     fn decide(&mut self) -> Decision {
-        let ledger = self.ledger();
         let models = self.shelf.views();
+        let ledger = self.ledger(&models);
         let mut sessions: Vec<_> = self.sessions.iter().map(|open| open.view.clone()).collect();
         // No job can ever have more than what neither others nor open sessions keep. Where one was planned when there
         // was more, it is planned anew as it begins, or goes on in smaller pieces.
@@ -314,7 +315,7 @@ impl Worker {
     }
 
     /// The books as they are: what was measured, by holder.
-    fn ledger(&mut self) -> Ledger {
+    fn ledger(&mut self, models: &[ModelView]) -> Ledger {
         let (total, in_use) = self.memory();
         let mut ledger = Ledger::new(total);
         let mut charge = |holder: &str, kind: Kind, bytes: Bytes| {
@@ -327,7 +328,7 @@ impl Worker {
             }
         };
         let mut ours = Bytes::ZERO;
-        for model in self.shelf.views() {
+        for model in models {
             charge(&model.name, Kind::Weights, model.device);
             ours += model.device;
         }

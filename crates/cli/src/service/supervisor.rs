@@ -5,14 +5,13 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use lowtide_core::job::Moment;
 use lowtide_jobs::JobStore;
 use serde_json::{Value, json};
 
-use super::log::{Level, Logger};
+use super::log::{Level, Logger, now};
 use super::work::worker_id;
 use crate::failure::Failure;
 
@@ -287,14 +286,6 @@ impl Nest {
             }
         }
     }
-}
-
-fn now() -> Moment {
-    // A clock before 1970 is not set; leases then end by themselves.
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    Moment(since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    }))
 }
 
 /// How it ended, in words.

@@ -45,7 +45,11 @@ impl Figures {
 
 /// What this process may use in all, and what of it is in use now, when it has these limits.
 pub fn budget(budget: Option<Bytes>, reserve: Option<Bytes>) -> Budget {
-    let in_use = Bytes(memory::live());
+    within(budget, reserve, Bytes(memory::live()))
+}
+
+/// As [`budget`], for whoever counts less than everything as in use.
+pub(crate) fn within(budget: Option<Bytes>, reserve: Option<Bytes>, in_use: Bytes) -> Budget {
     let total = budget.unwrap_or_else(|| match Memory::read() {
         Some(memory) => {
             let reserve = reserve.unwrap_or_else(|| memory.reserve_default());

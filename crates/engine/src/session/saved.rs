@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowtide_core::{Dtype, Quality, TensorLayout};
-use lowtide_models::{Compute, Precision, Tensor, z_image};
+use lowtide_models::{Compute, Tensor, z_image};
 use lowtide_weights::{Checkpoint, SafetensorsWriter};
 use serde::{Deserialize, Serialize};
 
+use crate::device::cpu::precision_word;
 use crate::pipeline::z_image::{Shape, ZImage};
 use crate::request::{Image, TextToImage};
 use crate::session::Session;
@@ -66,10 +67,6 @@ struct SavedPicture {
     steps: usize,
     latent: bool,
     image: bool,
-}
-
-fn precision_name(precision: Precision) -> &'static str {
-    crate::device::cpu::precision_word(precision)
 }
 
 /// One tensor on its way into the file.
@@ -146,7 +143,7 @@ impl Session {
             version: VERSION,
             model: makings.model.name.clone(),
             weights: makings.model.transformer.layout.bytes().0,
-            precision: precision_name(makings.compute.precision).to_owned(),
+            precision: precision_word(makings.compute.precision).to_owned(),
             prompt: request.prompt.clone(),
             negative: request.negative.clone(),
             width: request.width,
@@ -248,7 +245,7 @@ impl Saved {
                 state.model, model.name
             )));
         }
-        let precision = precision_name(compute.precision);
+        let precision = precision_word(compute.precision);
         if state.precision != precision {
             return Err(wrong(format!(
                 "was computed in {}, not in {precision}",
