@@ -17,6 +17,8 @@ pub enum Activation {
     Gelu,
     /// GELU by its approximation with tanh.
     GeluTanh,
+    /// `x * sigmoid(1.702 x)`, the GELU of CLIP.
+    QuickGelu,
 }
 
 /// A constant on all lanes.
@@ -114,6 +116,7 @@ pub(crate) fn activate<V: Vector>(act: Activation, x: V) -> V {
     match act {
         Activation::None => x,
         Activation::Silu => gated(x, x),
+        Activation::QuickGelu => gated(x, x.mul(constant(1.702))),
         Activation::Gelu => {
             let half = x.mul(constant(0.5));
             half.fma(erf(x.mul(constant(std::f32::consts::FRAC_1_SQRT_2))), half)

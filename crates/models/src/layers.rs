@@ -125,6 +125,44 @@ impl RmsNorm {
     }
 }
 
+/// Layer norm with a learned scale and shift.
+#[derive(Debug)]
+pub struct LayerNorm {
+    /// The learned scale, one value a column.
+    pub weight: Vec<f32>,
+    /// The learned shift, one value a column.
+    pub bias: Vec<f32>,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl LayerNorm {
+    /// `(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`, row by row.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the columns do not match, or memory is refused.
+    pub fn forward<'a>(&self, x: impl Into<Part<'a>>) -> Result<Tensor> {
+        let x = x.into();
+        if x.columns() != self.weight.len() {
+            return Err(Error::Shape {
+                what: "layer norm",
+                expected: vec![x.rows(), self.weight.len()],
+                found: vec![x.rows(), x.columns()],
+            });
+        }
+        let mut out = Tensor::new(&[x.rows(), x.columns()])?;
+        kernels::layer_norm(
+            x.view(),
+            Some(&self.weight),
+            Some(&self.bias),
+            self.eps,
+            None,
+            out.all_mut().view(),
+        );
+        Ok(out)
+    }
+}
+
 /// Layer norm without learned parameters, times `scale`.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use std::ops::Range;
 use lowtide_core::{BlockLayout, Dtype, TensorLayout};
 use lowtide_kernels::{Matrix, Stored, to_f32};
 
-use crate::layers::{Conv2d, GroupNorm, Linear, RmsNorm};
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm};
 use crate::{Error, Result};
 
 /// Hands out a component's blocks. Where they live, and when they arrive, is not the model's business.
@@ -245,6 +245,19 @@ impl<'w> Weights<'w> {
     pub fn rms_norm(&self, dim: usize, eps: f32, name: &str) -> Result<RmsNorm> {
         Ok(RmsNorm {
             weight: self.pp(name).values("weight", &[dim])?,
+            eps,
+        })
+    }
+
+    /// A layer norm over `dim` values, with scale and shift.
+    ///
+    /// # Errors
+    /// As [`Weights::linear_no_bias`].
+    pub fn layer_norm(&self, dim: usize, eps: f32, name: &str) -> Result<LayerNorm> {
+        let scope = self.pp(name);
+        Ok(LayerNorm {
+            weight: scope.values("weight", &[dim])?,
+            bias: scope.values("bias", &[dim])?,
             eps,
         })
     }
