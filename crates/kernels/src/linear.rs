@@ -50,6 +50,32 @@ pub fn linear_swiglu(
     product(x, &[w1, w3], Finish::Gate, precision, out);
 }
 
+/// `out = (x value^T + bias) * gelu(x gate^T + bias)`: GEGLU without the two hidden buffers it is made of.
+///
+/// # Shapes
+/// `x` `[M, K]`, `value` and `gate` `[N, K]`, `biases` of value and gate `[N]` each, `out` `[M, N]`.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub fn linear_geglu(
+    x: Rows<'_>,
+    [value, gate]: [&Matrix<'_>; 2],
+    biases: [&[f32]; 2],
+    precision: Precision,
+    out: RowsMut<'_>,
+) {
+    assert!(
+        biases.iter().all(|bias| bias.len() == value.rows) && gate.rows == value.rows,
+        "biases of {} and {} numbers, and a gate of {} outputs, for {} outputs",
+        biases[0].len(),
+        biases[1].len(),
+        gate.rows,
+        value.rows
+    );
+    let finish = Finish::Geglu { biases };
+    product(x, &[value, gate], finish, precision, out);
+}
+
 fn product(
     x: Rows<'_>,
     weights: &[&Matrix<'_>],
@@ -220,6 +246,8 @@ enum Finish<'a> {
     },
     /// SiLU of the first sums times the second.
     Gate,
+    /// The first sums times GELU of the second, each with its bias.
+    Geglu { biases: [&'a [f32]; 2] },
 }
 
 /// Stores lanes as rows.
@@ -242,6 +270,12 @@ impl Sink for RowSink<'_> {
                 Finish::Linear { bias, act } => {
                     let bias = bias.map(|bias| &bias[n.clone()]);
                     store_rows(self.isa, sums, rows, n.len(), bias, act, out, self.stride);
+                }
+                Finish::Geglu { biases } => {
+                    let (value, gate) = sums.split_at_mut(panels.len() * n.len() * PANEL);
+                    multiply_gelu(self.isa, value, gate, biases.map(|bias| &bias[n.clone()]));
+                    let act = Activation::None;
+                    store_rows(self.isa, value, rows, n.len(), None, act, out, self.stride);
                 }
                 Finish::Gate => {
                     let (gate, value) = sums.split_at_mut(panels.len() * n.len() * PANEL);
@@ -269,6 +303,29 @@ unsafe fn multiply_gate_generic<V: Vector>(gate: &mut [f32], value: &[f32]) {
         unsafe {
             let g = math::activate(Activation::Silu, V::load(gate.as_ptr()));
             g.mul(V::load(value.as_ptr())).store(gate.as_mut_ptr());
+        }
+    }
+}
+
+/// `value = (value + bias) * gelu(gate + bias)` on sums `[panel][n][PANEL]`.
+#[inline(always)]
+unsafe fn multiply_gelu_generic<V: Vector>(
+    value: &mut [f32],
+    gate: &[f32],
+    [value_bias, gate_bias]: [&[f32]; 2],
+) {
+    let outputs = value_bias.len();
+    let lines = value.chunks_exact_mut(PANEL).zip(gate.chunks_exact(PANEL));
+    for (line, (value, gate)) in lines.enumerate() {
+        let n = line % outputs;
+        for lane in (0..PANEL).step_by(LANES) {
+            // SAFETY: a panel is whole vectors, and both lines have a panel.
+            unsafe {
+                let (value, gate) = (value.as_mut_ptr().add(lane), gate.as_ptr().add(lane));
+                let gate = V::load(gate).add(V::splat(gate_bias[n]));
+                let v = V::load(value).add(V::splat(value_bias[n]));
+                v.mul(math::activate(Activation::Gelu, gate)).store(value);
+            }
         }
     }
 }
@@ -334,6 +391,11 @@ per_isa! {
     /// # Safety
     /// `rows` rows of `k` numbers at `stride`, and a panel of `steps * width`, must be there.
     pub(crate) fn pack_rows(format: Format, from: *const f32, stride: usize, rows: usize, k: usize, panel: *mut f32, width: usize) = pack_rows_generic;
+    /// `value = (value + bias) * gelu(gate + bias)`.
+    ///
+    /// # Safety
+    /// None beyond the instruction set.
+    fn multiply_gelu(value: &mut [f32], gate: &[f32], biases: [&[f32]; 2]) = multiply_gelu_generic;
     /// `gate = silu(gate) * value`.
     ///
     /// # Safety

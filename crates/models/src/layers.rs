@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use lowtide_kernels as kernels;
+pub use lowtide_kernels::Padding;
 use lowtide_kernels::{Activation, ChannelAffine, MapRows, Mask, Matrix};
 
 use crate::tensor::{Compute, Part, PartMut, Tensor};
@@ -86,6 +87,37 @@ pub fn gated<'a>(
         x.view(),
         &w1.weight,
         &w3.weight,
+        compute.precision,
+        out.all_mut().view(),
+    );
+    Ok(out)
+}
+
+/// `(x V^T + b) * gelu(x G^T + c)` of a layer `proj` whose outputs are those of V, then those of G: in one pass and one
+/// buffer of half as many columns.
+///
+/// # Shapes
+/// `x` (R, dim_in) to (R, outputs of `proj` / 2), f32.
+///
+/// # Errors
+/// When the columns do not match, or memory is refused.
+pub fn geglu<'a>(compute: Compute, x: impl Into<Part<'a>>, proj: &Linear<'_>) -> Result<Tensor> {
+    let x = x.into();
+    proj.check(x)?;
+    let outputs = proj.weight.rows / 2;
+    let (value, gate) = proj.weight.bytes.split_at(proj.weight.bytes.len() / 2);
+    let half = |bytes| Matrix {
+        bytes,
+        rows: outputs,
+        ..proj.weight
+    };
+    let none = vec![0.0; if proj.bias.is_none() { 2 * outputs } else { 0 }];
+    let (value_bias, gate_bias) = proj.bias.as_deref().unwrap_or(&none).split_at(outputs);
+    let mut out = Tensor::new(&[x.rows(), outputs])?;
+    kernels::linear_geglu(
+        x.view(),
+        [&half(value), &half(gate)],
+        [value_bias, gate_bias],
         compute.precision,
         out.all_mut().view(),
     );
@@ -351,7 +383,8 @@ impl GroupNorm {
     }
 }
 
-/// A convolution with a square kernel, stride 1, zero padding of `kernel / 2` on all sides.
+/// A convolution with a square kernel; stride 1 and zero padding of `kernel / 2` on all sides, unless [`Around::halve`]
+/// says otherwise.
 #[derive(Debug)]
 pub struct Conv2d<'w> {
     pub(crate) weight: Matrix<'w>,
@@ -366,6 +399,27 @@ pub struct Around<'a> {
     pub input: Option<ChannelAffine<'a>>,
     /// The input is first enlarged twice, each value becoming four.
     pub upsample: bool,
+    /// Every other row and column is computed (stride 2), of a map with these zeros around it.
+    pub halve: Option<Padding>,
+    /// Added to each channel of the result, beside the bias.
+    pub shift: Option<&'a [f32]>,
+}
+
+impl Around<'_> {
+    fn stride(&self) -> usize {
+        if self.halve.is_some() { 2 } else { 1 }
+    }
+
+    /// The zeros around the map.
+    pub(crate) fn padding(&self, kernel: usize) -> Padding {
+        self.halve.unwrap_or(Padding::all(kernel / 2))
+    }
+
+    /// Rows (or columns) of the result for `size` of the map and `zeros` around them; `None` where the kernel is larger.
+    pub(crate) fn size_out(&self, size: usize, kernel: usize, zeros: usize) -> Option<usize> {
+        let padded = (size << usize::from(self.upsample)) + zeros;
+        Some(padded.checked_sub(kernel)? / self.stride() + 1)
+    }
 }
 
 /// A horizontal strip of a map (channels, rows, width): `first..first + rows` of `height` rows.
@@ -393,7 +447,7 @@ impl Conv2d<'_> {
     /// Rows `out_rows` of the result, from a strip that holds the rows they need; `add`, of the same rows, is added.
     ///
     /// # Shapes
-    /// `x` (dim_in, rows, W) to (dim_out, out_rows, W or 2 W), f32.
+    /// `x` (dim_in, rows, W) to (dim_out, out_rows, W), f32; 2 W when enlarged, about W / 2 when halved.
     ///
     /// # Errors
     /// When memory is refused or shapes do not match.
@@ -414,9 +468,18 @@ impl Conv2d<'_> {
                 found: x.rows.shape().to_vec(),
             });
         }
-        let scale = if around.upsample { 2 } else { 1 };
-        let height = x.height * scale;
-        let mut out = Tensor::new(&[self.weight.rows, out_rows.len(), width * scale])?;
+        let padding = around.padding(self.kernel);
+        let (Some(height), Some(width_out)) = (
+            around.size_out(x.height, self.kernel, padding.top + padding.bottom),
+            around.size_out(width, self.kernel, padding.left + padding.right),
+        ) else {
+            return Err(Error::Shape {
+                what: "a map as large as the kernel",
+                expected: vec![self.kernel; 2],
+                found: vec![x.height, width],
+            });
+        };
+        let mut out = Tensor::new(&[self.weight.rows, out_rows.len(), width_out])?;
         if let Some(add) = add
             && add.shape() != out.shape()
         {
@@ -427,11 +490,15 @@ impl Conv2d<'_> {
                 found: add.shape().to_vec(),
             });
         }
+        let bias = around.shift.map(|shift| {
+            let both = self.bias.iter().zip(shift);
+            both.map(|(bias, shift)| bias + shift).collect::<Vec<_>>()
+        });
         let conv = kernels::Conv2d {
             weight: self.weight,
-            bias: Some(&self.bias),
+            bias: Some(bias.as_deref().unwrap_or(&self.bias)),
             kernel: self.kernel,
-            stride: 1,
+            stride: around.stride(),
             padding: self.kernel / 2,
             upsample: around.upsample,
             input: around.input,
@@ -442,8 +509,9 @@ impl Conv2d<'_> {
             count: out_rows.len(),
         };
         let add = add.map(Tensor::data);
-        kernels::conv2d(
+        kernels::conv2d_padded(
             &conv,
+            padding,
             x.rows.data(),
             x.map_rows(),
             width,

@@ -159,6 +159,30 @@ fn the_gated_product_is_the_product_of_two() {
                 activate(&mut gate, Activation::Silu);
                 mul(&mut gate, &linear_plain(&x, m, &w3, precision));
                 assert_same_bits(&out, &gate);
+                let biases = [random.normal(n), random.normal(n)];
+                linear_geglu(
+                    Rows::new(&x, m, k),
+                    [&w1.matrix(), &w3.matrix()],
+                    [&biases[0], &biases[1]],
+                    precision,
+                    RowsMut::new(&mut out, m, n),
+                );
+                let biased = |w: &Weights, bias: &[f32], act| {
+                    let mut out = vec![0.0; m * n];
+                    let to = RowsMut::new(&mut out, m, n);
+                    linear(
+                        Rows::new(&x, m, k),
+                        &w.matrix(),
+                        Some(bias),
+                        act,
+                        precision,
+                        to,
+                    );
+                    out
+                };
+                let mut value = biased(&w1, &biases[0], Activation::None);
+                mul(&mut value, &biased(&w3, &biases[1], Activation::Gelu));
+                assert_same_bits(&out, &value);
             }
         }
     });

@@ -239,6 +239,7 @@ impl Machine {
                 let around = Around {
                     input,
                     upsample: conv.upsample,
+                    ..Around::default()
                 };
                 let add = add.map(|add| &add.strip().rows);
                 let layer = conv
