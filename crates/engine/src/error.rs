@@ -130,6 +130,7 @@ impl Error {
                 models::Error::MissingTensor { .. }
                 | models::Error::WrongShape { .. }
                 | models::Error::WrongDtype { .. }
+                | models::Error::Adapter { .. }
                 | models::Error::Config { .. }
                 | models::Error::BeyondModel { .. }
                 | models::Error::Source(_) => Blame::User,

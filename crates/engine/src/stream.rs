@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use lowtide_core::{Bytes, ComponentLayout, PhasePlan, Placement};
 use lowtide_kernels::memory::{Buffer, OutOfMemory};
 use lowtide_models::weights::BlockIndex;
-use lowtide_models::{BlockSource, Weights};
+use lowtide_models::{Adapters, BlockSource, Weights};
 use lowtide_weights::{Checkpoint, TensorEntry};
 
 use crate::{Error, Result};
@@ -190,6 +190,7 @@ pub struct Stream {
     returned: Option<SyncSender<Buffer>>,
     loader: Option<JoinHandle<()>>,
     traffic: Traffic,
+    adapters: Option<Arc<Adapters>>,
 }
 
 impl Stream {
@@ -243,7 +244,14 @@ impl Stream {
             loader,
             traffic: Traffic::default(),
             counted,
+            adapters: None,
         })
+    }
+
+    /// The same, every block with what `adapters` add to its layers.
+    pub fn with_adapters(mut self, adapters: Option<Arc<Adapters>>) -> Stream {
+        self.adapters = adapters.filter(|adapters| !adapters.is_empty());
+        self
     }
 
     /// Puts the blocks that stayed on the shelf, for the next phase that uses them.
@@ -308,7 +316,8 @@ impl BlockSource for Stream {
             .as_deref()
             .or(self.in_use.as_ref())
             .expect("`fetch` made it available");
-        Ok(Weights::live(&self.blocks.indexes[index], buffer.bytes()))
+        let weights = Weights::live(&self.blocks.indexes[index], buffer.bytes());
+        Ok(weights.with_adapters(self.adapters.as_deref()))
     }
 }
 

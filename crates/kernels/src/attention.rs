@@ -234,7 +234,16 @@ impl Job<'_> {
                 divide(self.isa, sums, total);
                 let none = Activation::None;
                 let stride = self.out_stride;
-                store_rows(self.isa, sums, queries.count, d, None, none, out, stride);
+                store_rows(
+                    self.isa,
+                    sums,
+                    queries.count,
+                    d,
+                    None,
+                    None,
+                    none,
+                    (out, stride),
+                );
             }
         }
     }

@@ -49,7 +49,7 @@ pub use conv::{
 };
 pub use elementwise::{activate, add, add_scaled, mul};
 pub use isa::{Isa, available_isas, force_isa, isa, isa_from_env, native_bf16};
-pub use linear::{linear, linear_geglu, linear_swiglu};
+pub use linear::{linear, linear_add, linear_geglu, linear_swiglu};
 pub use map::{
     channel_affine, channel_affine_in_place, group_affine, group_sums, upsample_nearest_2x,
 };

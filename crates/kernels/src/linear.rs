@@ -33,6 +33,24 @@ pub fn linear(
     product(x, &[w], finish, precision, out);
 }
 
+/// `out[m, n] = act(out[m, n] + scale * sum over k of x[m, k] * w[n, k])`: a product beside another.
+///
+/// # Shapes
+/// `x` `[M, K]`, `w` `[N, K]`, `out` `[M, N]`.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub fn linear_add(
+    x: Rows<'_>,
+    w: &Matrix<'_>,
+    scale: f32,
+    act: Activation,
+    precision: Precision,
+    out: RowsMut<'_>,
+) {
+    product(x, &[w], Finish::Add { scale, act }, precision, out);
+}
+
 /// `out = silu(x w1^T) * (x w3^T)`: the gated feed-forward without a second hidden buffer.
 ///
 /// # Shapes
@@ -244,6 +262,8 @@ enum Finish<'a> {
         bias: Option<&'a [f32]>,
         act: Activation,
     },
+    /// Scaled, added to what is there, and activated.
+    Add { scale: f32, act: Activation },
     /// SiLU of the first sums times the second.
     Gate,
     /// The first sums times GELU of the second, each with its bias.
@@ -269,27 +289,33 @@ impl Sink for RowSink<'_> {
             match self.finish {
                 Finish::Linear { bias, act } => {
                     let bias = bias.map(|bias| &bias[n.clone()]);
-                    store_rows(self.isa, sums, rows, n.len(), bias, act, out, self.stride);
+                    let to = (out, self.stride);
+                    store_rows(self.isa, sums, rows, n.len(), bias, None, act, to);
+                }
+                Finish::Add { scale, act } => {
+                    let (add, to) = (Some(scale), (out, self.stride));
+                    store_rows(self.isa, sums, rows, n.len(), None, add, act, to);
                 }
                 Finish::Geglu { biases } => {
                     let (value, gate) = sums.split_at_mut(panels.len() * n.len() * PANEL);
                     multiply_gelu(self.isa, value, gate, biases.map(|bias| &bias[n.clone()]));
                     let act = Activation::None;
-                    store_rows(self.isa, value, rows, n.len(), None, act, out, self.stride);
+                    store_rows(
+                        self.isa,
+                        value,
+                        rows,
+                        n.len(),
+                        None,
+                        None,
+                        act,
+                        (out, self.stride),
+                    );
                 }
                 Finish::Gate => {
                     let (gate, value) = sums.split_at_mut(panels.len() * n.len() * PANEL);
                     multiply_gate(self.isa, gate, value);
-                    store_rows(
-                        self.isa,
-                        gate,
-                        rows,
-                        n.len(),
-                        None,
-                        Activation::None,
-                        out,
-                        self.stride,
-                    );
+                    let (act, to) = (Activation::None, (out, self.stride));
+                    store_rows(self.isa, gate, rows, n.len(), None, None, act, to);
                 }
             }
         }
@@ -330,16 +356,17 @@ unsafe fn multiply_gelu_generic<V: Vector>(
     }
 }
 
-/// Stores sums `[panel][n][PANEL]` as rows of `n`, with bias and activation.
+/// Stores sums `[panel][n][PANEL]` as rows of `n`, with bias and activation; with `add` that many
+/// times the sums are added to what is there.
 #[inline(always)]
 unsafe fn store_rows_generic<V: Vector>(
     sums: &[f32],
     lanes: usize,
     outputs: usize,
     bias: Option<&[f32]>,
+    add: Option<f32>,
     act: Activation,
-    out: *mut f32,
-    stride: usize,
+    (out, stride): (*mut f32, usize),
 ) {
     let mut square = [0f32; LANES * LANES];
     let mut edge = [0f32; LANES * PANEL];
@@ -372,8 +399,16 @@ unsafe fn store_rows_generic<V: Vector>(
                     if let Some(added) = added {
                         v = v.add(added);
                     }
-                    v = math::activate(act, v);
                     let to = out.add((lane + i) * stride + n);
+                    if let Some(scale) = add {
+                        let old = if length == LANES {
+                            V::load(to)
+                        } else {
+                            V::load_part(to, length)
+                        };
+                        v = v.fma(V::splat(scale), old);
+                    }
+                    v = math::activate(act, v);
                     if length == LANES {
                         v.store(to);
                     } else {
@@ -404,6 +439,6 @@ per_isa! {
     /// Stores sums as rows.
     ///
     /// # Safety
-    /// `out` must be good for `lanes` rows of `outputs` numbers at `stride`.
-    pub(crate) fn store_rows(sums: &[f32], lanes: usize, outputs: usize, bias: Option<&[f32]>, act: Activation, out: *mut f32, stride: usize) = store_rows_generic;
+    /// `out`, a pointer and a stride, must be good for `lanes` rows of `outputs` numbers.
+    pub(crate) fn store_rows(sums: &[f32], lanes: usize, outputs: usize, bias: Option<&[f32]>, add: Option<f32>, act: Activation, out: (*mut f32, usize)) = store_rows_generic;
 }

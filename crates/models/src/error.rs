@@ -37,6 +37,16 @@ pub enum Error {
         /// What the file says.
         found: Dtype,
     },
+    /// What a LoRA adds does not go with itself or with the model.
+    #[error("LoRA '{adapter}': layer '{module}' {problem}")]
+    Adapter {
+        /// The LoRA's name.
+        adapter: String,
+        /// The layer, as the model's checkpoint names it.
+        module: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A configuration value is missing, of the wrong kind, or out of bounds.
     #[error("{component}: config value '{key}' {problem}")]
     Config {

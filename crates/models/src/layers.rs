@@ -6,17 +6,29 @@ use lowtide_kernels as kernels;
 pub use lowtide_kernels::Padding;
 use lowtide_kernels::{Activation, ChannelAffine, MapRows, Mask, Matrix};
 
+use crate::adapters::{self, Added};
 use crate::tensor::{Compute, Part, PartMut, Tensor};
 use crate::{Error, Result};
 
-/// `y = x W^T + b`.
+/// `y = x W^T + b`, and what adapters add.
 #[derive(Debug)]
 pub struct Linear<'w> {
     pub(crate) weight: Matrix<'w>,
     pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) added: Vec<Added<'w>>,
 }
 
-impl Linear<'_> {
+impl<'w> Linear<'w> {
+    /// The layer that gives some of its outputs.
+    pub(crate) fn outputs(&self, rows: Range<usize>) -> Linear<'w> {
+        let added = self.added.iter();
+        Linear {
+            weight: adapters::outputs(self.weight, &rows),
+            added: added.map(|added| added.outputs(&rows)).collect(),
+            bias: self.bias.as_ref().map(|bias| bias[rows].to_vec()),
+        }
+    }
+
     /// Applies it to rows.
     ///
     /// # Shapes
@@ -42,14 +54,20 @@ impl Linear<'_> {
         self.check(x)?;
         let mut out = Tensor::new(&[x.rows(), self.weight.rows])?;
         let bias = self.bias.as_deref();
+        let at_once = if self.added.is_empty() {
+            activation
+        } else {
+            Activation::None
+        };
         kernels::linear(
             x.view(),
             &self.weight,
             bias,
-            activation,
+            at_once,
             compute.precision,
             out.all_mut().view(),
         );
+        adapters::add_to_rows(&self.added, compute, x, activation, &mut out.all_mut())?;
         Ok(out)
     }
 
@@ -82,6 +100,9 @@ pub fn gated<'a>(
     let x = x.into();
     w1.check(x)?;
     w3.check(x)?;
+    if !w1.added.is_empty() || !w3.added.is_empty() {
+        return adapters::gated_apart(compute, x, (w1, Activation::Silu), w3);
+    }
     let mut out = Tensor::new(&[x.rows(), w1.weight.rows])?;
     kernels::linear_swiglu(
         x.view(),
@@ -105,6 +126,10 @@ pub fn geglu<'a>(compute: Compute, x: impl Into<Part<'a>>, proj: &Linear<'_>) ->
     let x = x.into();
     proj.check(x)?;
     let outputs = proj.weight.rows / 2;
+    if !proj.added.is_empty() {
+        let [value, gate] = [0..outputs, outputs..2 * outputs].map(|rows| proj.outputs(rows));
+        return adapters::gated_apart(compute, x, (&gate, Activation::Gelu), &value);
+    }
     let (value, gate) = proj.weight.bytes.split_at(proj.weight.bytes.len() / 2);
     let half = |bytes| Matrix {
         bytes,
@@ -390,6 +415,7 @@ pub struct Conv2d<'w> {
     pub(crate) weight: Matrix<'w>,
     pub(crate) bias: Vec<f32>,
     pub(crate) kernel: usize,
+    pub(crate) added: Vec<Added<'w>>,
 }
 
 /// What happens to a map around a convolution.
@@ -459,6 +485,67 @@ impl Conv2d<'_> {
         out_rows: Range<usize>,
         add: Option<&Tensor>,
     ) -> Result<Strip> {
+        let (_, _, width) = x.rows.dims3()?;
+        let (mut out, rows) = self.result(x, around, out_rows)?;
+        if let Some(add) = add
+            && add.shape() != out.shape()
+        {
+            let expected = out.shape().to_vec();
+            return Err(Error::Shape {
+                what: "residual",
+                expected,
+                found: add.shape().to_vec(),
+            });
+        }
+        let padding = around.padding(self.kernel);
+        let bias = around.shift.map(|shift| {
+            let both = self.bias.iter().zip(shift);
+            both.map(|(bias, shift)| bias + shift).collect::<Vec<_>>()
+        });
+        let conv = kernels::Conv2d {
+            weight: self.weight,
+            bias: Some(bias.as_deref().unwrap_or(&self.bias)),
+            kernel: self.kernel,
+            stride: around.stride(),
+            padding: self.kernel / 2,
+            upsample: around.upsample,
+            input: around.input,
+        };
+        let add = add.map(Tensor::data);
+        kernels::conv2d_padded(
+            &conv,
+            padding,
+            x.rows.data(),
+            x.map_rows(),
+            width,
+            compute.precision,
+            add,
+            out.data_mut(),
+            rows,
+        );
+        if !self.added.is_empty() {
+            let slice = adapters::Slice {
+                data: x.rows.data(),
+                rows: x.map_rows(),
+                width,
+            };
+            let (how, to) = ((&conv, padding), (&mut out, rows));
+            adapters::add_to_map(&self.added, compute.precision, how, slice, to)?;
+        }
+        Ok(Strip {
+            rows: out,
+            first: rows.first,
+            height: rows.total,
+        })
+    }
+
+    /// Room for rows `out_rows` of the result, and which rows these are.
+    fn result(
+        &self,
+        x: &Strip,
+        around: Around<'_>,
+        out_rows: Range<usize>,
+    ) -> Result<(Tensor, MapRows)> {
         let (channels, _, width) = x.rows.dims3()?;
         if channels * self.kernel * self.kernel != self.weight.cols {
             let expected = vec![self.weight.cols / (self.kernel * self.kernel)];
@@ -479,51 +566,12 @@ impl Conv2d<'_> {
                 found: vec![x.height, width],
             });
         };
-        let mut out = Tensor::new(&[self.weight.rows, out_rows.len(), width_out])?;
-        if let Some(add) = add
-            && add.shape() != out.shape()
-        {
-            let expected = out.shape().to_vec();
-            return Err(Error::Shape {
-                what: "residual",
-                expected,
-                found: add.shape().to_vec(),
-            });
-        }
-        let bias = around.shift.map(|shift| {
-            let both = self.bias.iter().zip(shift);
-            both.map(|(bias, shift)| bias + shift).collect::<Vec<_>>()
-        });
-        let conv = kernels::Conv2d {
-            weight: self.weight,
-            bias: Some(bias.as_deref().unwrap_or(&self.bias)),
-            kernel: self.kernel,
-            stride: around.stride(),
-            padding: self.kernel / 2,
-            upsample: around.upsample,
-            input: around.input,
-        };
+        let out = Tensor::new(&[self.weight.rows, out_rows.len(), width_out])?;
         let rows = MapRows {
             total: height,
             first: out_rows.start,
             count: out_rows.len(),
         };
-        let add = add.map(Tensor::data);
-        kernels::conv2d_padded(
-            &conv,
-            padding,
-            x.rows.data(),
-            x.map_rows(),
-            width,
-            compute.precision,
-            add,
-            out.data_mut(),
-            rows,
-        );
-        Ok(Strip {
-            rows: out,
-            first: out_rows.start,
-            height,
-        })
+        Ok((out, rows))
     }
 }

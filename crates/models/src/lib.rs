@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adapters;
 pub mod autoencoder_kl;
 pub mod config;
 mod error;
@@ -19,6 +20,7 @@ pub mod tensor;
 pub mod weights;
 pub mod z_image;
 
+pub use adapters::Adapters;
 pub use error::{Error, Result};
 pub use lowtide_kernels::Precision;
 pub use tensor::{Compute, Tensor};

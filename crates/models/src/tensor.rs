@@ -205,6 +205,14 @@ impl<'a> Part<'a> {
         self.data
     }
 
+    /// Some of these rows.
+    pub fn rows_at(&self, rows: Range<usize>) -> Part<'a> {
+        Part {
+            data: &self.data[rows.start * self.columns..rows.end * self.columns],
+            columns: self.columns,
+        }
+    }
+
     pub(crate) fn view(&self) -> Rows<'a> {
         Rows {
             data: self.data,
@@ -251,6 +259,15 @@ impl PartMut<'_> {
         Ok(())
     }
 
+    /// Some of these rows.
+    pub fn rows_at(&mut self, rows: Range<usize>) -> PartMut<'_> {
+        let columns = self.columns;
+        PartMut {
+            data: &mut self.data[rows.start * columns..rows.end * columns],
+            columns,
+        }
+    }
+
     /// The first `rows` of these rows.
     pub fn first_rows(&mut self, rows: usize) -> PartMut<'_> {
         let columns = self.columns;
@@ -270,6 +287,11 @@ impl PartMut<'_> {
     /// Adds `other` element by element.
     pub fn add(&mut self, other: Part<'_>) {
         kernels::add(self.data, other.data);
+    }
+
+    /// Multiplies by `other` element by element.
+    pub fn mul(&mut self, other: Part<'_>) {
+        kernels::mul(self.data, other.data);
     }
 
     pub(crate) fn view(&mut self) -> RowsMut<'_> {

@@ -11,6 +11,7 @@ use std::ops::Range;
 use lowtide_core::{BlockLayout, Dtype, TensorLayout};
 use lowtide_kernels::{Matrix, Stored, to_f32};
 
+use crate::adapters::{Adapters, Added};
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm};
 use crate::{Error, Result};
 
@@ -86,6 +87,7 @@ enum Origin<'w> {
 pub struct Weights<'w> {
     origin: Origin<'w>,
     prefix: String,
+    adapters: Option<&'w Adapters>,
 }
 
 /// Runs `load` over a recorder and returns what it asked for, as the layout of the block called `block`.
@@ -104,6 +106,7 @@ pub fn record(
     load(&Weights {
         origin: Origin::Recorded(&recorder),
         prefix: String::new(),
+        adapters: None,
     })?;
     Ok(BlockLayout {
         name: block.into(),
@@ -117,6 +120,20 @@ impl<'w> Weights<'w> {
         Weights {
             origin: Origin::Live { index, bytes },
             prefix: String::new(),
+            adapters: None,
+        }
+    }
+
+    /// The same, whose layers come with what `adapters` add to them.
+    pub fn with_adapters(self, adapters: Option<&'w Adapters>) -> Weights<'w> {
+        Weights { adapters, ..self }
+    }
+
+    /// What is added to the layer `name`, whose weight is (rows, inputs, kernel, kernel).
+    fn added(&self, name: &str, dims: (usize, usize, usize)) -> Result<Vec<Added<'w>>> {
+        match self.adapters {
+            None => Ok(Vec::new()),
+            Some(adapters) => adapters.at(&format!("{}{name}", self.prefix), dims),
         }
     }
 
@@ -125,6 +142,7 @@ impl<'w> Weights<'w> {
         Weights {
             origin: self.origin,
             prefix: format!("{}{name}.", self.prefix),
+            adapters: self.adapters,
         }
     }
 
@@ -205,7 +223,11 @@ impl<'w> Weights<'w> {
         let weight = self
             .pp(name)
             .matrix("weight", &[&[dim_out, dim_in], &[dim_out, dim_in, 1, 1]])?;
-        Ok(Linear { weight, bias: None })
+        Ok(Linear {
+            weight,
+            bias: None,
+            added: self.added(name, (dim_out, dim_in, 1))?,
+        })
     }
 
     /// A linear layer with bias.
@@ -302,6 +324,7 @@ impl<'w> Weights<'w> {
             weight,
             bias,
             kernel,
+            added: self.added(name, (dim_out, dim_in, kernel))?,
         })
     }
 }

@@ -95,6 +95,41 @@ fn check_linear(
 }
 
 #[test]
+fn a_product_is_added_to_what_is_there() {
+    on_every_isa(|| {
+        let mut random = Random::new(41);
+        for (m, k, n) in [(1, 4, 1), (3, 16, 29), (65, 4, 16), (130, 128, 77)] {
+            for (precision, scale) in [(Precision::F32, -0.7), (Precision::Bf16, 1.3)] {
+                let act = [Activation::None, Activation::Gelu][random.below(2)];
+                let (x, old) = (random.normal(m * k), random.normal(m * (n + 2)));
+                let w = Weights::random(&mut random, Stored::F16, n, k);
+                let mut out = old.clone();
+                let to = rows_mut(&mut out, m, n, n + 2);
+                linear_add(rows(&x, m, k, k), &w.matrix(), scale, act, precision, to);
+                for (at, (got, old)) in out.iter().zip(&old).enumerate() {
+                    let (i, j) = (at / (n + 2), at % (n + 2));
+                    if j >= n {
+                        assert_eq!(got, old, "wrote between rows");
+                        continue;
+                    }
+                    let term = |l: usize| {
+                        rounded(x[i * k + l], precision) * rounded(w.values[j * k + l], precision)
+                    };
+                    let (sum, size) = (0..k).fold((0.0, 0.0), |(sum, size), l| {
+                        (sum + term(l), size + term(l).abs())
+                    });
+                    let expected = act_f64(act, f64::from(*old) + f64::from(scale) * sum);
+                    assert!(
+                        (f64::from(*got) - expected).abs() <= 4e-6 * (size + 1.0),
+                        "[{m}, {k}, {n}] {precision:?} {act:?} at {i}, {j}: {got} for {expected}"
+                    );
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn a_row_has_the_same_bits_alone_and_among_others() {
     on_every_isa(|| {
         let mut random = Random::new(2);
