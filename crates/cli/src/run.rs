@@ -12,7 +12,7 @@ use anyhow::Context;
 use lowtide_core::Quality;
 use lowtide_engine::device::cpu;
 use lowtide_engine::{
-    Defaults, Engine, MadeBy, Options, Outcome, PrecisionChoice, Session, Step, TextToImage,
+    Defaults, Engine, ImageRequest, MadeBy, Options, Outcome, PrecisionChoice, Session, Step,
 };
 use lowtide_kernels as kernels;
 use lowtide_media::Pixels;
@@ -101,7 +101,7 @@ fn summary(outcome: &Outcome, job: &Job, seconds: f64) -> String {
 /// An opened model, and what is asked of it.
 struct Job {
     config: Config,
-    request: TextToImage,
+    request: ImageRequest,
     engine: Engine,
     /// The model's name, for the picture.
     model: String,
@@ -119,7 +119,7 @@ impl Job {
         };
         let model = folder.name.clone();
         let engine = Engine::open(folder, options(&config))?;
-        let request = TextToImage {
+        let request = ImageRequest {
             prompt: config.prompt.clone(),
             negative: config.negative.clone(),
             width: config.size.width,
@@ -135,6 +135,7 @@ impl Job {
                 QualityArg::Exact => Quality::Exact,
                 QualityArg::Auto => Quality::Auto,
             },
+            ..ImageRequest::default()
         };
         Ok(Job {
             config,

@@ -1,7 +1,7 @@
 //! An opened model on a device: plans jobs and starts sessions.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use lowtide_core::{
     Budget, Bytes, DeviceProfile, Offload, Plan, PlanError, Quality, UnknownVariable, plan,
@@ -11,14 +11,14 @@ use lowtide_kernels::memory;
 use lowtide_models::{Compute, Precision};
 use lowtide_weights::ModelFolder;
 
+use crate::course::Course;
 use crate::device::{cpu, figures};
-use crate::job::{Habits, Job, Planned, pipeline};
-use crate::pipeline::z_image::{Shape, ZImage};
+use crate::job::{self, Habits, Job, Planned};
+use crate::pipeline::{self, Origin, Pass, Pipeline, Shape};
 use crate::processor::CacheFigures;
-use crate::prompt::{self, PromptEncoder};
 use crate::prompt_cache::PromptCache;
-use crate::request::TextToImage;
-use crate::session::work::Work;
+use crate::request::ImageRequest;
+use crate::session::work::{TextKey, Work};
 use crate::session::{Makings, Saved, Session};
 use crate::stream::Failure;
 use crate::{Error, Result};
@@ -73,21 +73,19 @@ const PROMPT_CACHE_DEFAULT: Bytes = Bytes::mib(64);
 #[derive(Clone, Debug)]
 pub struct Start<'a> {
     /// What is asked.
-    pub request: TextToImage,
+    pub request: ImageRequest,
     /// A file that [`Session::save`] wrote for the same request, to go on from.
     pub resume: Option<&'a Path>,
 }
 
 /// An opened model on the CPU.
 pub struct Engine {
-    model: Arc<ZImage>,
-    folder: ModelFolder,
+    model: Arc<dyn Pipeline>,
+    folder: Arc<ModelFolder>,
     options: Options,
     compute: Compute,
     profile: DeviceProfile,
     prompts: Arc<PromptCache>,
-    /// Bytes of the chat template around a prompt, once they were needed.
-    template_bytes: OnceLock<usize>,
 }
 
 impl Engine {
@@ -100,7 +98,8 @@ impl Engine {
         if let Some(threads) = options.threads {
             kernels::set_threads(threads).map_err(|e| Error::Threads(e.to_string()))?;
         }
-        let model = Arc::new(ZImage::open(&folder)?);
+        let folder = Arc::new(folder);
+        let model = pipeline::open(&folder)?;
         let precision = options.precision.resolve();
         let profile = cpu::profile(precision);
         Ok(Engine {
@@ -112,13 +111,12 @@ impl Engine {
             prompts: Arc::new(PromptCache::new(
                 options.prompt_cache.unwrap_or(PROMPT_CACHE_DEFAULT),
             )),
-            template_bytes: OnceLock::new(),
         })
     }
 
     /// The model.
-    pub fn model(&self) -> &ZImage {
-        &self.model
+    pub(crate) fn model(&self) -> &dyn Pipeline {
+        &*self.model
     }
 
     /// The device's rates.
@@ -144,14 +142,62 @@ impl Engine {
     ///
     /// # Errors
     /// When the request cannot be, or nothing fits.
-    pub fn plan(&self, request: &TextToImage) -> Result<Plan> {
+    pub fn plan(&self, request: &ImageRequest) -> Result<Plan> {
+        self.check(request)?;
+        let prompts = self.model.texts(&[request])?;
+        let members = std::iter::once(request.clone()).zip(prompts).collect();
+        let (passes, courses) = self.passes(request)?;
+        let work = Work::new(members, passes, self.model.text_stages().len());
+        Ok(self.planned(&work, courses, false)?.plan)
+    }
+
+    /// Checks a request against the model.
+    ///
+    /// # Errors
+    /// [`Error::Request`].
+    pub fn check(&self, request: &ImageRequest) -> Result<()> {
         request.check(self.model.multiple())?;
-        let prompts = self.tokenize(&[request])?;
-        let work = Work::new(vec![(
-            request.clone(),
-            prompts.into_iter().flatten().collect(),
-        )]);
-        Ok(self.planned(&work, false)?.plan)
+        self.model.check(request)
+    }
+
+    /// The passes of a job, and their schedules.
+    fn passes(&self, request: &ImageRequest) -> Result<(Vec<Pass>, Vec<Course>)> {
+        let scale = self.model.vae().config.scale();
+        let (width, height) = (request.width, request.height);
+        let latent = (height / scale, width / scale);
+        let course = self.model.course(request, 0, latent)?;
+        let pass = Pass {
+            width,
+            height,
+            latent,
+            evaluations: course.evaluations(),
+            origin: Origin::Noise,
+            decodes: true,
+        };
+        Ok((vec![pass], vec![course]))
+    }
+
+    fn shape(
+        &self,
+        request: &ImageRequest,
+        (texts, members): (Vec<usize>, Vec<Vec<usize>>),
+        (passes, courses): (&[Pass], &[Course]),
+        keep_values: bool,
+    ) -> Result<Shape> {
+        let last = passes.last().expect("a job has a pass");
+        let shape = Shape {
+            width: last.width,
+            height: last.height,
+            count: request.count * members.len(),
+            texts,
+            members,
+            keep_values,
+            masked: false,
+            passes: passes.to_vec(),
+            history: courses.iter().map(Course::history).max().unwrap_or(0),
+        };
+        self.model.check_shape(&shape)?;
+        Ok(shape)
     }
 
     /// Predicts what `members` requests like this one cost together, without opening the tokenizer: tokens are bounded
@@ -162,15 +208,18 @@ impl Engine {
     /// As [`Engine::plan`].
     pub fn forecast(
         &self,
-        request: &TextToImage,
+        request: &ImageRequest,
         members: usize,
         budget: Option<Budget>,
     ) -> Result<Plan> {
-        request.check(self.model.multiple())?;
-        let (texts, uses) = self.bounds(request, members)?;
-        let shape = self.model.shape(request, (texts, uses), false)?;
+        self.check(request)?;
+        let (passes, courses) = self.passes(request)?;
+        let bounds = self.bounds(request, members)?;
+        let shape = self.shape(request, bounds, (&passes, &courses), false)?;
         let budget = budget.unwrap_or_else(|| self.budget());
-        Ok(self.planned_for(shape, request.quality, budget)?.plan)
+        Ok(self
+            .planned_for((shape, courses), request.quality, budget)?
+            .plan)
     }
 
     /// What each further member adds to the peak of a job that is planned so, and to its seconds, when they share the
@@ -178,13 +227,15 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::plan`].
-    pub fn one_more(&self, request: &TextToImage, plan: &Plan) -> Result<(Bytes, f64)> {
+    pub fn one_more(&self, request: &ImageRequest, plan: &Plan) -> Result<(Bytes, f64)> {
+        let (passes, courses) = self.passes(request)?;
         let cost = |members: usize| -> Result<(Vec<Bytes>, f64)> {
-            let (texts, uses) = self.bounds(request, members)?;
-            let shape = self.model.shape(request, (texts, uses), false)?;
-            let vars = self.model.vars(&shape);
+            let bounds = self.bounds(request, members)?;
+            let shape = self.shape(request, bounds, (&passes, &courses), false)?;
+            let vars = pipeline::vars(&*self.model, &shape);
             let (mut bytes, mut flops) = (Vec::new(), 0.0);
-            for (layout, planned) in self.model.pipeline(&shape).phases.iter().zip(&plan.phases) {
+            let layouts = pipeline::layouts(&*self.model, &shape).phases;
+            for (layout, planned) in layouts.iter().zip(&plan.phases) {
                 let mode = &layout.modes[planned.mode_index];
                 let mut vars = vars.clone();
                 for ladder in &mode.ladders {
@@ -217,25 +268,15 @@ impl Engine {
     /// Upper bounds of the token counts of `members` requests like this one, and who uses which text.
     fn bounds(
         &self,
-        request: &TextToImage,
+        request: &ImageRequest,
         members: usize,
     ) -> Result<(Vec<usize>, Vec<Vec<usize>>)> {
-        let template = match self.template_bytes.get() {
-            Some(&bytes) => bytes,
-            None => {
-                let bytes = prompt::template_bytes(&self.folder)?;
-                *self.template_bytes.get_or_init(|| bytes)
-            }
-        };
-        let bound = |text: &str| prompt::tokens_max(template, text);
+        let one = self.model.texts_bound(request)?;
         let mut texts = Vec::new();
         let mut uses = Vec::new();
         for _ in 0..members {
             let first = texts.len();
-            texts.push(bound(&request.prompt));
-            if request.guided() {
-                texts.push(bound(request.negative.as_deref().unwrap_or("")));
-            }
+            texts.extend(&one);
             uses.push((first..texts.len()).collect());
         }
         Ok((texts, uses))
@@ -245,7 +286,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::plan`].
-    pub fn start(&self, request: TextToImage, keep_values: bool) -> Result<Session> {
+    pub fn start(&self, request: ImageRequest, keep_values: bool) -> Result<Session> {
         let start = Start {
             request,
             resume: None,
@@ -273,33 +314,36 @@ impl Engine {
         }
         let mut saved = Vec::with_capacity(starts.len());
         for start in &starts {
-            start.request.check(self.model.multiple())?;
+            self.check(&start.request)?;
             let open = |file| self.open_saved(file, &start.request);
             saved.push(start.resume.map(open).transpose()?);
         }
-        let fresh: Vec<&TextToImage> = starts
+        let fresh: Vec<&ImageRequest> = starts
             .iter()
             .zip(&saved)
             .filter(|(_, saved)| saved.is_none())
             .map(|(start, _)| &start.request)
             .collect();
-        let mut fresh = self.tokenize(&fresh)?.into_iter();
+        let mut fresh = self.texts(&fresh)?.into_iter();
         let prompts = saved.iter().map(|saved| match saved {
             Some(saved) => saved.prompts(),
             None => fresh.next().expect("one for each that is not saved"),
         });
         let prompts: Vec<_> = prompts.collect();
         let requests = starts.into_iter().map(|start| start.request);
-        self.begin(
-            Work::new(requests.zip(prompts).collect()),
-            saved,
-            keep_values,
-        )
+        self.begin(requests.zip(prompts).collect(), saved, keep_values)
     }
 
-    fn open_saved(&self, file: &Path, request: &TextToImage) -> Result<Saved> {
-        let saved = Saved::open(file, &self.model, self.compute)?;
-        let same = TextToImage {
+    fn texts(&self, requests: &[&ImageRequest]) -> Result<Vec<Vec<TextKey>>> {
+        match requests.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.model.texts(requests),
+        }
+    }
+
+    fn open_saved(&self, file: &Path, request: &ImageRequest) -> Result<Saved> {
+        let saved = Saved::open(file, &*self.model, self.compute)?;
+        let same = ImageRequest {
             noise: request.noise.clone(),
             ..saved.request()
         };
@@ -314,20 +358,23 @@ impl Engine {
 
     fn begin(
         &self,
-        mut work: Work,
+        members: Vec<(ImageRequest, Vec<TextKey>)>,
         saved: Vec<Option<Saved>>,
         keep_values: bool,
     ) -> Result<Session> {
-        let planned = match self.planned(&work, keep_values) {
+        let (passes, courses) = self.passes(&members[0].0)?;
+        let mut work = Work::new(members, passes, self.model.text_stages().len());
+        let planned = match self.planned(&work, courses, keep_values) {
             // What was made of earlier prompts gives way to this job.
             Err(Error::DoesNotFit(_)) if self.prompts.clear() > Bytes::ZERO => {
-                self.planned(&work, keep_values)?
+                let (_, courses) = self.passes(work.settings())?;
+                self.planned(&work, courses, keep_values)?
             }
             planned => planned?,
         };
         for (member, saved) in saved.into_iter().enumerate() {
             if let Some(saved) = saved {
-                saved.restore(&self.model, &planned.shape, &mut work, member)?;
+                saved.restore(&*self.model, &mut work, member)?;
             }
         }
         let makings = Makings {
@@ -344,10 +391,10 @@ impl Engine {
     /// # Errors
     /// When the file is no session of this model and precision, or nothing fits.
     pub fn resume(&self, file: &Path) -> Result<Session> {
-        let saved = Saved::open(file, &self.model, self.compute)?;
-        let work = Work::new(vec![(saved.request(), saved.prompts())]);
+        let saved = Saved::open(file, &*self.model, self.compute)?;
+        let members = vec![(saved.request(), saved.prompts())];
         let keep_values = saved.keep_values();
-        self.begin(work, vec![Some(saved)], keep_values)
+        self.begin(members, vec![Some(saved)], keep_values)
     }
 
     /// The cache of what was made of prompts, in numbers.
@@ -405,16 +452,18 @@ impl Engine {
         Ok(self.kept())
     }
 
-    fn planned(&self, work: &Work, keep_values: bool) -> Result<Planned> {
+    fn planned(&self, work: &Work, courses: Vec<Course>, keep_values: bool) -> Result<Planned> {
         let request = work.settings();
-        let texts = work.texts.iter().map(|text| text.ids.len()).collect();
+        let texts = work.texts.iter().map(|text| text.key.tokens()).collect();
         let uses = work
             .members
             .iter()
             .map(|member| member.texts().collect())
             .collect();
-        let shape = self.model.shape(request, (texts, uses), keep_values)?;
-        let values = self.model.transformer_config.channels * shape.latent.0 * shape.latent.1;
+        let about = (&work.passes[..], &courses[..]);
+        let shape = self.shape(request, (texts, uses), about, keep_values)?;
+        let (h, w) = work.passes[0].latent;
+        let values = self.model.vae().config.latent_channels * h * w;
         for member in &work.members {
             let expected = values * request.count;
             let given = member.request.noise.as_ref().map_or(expected, Vec::len);
@@ -423,39 +472,30 @@ impl Engine {
                 return Err(Error::request("noise", problem));
             }
         }
-        self.planned_for(shape, request.quality, self.budget())
+        self.planned_for((shape, courses), request.quality, self.budget())
     }
 
-    fn planned_for(&self, shape: Shape, quality: Quality, budget: Budget) -> Result<Planned> {
-        let vars = self.model.vars(&shape);
+    fn planned_for(
+        &self,
+        (shape, courses): (Shape, Vec<Course>),
+        quality: Quality,
+        budget: Budget,
+    ) -> Result<Planned> {
+        let vars = pipeline::vars(&*self.model, &shape);
         let habits = Habits {
             offload: self.options.offload,
             reuse: self.options.keep_weights,
         };
-        let pipeline = pipeline(&self.model, &shape, habits);
+        let pipeline = job::pipeline(&*self.model, &shape, habits);
         let plan = plan(&pipeline, &vars, &self.profile, &budget, quality)?;
         Ok(Planned {
+            phases: shape.phases(&*self.model),
+            courses,
             shape,
             vars,
             plan,
             quality,
             habits,
         })
-    }
-
-    /// Token ids of the texts of each request. The tokenizer lives only here: it is large beside a small model.
-    fn tokenize(&self, requests: &[&TextToImage]) -> Result<Vec<Vec<Vec<u32>>>> {
-        if requests.is_empty() {
-            return Ok(Vec::new());
-        }
-        let encoder = PromptEncoder::open(&self.folder)?;
-        let texts = |request: &&TextToImage| {
-            let mut prompts = vec![encoder.encode(&request.prompt)?];
-            if request.guided() {
-                prompts.push(encoder.encode(request.negative.as_deref().unwrap_or(""))?);
-            }
-            Ok(prompts)
-        };
-        requests.iter().map(texts).collect()
     }
 }

@@ -5,7 +5,8 @@ use lowtide_core::{
 };
 
 use crate::Result;
-use crate::pipeline::z_image::{Shape, ZImage};
+use crate::course::Course;
+use crate::pipeline::{Part, Phase, Pipeline, Shape, layouts};
 use crate::session::work::Work;
 
 /// A planned job, ready to start: one request, or several that share a batch.
@@ -15,9 +16,12 @@ pub(crate) struct Job {
 }
 
 /// How a job will run.
-#[derive(Clone, Debug)]
 pub(crate) struct Planned {
     pub(crate) shape: Shape,
+    /// Its phases, as the plan has them.
+    pub(crate) phases: Vec<Phase>,
+    /// By pass.
+    pub(crate) courses: Vec<Course>,
     pub(crate) vars: Vars,
     pub(crate) plan: Plan,
     pub(crate) quality: lowtide_core::Quality,
@@ -44,13 +48,19 @@ impl Habits {
 }
 
 /// What the job's phases consist of, as the planner sees them.
-pub(crate) fn pipeline(model: &ZImage, shape: &Shape, habits: Habits) -> PipelineLayout {
-    let mut pipeline = model.pipeline(shape);
-    let all: Bytes = pipeline
-        .phases
-        .iter()
-        .map(|phase| phase.component.bytes())
-        .sum();
+pub(crate) fn pipeline(model: &dyn Pipeline, shape: &Shape, habits: Habits) -> PipelineLayout {
+    let mut pipeline = layouts(model, shape);
+    let mut used: Vec<&Part> = Vec::new();
+    for part in shape
+        .phases(model)
+        .into_iter()
+        .map(|phase| model.part_of(phase))
+    {
+        if !used.iter().any(|known| std::ptr::eq(*known, part)) {
+            used.push(part);
+        }
+    }
+    let all: Bytes = used.into_iter().map(|part| part.layout.bytes()).sum();
     for phase in &mut pipeline.phases {
         phase.reuse = habits.reuse;
         phase.offload = habits.offload;
@@ -64,7 +74,7 @@ pub(crate) fn pipeline(model: &ZImage, shape: &Shape, habits: Habits) -> Pipelin
 /// Plans one phase anew with `budget`, after memory was refused although the plan said it would do, or after others took
 /// some.
 pub(crate) fn replan(
-    model: &ZImage,
+    model: &dyn Pipeline,
     planned: &Planned,
     profile: &DeviceProfile,
     phase: usize,

@@ -6,13 +6,15 @@
 
 #![deny(unsafe_code)]
 
+mod course;
 mod defaults;
 pub mod device;
 mod engine;
 mod error;
+mod generator;
 mod job;
 mod parameters;
-pub mod pipeline;
+mod pipeline;
 pub mod processor;
 pub mod processors;
 pub mod prompt;
@@ -26,7 +28,7 @@ pub use engine::{Engine, Options, PrecisionChoice, Start};
 pub use error::{Blame, Error, Result};
 pub use parameters::MadeBy;
 pub use request::{
-    COUNT_MAX, Image, Outcome, PROMPT_BYTES_MAX, Progress, Report, SIDE_MAX, STEPS_MAX, Sketch,
-    Step, TextToImage, drawn_seed,
+    COUNT_MAX, Image, ImageRequest, Outcome, PROMPT_BYTES_MAX, Progress, Report, SIDE_MAX,
+    STEPS_MAX, Sketch, Step, drawn_seed,
 };
 pub use session::Session;

@@ -4,7 +4,7 @@ use lowtide_kernels::Precision;
 use lowtide_media::Parameters;
 
 use crate::device::cpu::precision_word;
-use crate::request::{Image, TextToImage};
+use crate::request::{Image, ImageRequest};
 
 /// What a picture was made by.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,7 @@ pub struct MadeBy<'a> {
 
 impl MadeBy<'_> {
     /// The text of the `parameters` chunk of `image`, as other programs read it.
-    pub fn parameters(&self, request: &TextToImage, image: &Image) -> String {
+    pub fn parameters(&self, request: &ImageRequest, image: &Image) -> String {
         let mut extra = vec![("Precision", precision_word(self.precision).to_owned())];
         if let Some(factor) = request.cfg_normalization {
             extra.push(("CFG normalization", factor.to_string()));

@@ -6,7 +6,7 @@
 //!
 //! To add a kind, write one file with these three and name it in [`crate::processors::all`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lowtide_core::{Budget, Bytes, Plan};
@@ -43,8 +43,61 @@ pub trait Processor: Send + Sync {
         &self,
         model: &str,
         folder: Option<ModelFolder>,
-        options: Options,
+        setup: Setup,
     ) -> Result<Arc<dyn Opened>>;
+}
+
+/// What a model is opened with.
+#[derive(Clone)]
+pub struct Setup {
+    /// How it uses its device.
+    pub options: Options,
+    /// Files that requests may name.
+    pub files: Arc<dyn Files>,
+}
+
+impl From<Options> for Setup {
+    /// Without any files.
+    fn from(options: Options) -> Setup {
+        let files = Arc::new(NoFiles);
+        Setup { options, files }
+    }
+}
+
+/// Files that requests name: where they are is not a processor's business.
+pub trait Files: Send + Sync {
+    /// The content of the input file that a request calls `name`, a picture say; of at most `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// A sentence: there is none, or it is too large.
+    fn input(&self, name: &str, bytes_max: u64) -> std::result::Result<Vec<u8>, String>;
+
+    /// Where the LoRA called `name` lies.
+    ///
+    /// # Errors
+    /// A sentence: there is none, and which there are.
+    fn lora(&self, name: &str) -> std::result::Result<PathBuf, String>;
+
+    /// Textual inversion embeddings: by the word that calls them, where they lie.
+    fn embeddings(&self) -> Vec<(String, PathBuf)>;
+}
+
+/// There are no files.
+#[derive(Clone, Copy, Debug)]
+pub struct NoFiles;
+
+impl Files for NoFiles {
+    fn input(&self, _: &str, _: u64) -> std::result::Result<Vec<u8>, String> {
+        Err("no input files can be had here".to_owned())
+    }
+
+    fn lora(&self, _: &str) -> std::result::Result<PathBuf, String> {
+        Err("there are no LoRAs here".to_owned())
+    }
+
+    fn embeddings(&self) -> Vec<(String, PathBuf)> {
+        Vec::new()
+    }
 }
 
 /// An opened model. Its weights come when a run needs them, and stay or go as the options and the planner say; what is

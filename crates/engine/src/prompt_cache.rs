@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowtide_core::Bytes;
-use lowtide_models::Tensor;
 
+use crate::pipeline::Caption;
 use crate::processor::CacheFigures;
+use crate::session::work::TextKey;
 
-/// Refined captions by the token ids they were made of. The one that was used longest ago goes first.
+/// Captions by the texts they were made of. The one that was used longest ago goes first.
 pub(crate) struct PromptCache {
     bytes_max: Bytes,
     inner: Mutex<Inner>,
@@ -16,7 +17,7 @@ pub(crate) struct PromptCache {
 
 #[derive(Default)]
 struct Inner {
-    entries: HashMap<Vec<u32>, Entry>,
+    entries: HashMap<TextKey, Entry>,
     /// Counts uses.
     clock: u64,
     hits: u64,
@@ -24,19 +25,20 @@ struct Inner {
 }
 
 struct Entry {
-    caption: Arc<Tensor>,
+    caption: Arc<Caption>,
     used: u64,
 }
 
-fn bytes(ids: &[u32], caption: &Tensor) -> Bytes {
-    Bytes::from(size_of_val(ids) + size_of_val(caption.data()))
+fn bytes(text: &TextKey, caption: &Caption) -> Bytes {
+    let tensors = caption.iter().map(|tensor| size_of_val(tensor.data()));
+    Bytes::from(text.bytes() + tensors.sum::<usize>())
 }
 
 impl Inner {
     fn bytes(&self) -> Bytes {
         self.entries
             .iter()
-            .map(|(ids, entry)| bytes(ids, &entry.caption))
+            .map(|(text, entry)| bytes(text, &entry.caption))
             .sum()
     }
 }
@@ -55,15 +57,15 @@ impl PromptCache {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was made of `ids`, if it is still there.
-    pub(crate) fn get(&self, ids: &[u32]) -> Option<Arc<Tensor>> {
+    /// What was made of `text`, if it is still there.
+    pub(crate) fn get(&self, text: &TextKey) -> Option<Arc<Caption>> {
         if self.bytes_max == Bytes::ZERO {
             return None;
         }
         let mut inner = self.inner();
         inner.clock += 1;
         let now = inner.clock;
-        let found = inner.entries.get_mut(ids).map(|entry| {
+        let found = inner.entries.get_mut(text).map(|entry| {
             entry.used = now;
             entry.caption.clone()
         });
@@ -75,8 +77,8 @@ impl PromptCache {
     }
 
     /// Keeps what was made of `ids`, as far as there is room.
-    pub(crate) fn put(&self, ids: &[u32], caption: &Arc<Tensor>) {
-        if bytes(ids, caption) > self.bytes_max {
+    pub(crate) fn put(&self, text: &TextKey, caption: &Arc<Caption>) {
+        if bytes(text, caption) > self.bytes_max {
             return;
         }
         let mut inner = self.inner();
@@ -85,10 +87,10 @@ impl PromptCache {
             caption: caption.clone(),
             used: inner.clock,
         };
-        inner.entries.insert(ids.to_vec(), entry);
+        inner.entries.insert(text.clone(), entry);
         while inner.bytes() > self.bytes_max {
             let oldest = inner.entries.iter().min_by_key(|(_, entry)| entry.used);
-            let Some(oldest) = oldest.map(|(ids, _)| ids.clone()) else {
+            let Some(oldest) = oldest.map(|(text, _)| text.clone()) else {
                 return;
             };
             inner.entries.remove(&oldest);
@@ -120,34 +122,39 @@ impl PromptCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lowtide_models::Tensor;
 
-    fn caption(value: f32) -> Arc<Tensor> {
-        Arc::new(Tensor::from_slice(&[1, 10], &[value; 10]).unwrap())
+    fn text(id: u32) -> TextKey {
+        TextKey::of_ids(vec![id])
+    }
+
+    fn caption(value: f32) -> Arc<Caption> {
+        Arc::new(vec![Tensor::from_slice(&[1, 10], &[value; 10]).unwrap()])
     }
 
     #[test]
     fn the_one_used_longest_ago_goes_first() {
         // Two entries of 40 + 4 bytes fit, three do not.
         let cache = PromptCache::new(Bytes(100));
-        cache.put(&[1], &caption(1.0));
-        cache.put(&[2], &caption(2.0));
-        assert_eq!(cache.get(&[1]).unwrap().data()[0], 1.0);
-        cache.put(&[3], &caption(3.0));
-        assert!(cache.get(&[2]).is_none());
-        assert!(cache.get(&[1]).is_some() && cache.get(&[3]).is_some());
+        cache.put(&text(1), &caption(1.0));
+        cache.put(&text(2), &caption(2.0));
+        assert_eq!(cache.get(&text(1)).unwrap()[0].data()[0], 1.0);
+        cache.put(&text(3), &caption(3.0));
+        assert!(cache.get(&text(2)).is_none());
+        assert!(cache.get(&text(1)).is_some() && cache.get(&text(3)).is_some());
         let figures = cache.figures();
         assert_eq!((figures.entries, figures.bytes), (2, Bytes(88)));
         assert_eq!((figures.hits, figures.misses), (3, 1));
         assert_eq!(cache.clear(), Bytes(88));
-        assert!(cache.get(&[1]).is_none());
+        assert!(cache.get(&text(1)).is_none());
     }
 
     #[test]
     fn what_is_larger_than_the_cache_and_a_cache_of_nothing_keep_nothing() {
         for bytes_max in [Bytes::ZERO, Bytes(43)] {
             let cache = PromptCache::new(bytes_max);
-            cache.put(&[1], &caption(1.0));
-            assert!(cache.get(&[1]).is_none());
+            cache.put(&text(1), &caption(1.0));
+            assert!(cache.get(&text(1)).is_none());
             assert_eq!(cache.figures().entries, 0);
         }
     }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use lowtide_core::{Bytes, Plan, Quality};
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
@@ -27,9 +28,9 @@ pub fn drawn_seed() -> u64 {
     RandomState::new().build_hasher().finish() >> 32
 }
 
-/// Pictures from a text.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TextToImage {
+/// Pictures from a text, and perhaps from a picture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageRequest {
     /// What to draw.
     pub prompt: String,
     /// What to keep away from; used with guidance only. `None` is the empty prompt.
@@ -51,12 +52,56 @@ pub struct TextToImage {
     /// How many pictures.
     pub count: usize,
     /// Initial latents (count, C, h, w), instead of noise drawn from the seed.
+    #[serde(skip)]
     pub noise: Option<Vec<f32>>,
     /// Whether approximate rungs are allowed.
+    #[serde(with = "quality")]
     pub quality: Quality,
 }
 
-impl TextToImage {
+/// A quality in a file: whether it is exact.
+mod quality {
+    use super::Quality;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        quality: &Quality,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bool(*quality == Quality::Exact)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Quality, D::Error> {
+        Ok(match bool::deserialize(deserializer)? {
+            true => Quality::Exact,
+            false => Quality::Auto,
+        })
+    }
+}
+
+impl Default for ImageRequest {
+    /// No prompt, one picture of 512 x 512, without guidance.
+    fn default() -> ImageRequest {
+        ImageRequest {
+            prompt: String::new(),
+            negative: None,
+            width: 512,
+            height: 512,
+            steps: 20,
+            guidance: 0.0,
+            cfg_normalization: None,
+            cfg_truncation: 1.0,
+            seed: 0,
+            count: 1,
+            noise: None,
+            quality: Quality::Exact,
+        }
+    }
+}
+
+impl ImageRequest {
     /// Checks everything that does not need the model; `multiple` is what sides must be divisible by.
     ///
     /// # Errors
@@ -128,8 +173,8 @@ impl TextToImage {
     }
 
     /// Whether `other` can share a batch: everything but texts, seed and given noise is the same.
-    pub fn agrees_with(&self, other: &TextToImage) -> bool {
-        let theirs = TextToImage {
+    pub fn agrees_with(&self, other: &ImageRequest) -> bool {
+        let theirs = ImageRequest {
             prompt: self.prompt.clone(),
             negative: self.negative.clone(),
             seed: self.seed,
@@ -137,11 +182,6 @@ impl TextToImage {
             ..other.clone()
         };
         *self == theirs
-    }
-
-    /// Whether the guidance needs a second sequence a picture.
-    pub fn guided(&self) -> bool {
-        self.guidance > 0.0
     }
 }
 

@@ -1,6 +1,6 @@
 //! Jobs in progress: a step machine that can be looked at, and dropped, between any two steps.
 //!
-//! `encode` and `refine` are one step each, `denoise` one a step of the schedule, `decode` one a picture. A step leaves
+//! A stage of the texts is one step, `denoise` one a step of the schedule, `decode` one a picture. A step leaves
 //! the state as it was when it fails, so that it can be tried again on a lower rung. The jobs of a session go through
 //! it together; what each has reached is in [`work`], and decides which phase comes next.
 
@@ -21,22 +21,14 @@ use lowtide_models::Compute;
 
 use crate::device::limits::Seat;
 use crate::job::{Job, Planned, less, replan};
-use crate::pipeline::z_image::ZImage;
+use crate::pipeline::Pipeline;
 use crate::prompt_cache::PromptCache;
 use crate::request::{Outcome, Progress, Report, Sketch, Step};
-use crate::session::denoise::Round;
+use crate::session::denoise::Going;
 pub(crate) use crate::session::saved::Saved;
 use crate::session::work::Work;
 use crate::stream::Stream;
 use crate::{Error, Result};
-
-const ENCODE: usize = 0;
-const REFINE: usize = 1;
-const DENOISE: usize = 2;
-const DECODE: usize = 3;
-
-/// The phases in order.
-const PHASES: [&str; 4] = ["encode", "refine", "denoise", "decode"];
 
 /// Others may take this much more than the plan knew of before it is made anew.
 const OTHERS_SLACK: Bytes = Bytes::mib(1);
@@ -49,7 +41,7 @@ const SPEED_FACTOR_MAX: f64 = 20.0;
 pub struct Session {
     context: Context,
     work: Work,
-    round: Option<Round>,
+    going: Option<Going>,
     stream: Option<Stream>,
     /// The phase in which the stream was started, the peak is measured, and kept buffers are bounded.
     entered: Option<usize>,
@@ -58,7 +50,7 @@ pub struct Session {
 
 /// What a session is made with.
 pub(crate) struct Makings {
-    pub(crate) model: Arc<ZImage>,
+    pub(crate) model: Arc<dyn Pipeline>,
     pub(crate) compute: Compute,
     pub(crate) profile: DeviceProfile,
     pub(crate) prompts: Arc<PromptCache>,
@@ -109,7 +101,7 @@ impl Session {
         let mut session = Session {
             context,
             work,
-            round: None,
+            going: None,
             stream: None,
             entered: None,
             over: false,
@@ -121,7 +113,7 @@ impl Session {
     fn take_cached_prompts(&mut self) {
         for text in self.work.uncaptioned() {
             let text = &mut self.work.texts[text];
-            text.caption = self.context.makings.prompts.get(&text.ids);
+            text.caption = self.context.makings.prompts.get(&text.key);
             self.context.prompts_cached += usize::from(text.caption.is_some());
         }
     }
@@ -176,14 +168,18 @@ impl Session {
         let (done, total) = self.counted(phase);
         let share = (done - before.0.min(done)) as f64 / total.max(1) as f64;
         self.context.predicted_s += share * self.context.planned.plan.phases[phase].seconds;
-        *self.context.seconds.entry(PHASES[phase]).or_default() += elapsed.as_secs_f64();
+        *self
+            .context
+            .seconds
+            .entry(self.context.name(phase))
+            .or_default() += elapsed.as_secs_f64();
         self.context.note_peak(phase);
         if self.phase().is_none() {
             return Ok(Step::Finished(Box::new(self.finish())));
         }
         let memory = Bytes(memory::live());
         Ok(Step::Progress(Progress {
-            phase: PHASES[phase],
+            phase: self.context.name(phase),
             done,
             total,
             elapsed,
@@ -193,27 +189,15 @@ impl Session {
 
     /// The phase of the next step; `None` when there is nothing left to do.
     fn phase(&self) -> Option<usize> {
-        let work = &self.work;
-        if !work.unfinished().is_empty() {
-            return Some(
-                match (work.unencoded().is_empty(), work.uncaptioned().is_empty()) {
-                    (false, _) => ENCODE,
-                    (true, false) => REFINE,
-                    (true, true) => DENOISE,
-                },
-            );
-        }
-        work.undecoded().map(|_| DECODE)
+        let next = self.work.next()?;
+        let phases = &self.context.planned.phases;
+        let place = phases.iter().position(|phase| *phase == next);
+        Some(place.expect("work asks for phases of its passes"))
     }
 
     /// Units of a phase that are done, and in all.
     fn counted(&self, phase: usize) -> (usize, usize) {
-        match phase {
-            ENCODE => (usize::from(self.work.unencoded().is_empty()), 1),
-            REFINE => (usize::from(self.work.uncaptioned().is_empty()), 1),
-            DENOISE => self.work.denoised(),
-            _ => self.work.decoded(),
-        }
+        self.work.counted(self.context.planned.phases[phase])
     }
 
     /// Takes the limits over where another session had them; what that one still holds may call for another plan.
@@ -243,10 +227,10 @@ impl Session {
             return;
         }
         let budget = Budget { in_use, ..known };
-        let phases: Result<Vec<PhasePlan>> = (0..PHASES.len())
+        let phases: Result<Vec<PhasePlan>> = (0..context.planned.phases.len())
             .map(|phase| {
                 replan(
-                    &context.makings.model,
+                    &*context.makings.model,
                     &context.planned,
                     &context.makings.profile,
                     phase,
@@ -263,7 +247,7 @@ impl Session {
                 .max()
                 .unwrap_or(plan.peak);
             plan.phases = phases;
-            self.round = None;
+            self.going = None;
         }
     }
 
@@ -278,7 +262,7 @@ impl Session {
             Bytes(failed.peak.0.saturating_sub(1)),
         );
         match replan(
-            &context.makings.model,
+            &*context.makings.model,
             &context.planned,
             &context.makings.profile,
             phase,
@@ -287,7 +271,7 @@ impl Session {
             Ok(rung) => {
                 context.rungs_taken += 1;
                 context.planned.plan.phases[phase] = rung;
-                self.round = None;
+                self.going = None;
                 self.enter(phase);
                 Ok(())
             }
@@ -295,7 +279,7 @@ impl Session {
                 self.over = true;
                 Err(match error {
                     Error::DoesNotFit(_) => Error::OutOfMemory {
-                        phase: PHASES[phase],
+                        phase: context.name(phase),
                         source: refused,
                     },
                     other => other,
@@ -308,11 +292,11 @@ impl Session {
     pub fn drop_member(&mut self, member: usize) {
         self.work.drop_member(member);
         if self
-            .round
+            .going
             .as_ref()
-            .is_some_and(|round| !round.goes_on(&self.work))
+            .is_some_and(|going| !going.goes_on(&self.work))
         {
-            self.round = None;
+            self.going = None;
         }
     }
 
@@ -332,9 +316,9 @@ impl Session {
                 rgb: &image.rgb,
             });
         }
-        let (height, width) = self.context.planned.shape.latent;
+        let (height, width) = self.work.passes[picture.pass].latent;
         let rgb = &picture.sketch[..];
-        (!rgb.is_empty()).then_some(Sketch { width, height, rgb })
+        (rgb.len() == 3 * height * width).then_some(Sketch { width, height, rgb })
     }
 
     /// Predicted seconds that remain, corrected by what the steps so far took.
@@ -347,7 +331,7 @@ impl Session {
             let share = 1.0 - done as f64 / total.max(1) as f64;
             share * self.context.planned.plan.phases[phase].seconds
         };
-        let predicted: f64 = (next..PHASES.len()).map(left).sum();
+        let predicted: f64 = (next..self.plan().phases.len()).map(left).sum();
         let measured: f64 = self.context.seconds.values().sum();
         let speed = match self.context.predicted_s > 0.0 {
             true => measured / self.context.predicted_s,
@@ -364,7 +348,8 @@ impl Session {
     /// Predicted peak of what is to come, above what others use, weights included.
     pub fn peak(&self) -> Bytes {
         let plan = self.plan();
-        let peaks = plan.phases[self.phase().unwrap_or(DECODE)..].iter();
+        let last = plan.phases.len() - 1;
+        let peaks = plan.phases[self.phase().unwrap_or(last)..].iter();
         let most = peaks.map(|phase| phase.peak).max().unwrap_or_default();
         most.saturating_sub(plan.budget.in_use)
     }
@@ -373,7 +358,7 @@ impl Session {
         self.leave();
         self.over = true;
         let context = &self.context;
-        let (h, w) = context.planned.shape.latent;
+        let (h, w) = context.planned.shape.last().latent;
         let pictures = std::mem::take(&mut self.work.pictures);
         let wanted = |i: usize| self.work.members[i].wanted;
         let (mut images, mut latents, mut values) = (Vec::new(), Vec::new(), Vec::new());
@@ -403,7 +388,7 @@ impl Session {
                 );
             }
         }
-        let channels = context.makings.model.transformer_config.channels;
+        let channels = context.makings.model.vae().config.latent_channels;
         Outcome {
             latents_shape: [images.len(), channels, h, w],
             images,
@@ -425,7 +410,7 @@ impl Session {
 }
 
 /// The value of a ladder that the plan chose.
-fn rung(plan: &PhasePlan, var: &str) -> usize {
+pub(crate) fn rung(plan: &PhasePlan, var: &str) -> usize {
     plan.vars.get(var).map_or(1, |value| value.max(1) as usize)
 }
 

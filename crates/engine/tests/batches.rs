@@ -7,7 +7,7 @@ use std::path::Path;
 
 use lowtide_core::{Bytes, Quality};
 use lowtide_engine::{
-    Engine, Image, Options, Outcome, PrecisionChoice, Session, Start, Step, TextToImage,
+    Engine, Image, ImageRequest, Options, Outcome, PrecisionChoice, Session, Start, Step,
 };
 use lowtide_kernels::memory;
 use lowtide_weights::ModelFolder;
@@ -29,14 +29,14 @@ fn engine(precision: PrecisionChoice) -> Engine {
 }
 
 /// Three jobs whose texts have different numbers of tokens; two have the same negative prompt.
-fn requests() -> Vec<TextToImage> {
+fn requests() -> Vec<ImageRequest> {
     let long = "a green star in front of a blue cat face ".repeat(6);
     let texts = [
         ("a red heart", None),
         (&long[..], Some("yellow")),
         ("a blue cat face and a large red heart", None),
     ];
-    let request = |(i, (prompt, negative)): (usize, (&str, Option<&str>))| TextToImage {
+    let request = |(i, (prompt, negative)): (usize, (&str, Option<&str>))| ImageRequest {
         prompt: prompt.to_owned(),
         negative: negative.map(str::to_owned),
         width: 96,
@@ -49,12 +49,13 @@ fn requests() -> Vec<TextToImage> {
         count: 2,
         noise: None,
         quality: Quality::Exact,
+        ..ImageRequest::default()
     };
     texts.into_iter().enumerate().map(request).collect()
 }
 
-fn start(engine: &Engine, requests: &[TextToImage], resume: Option<&Path>) -> Session {
-    let start = |request: &TextToImage| Start {
+fn start(engine: &Engine, requests: &[ImageRequest], resume: Option<&Path>) -> Session {
+    let start = |request: &ImageRequest| Start {
         request: request.clone(),
         resume,
     };
@@ -74,7 +75,7 @@ fn finish(mut session: Session) -> Outcome {
 fn alone(precision: PrecisionChoice) -> Vec<Vec<Image>> {
     let engine = engine(precision);
     let one =
-        |request: &TextToImage| finish(start(&engine, std::slice::from_ref(request), None)).images;
+        |request: &ImageRequest| finish(start(&engine, std::slice::from_ref(request), None)).images;
     requests().iter().map(one).collect()
 }
 
@@ -240,7 +241,7 @@ fn sessions_of_several_models_take_turns_within_the_budget() {
     };
     let demo = engine_with(PrecisionChoice::F32, Some(budget), Bytes::ZERO);
     let other = Engine::open(ModelFolder::open(&fixture).unwrap(), options).unwrap();
-    let small = TextToImage {
+    let small = ImageRequest {
         prompt: "x".to_owned(),
         negative: None,
         ..requests().remove(0)
@@ -340,7 +341,7 @@ fn a_session_says_what_it_holds_and_what_is_to_come() {
 
 #[test]
 fn the_last_sketch_looks_like_the_picture() {
-    let request = TextToImage {
+    let request = ImageRequest {
         width: 128,
         height: 128,
         steps: 8,

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use lowtide_core::{Bytes, Quality};
-use lowtide_engine::{Blame, Engine, Options, Outcome, PrecisionChoice, Step, TextToImage};
+use lowtide_engine::{Blame, Engine, ImageRequest, Options, Outcome, PrecisionChoice, Step};
 use lowtide_kernels::memory;
 use lowtide_weights::ModelFolder;
 
@@ -24,8 +24,8 @@ fn engine(budget: Option<Bytes>) -> Engine {
     Engine::open(ModelFolder::open(&folder).unwrap(), options).unwrap()
 }
 
-fn request(count: usize) -> TextToImage {
-    TextToImage {
+fn request(count: usize) -> ImageRequest {
+    ImageRequest {
         prompt: "a red heart".to_owned(),
         negative: None,
         width: 256,
@@ -38,6 +38,7 @@ fn request(count: usize) -> TextToImage {
         count,
         noise: None,
         quality: Quality::Exact,
+        ..ImageRequest::default()
     }
 }
 

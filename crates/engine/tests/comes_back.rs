@@ -35,8 +35,12 @@ fn open() -> Arc<dyn Opened> {
         .iter()
         .find(|kind| kind.kind() == "text-to-image")
         .unwrap();
-    kind.open("demo", Some(ModelFolder::open(&folder).unwrap()), options)
-        .unwrap()
+    kind.open(
+        "demo",
+        Some(ModelFolder::open(&folder).unwrap()),
+        options.into(),
+    )
+    .unwrap()
 }
 
 fn run(opened: &dyn Opened, seed: usize) {

@@ -15,7 +15,9 @@ fn opened() -> Arc<dyn Opened> {
     let all = processors::all();
     let noise = all.iter().find(|one| one.kind() == "noise").unwrap();
     assert_eq!(noise.own_models(), ["noise"]);
-    noise.open("noise", None, Options::default()).unwrap()
+    noise
+        .open("noise", None, Options::default().into())
+        .unwrap()
 }
 
 fn start(request: &Value, resume: Option<&Path>) -> Box<dyn Run> {

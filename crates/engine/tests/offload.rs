@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use lowtide_core::{Bytes, Offload, Quality};
-use lowtide_engine::{Blame, Engine, Options, Outcome, PrecisionChoice, Step, TextToImage};
+use lowtide_engine::{Blame, Engine, ImageRequest, Options, Outcome, PrecisionChoice, Step};
 use lowtide_weights::ModelFolder;
 
 fn engine(offload: Offload, budget: Option<Bytes>, keep_weights: bool) -> Engine {
@@ -21,8 +21,8 @@ fn engine(offload: Offload, budget: Option<Bytes>, keep_weights: bool) -> Engine
     Engine::open(ModelFolder::open(&folder).unwrap(), options).unwrap()
 }
 
-fn request() -> TextToImage {
-    TextToImage {
+fn request() -> ImageRequest {
+    ImageRequest {
         prompt: "a red heart".to_owned(),
         negative: None,
         width: 64,
@@ -35,6 +35,7 @@ fn request() -> TextToImage {
         count: 1,
         noise: None,
         quality: Quality::Exact,
+        ..ImageRequest::default()
     }
 }
 

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use lowtide_core::Quality;
-use lowtide_engine::{Engine, Options, Outcome, PrecisionChoice, Step, TextToImage};
+use lowtide_engine::{Engine, ImageRequest, Options, Outcome, PrecisionChoice, Step};
 use lowtide_weights::{Checkpoint, ModelFolder};
 use serde_json::Value;
 
@@ -29,11 +29,11 @@ fn values(expected: &Checkpoint, name: &str) -> Vec<f32> {
         .collect()
 }
 
-fn request(case: &Value, noise: Option<Vec<f32>>) -> TextToImage {
+fn request(case: &Value, noise: Option<Vec<f32>>) -> ImageRequest {
     let asked = &case["request"];
     let number = |key: &str| asked[key].as_f64().unwrap();
     let size = |key: &str| asked[key].as_u64().unwrap() as usize;
-    TextToImage {
+    ImageRequest {
         prompt: asked["prompt"].as_str().unwrap().to_owned(),
         negative: asked["negative"].as_str().map(str::to_owned),
         width: size("width"),
@@ -46,10 +46,11 @@ fn request(case: &Value, noise: Option<Vec<f32>>) -> TextToImage {
         count: size("count"),
         noise,
         quality: Quality::Exact,
+        ..ImageRequest::default()
     }
 }
 
-fn run(engine: &Engine, request: TextToImage) -> Outcome {
+fn run(engine: &Engine, request: ImageRequest) -> Outcome {
     let mut session = engine.start(request, true).unwrap();
     loop {
         if let Step::Finished(outcome) = session.step().unwrap() {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use lowtide_core::{Bytes, Quality};
 use lowtide_engine::{
-    Blame, Engine, Options, Outcome, PrecisionChoice, Session, Step, TextToImage,
+    Blame, Engine, ImageRequest, Options, Outcome, PrecisionChoice, Session, Step,
 };
 use lowtide_kernels::memory;
 use lowtide_weights::ModelFolder;
@@ -25,8 +25,8 @@ fn engine(budget: Option<Bytes>, keep_weights: bool) -> Engine {
     Engine::open(ModelFolder::open(&folder).unwrap(), options).unwrap()
 }
 
-fn request() -> TextToImage {
-    TextToImage {
+fn request() -> ImageRequest {
+    ImageRequest {
         prompt: "a blue cat face".to_owned(),
         negative: Some("red".to_owned()),
         width: 96,
@@ -39,6 +39,7 @@ fn request() -> TextToImage {
         count: 2,
         noise: None,
         quality: Quality::Exact,
+        ..ImageRequest::default()
     }
 }
 

@@ -28,7 +28,7 @@ fn opened(budget: Option<Bytes>) -> Arc<dyn Opened> {
         keep_weights: true,
         ..Options::default()
     };
-    kind.open("demo", Some(folder), options).unwrap()
+    kind.open("demo", Some(folder), options.into()).unwrap()
 }
 
 fn request(opened: &dyn Opened, prompt: &str, more: Value) -> Value {
@@ -227,7 +227,7 @@ fn what_one_more_job_adds_is_enough_for_it() {
     };
     let engine =
         lowtide_engine::Engine::open(ModelFolder::open(&folder).unwrap(), options).unwrap();
-    let asked = lowtide_engine::TextToImage {
+    let asked = lowtide_engine::ImageRequest {
         prompt: "a red heart".to_owned(),
         negative: None,
         width: 256,
@@ -240,6 +240,7 @@ fn what_one_more_job_adds_is_enough_for_it() {
         count: 1,
         noise: None,
         quality: lowtide_core::Quality::Exact,
+        ..lowtide_engine::ImageRequest::default()
     };
     for mib in [20, 32, 64, 256] {
         let one = engine

@@ -163,7 +163,7 @@ impl Shelf {
             keep_weights: true,
             ..self.makings.device
         };
-        processor.open(name, folder, device)
+        processor.open(name, folder, device.into())
     }
 
     pub(crate) fn names(&self) -> Vec<String> {

@@ -164,7 +164,7 @@ impl Desk {
             ),
         };
         let fresh = processor
-            .open(model, folder, self.options)
+            .open(model, folder, self.options.into())
             .map_err(refused)?;
         if opened.len() >= OPENED_MAX {
             opened.remove(0);

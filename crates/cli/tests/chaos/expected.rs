@@ -51,7 +51,9 @@ impl Expected {
 fn undisturbed(number: usize) -> Vec<u8> {
     let processors = lowtide_engine::processors::all();
     let noise = processors.iter().find(|one| one.kind() == "noise").unwrap();
-    let opened = noise.open("noise", None, Options::default()).unwrap();
+    let opened = noise
+        .open("noise", None, Options::default().into())
+        .unwrap();
     let mut request = request(number);
     request["step_ms"] = json!(0);
     let request = opened.check(&request).unwrap();

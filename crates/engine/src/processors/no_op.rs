@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use super::fields::Fields;
 use crate::processor::{
-    BatchForecast, BatchKey, Card, Forecast, Opened, Order, Processor, Product, Run, Stepped,
+    BatchForecast, BatchKey, Card, Forecast, Opened, Order, Processor, Product, Run, Setup, Stepped,
 };
-use crate::{Error, Options, Progress, Result};
+use crate::{Error, Progress, Result};
 
 const MODEL: &str = "no-op";
 
@@ -54,7 +54,7 @@ impl Processor for NoOp {
         false
     }
 
-    fn open(&self, _: &str, _: Option<ModelFolder>, _: Options) -> Result<Arc<dyn Opened>> {
+    fn open(&self, _: &str, _: Option<ModelFolder>, _: Setup) -> Result<Arc<dyn Opened>> {
         Ok(Arc::new(Nothing))
     }
 }

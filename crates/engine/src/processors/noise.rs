@@ -14,8 +14,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
-use crate::processor::{Card, File, Forecast, Opened, Order, Processor, Product, Run, Stepped};
-use crate::{Error, Options, Progress, Result, drawn_seed};
+use crate::processor::{
+    Card, File, Forecast, Opened, Order, Processor, Product, Run, Setup, Stepped,
+};
+use crate::{Error, Progress, Result, drawn_seed};
 
 /// The kind and its only model.
 const NAME: &str = "noise";
@@ -72,7 +74,7 @@ impl Processor for Noise {
         false
     }
 
-    fn open(&self, _: &str, _: Option<ModelFolder>, _: Options) -> Result<Arc<dyn Opened>> {
+    fn open(&self, _: &str, _: Option<ModelFolder>, _: Setup) -> Result<Arc<dyn Opened>> {
         Ok(Arc::new(Generator))
     }
 }

@@ -16,15 +16,12 @@ use crate::device::cpu::precision_word;
 use crate::parameters::MadeBy;
 use crate::processor::{
     BatchForecast, BatchKey, CacheFigures, Card, File, Forecast, Opened, Order, Processor, Product,
-    Run, Stepped,
+    Run, Setup, Stepped,
 };
 use crate::request::{Image, Outcome};
 use crate::session::Session;
-use crate::{Engine, Error, Options, Result, Start, Step};
+use crate::{Engine, Error, Result, Start, Step};
 use request::Request;
-
-/// The pipeline that is built in.
-const CLASS: &str = "ZImagePipeline";
 
 /// The kind.
 pub(super) struct TextToImages;
@@ -43,21 +40,21 @@ impl Processor for TextToImages {
     }
 
     fn runs(&self, folder: &ModelFolder) -> bool {
-        folder.class_name == CLASS
+        crate::pipeline::runs(&folder.class_name)
     }
 
     fn open(
         &self,
         model: &str,
         folder: Option<ModelFolder>,
-        options: Options,
+        setup: Setup,
     ) -> Result<Arc<dyn Opened>> {
         let folder = folder.ok_or_else(|| Error::Incomplete {
             model: model.to_owned(),
             what: "text-to-image needs a model's folder".to_owned(),
         })?;
         let defaults = Defaults::of(&folder)?;
-        let engine = Engine::open(folder, options)?;
+        let engine = Engine::open(folder, setup.options)?;
         let name = model.to_owned();
         Ok(Arc::new(Painter(Arc::new(Studio {
             engine,
@@ -86,15 +83,10 @@ impl Opened for Painter {
     fn card(&self) -> Card {
         let model = self.0.engine.model();
         let mut components: Vec<(String, usize, Bytes)> = Vec::new();
-        for part in [
-            &model.text_encoder,
-            &model.captions,
-            &model.transformer,
-            &model.vae,
-        ] {
+        for part in model.parts().into_iter().rev() {
             let layout = &part.layout;
             let (blocks, bytes) = (layout.blocks.len(), layout.bytes());
-            // The caption layers belong to the transformer.
+            // A component may have several parts.
             match components
                 .iter_mut()
                 .find(|(name, ..)| *name == layout.name)

@@ -1,32 +1,32 @@
-//! The denoising loop: rounds of pictures, steps of the schedule, guidance.
+//! The denoising loop: rounds of pictures, steps of the schedule.
 
 use std::collections::BTreeMap;
 
-use lowtide_core::PhasePlan;
-use lowtide_models::z_image::{Pass, Sequences, velocities};
-use lowtide_models::{Compute, Tensor, flow_match, z_image};
+use lowtide_models::{Compute, Tensor};
 
 use crate::Result;
-use crate::pipeline::z_image::{Shape, ZImage};
-use crate::request::TextToImage;
-use crate::session::rung;
-use crate::session::work::Work;
-use crate::stream::Stream;
+use crate::course::Course;
+use crate::pipeline::{Call, Phase, Pipeline, Round, Running, Seen, Shape};
+use crate::session::work::{Picture, TextKey, Work};
 
-/// Pictures that go through their steps together. They have the same number of steps behind them.
-pub(crate) struct Round {
+/// Pictures that go through a pass together. They have the same number of steps behind them.
+pub(crate) struct Going {
+    pass: usize,
     /// Their places.
     pictures: Vec<usize>,
-    /// With all sequences, and with the prompts' alone for steps without guidance.
-    sequences: Sequences,
-    unguided: Option<Sequences>,
+    round: Box<dyn Round>,
 }
 
-impl Round {
+impl Going {
     /// The next round of at most `batch` pictures: those that have come farthest go first, so that what was interrupted
     /// is finished before anything is begun.
-    pub(crate) fn begin(model: &ZImage, work: &Work, shape: &Shape, batch: usize) -> Result<Round> {
-        let unfinished = work.unfinished();
+    pub(crate) fn begin(
+        model: &dyn Pipeline,
+        work: &Work,
+        shape: &Shape,
+        (pass, batch): (usize, usize),
+    ) -> Result<Going> {
+        let unfinished = work.waiting(Phase::Denoise(pass));
         let farthest = unfinished
             .iter()
             .map(|&i| work.pictures[i].steps)
@@ -37,158 +37,137 @@ impl Round {
             .filter(|&i| work.pictures[i].steps == farthest)
             .take(batch)
             .collect();
-        let texts = |negative: bool| texts(work, &pictures, negative);
-        let make = |texts: Vec<usize>| {
-            let rows = |text: usize| z_image::padded(work.texts[text].ids.len());
-            let captions = texts.into_iter().map(rows).collect();
-            Sequences::new(
-                &model.transformer_config,
-                shape.latent,
-                pictures.len(),
-                captions,
-            )
-            .map_err(model.wrap("transformer"))
-        };
-        let settings = work.settings();
-        let truncated = settings.guided() && settings.cfg_truncation <= 1.0;
-        Ok(Round {
-            unguided: truncated.then(|| make(texts(false))).transpose()?,
-            sequences: make(texts(settings.guided()))?,
+        let key = |text: usize| &work.texts[text].key;
+        let texts: Vec<(&TextKey, Option<&TextKey>)> = pictures
+            .iter()
+            .map(|&i| &work.members[work.pictures[i].member])
+            .map(|member| (key(member.positive), member.negative.map(key)))
+            .collect();
+        let round = model.round(shape, pass, &texts, work.settings())?;
+        Ok(Going {
+            pass,
             pictures,
+            round,
         })
     }
 
-    /// Whether all its pictures are wanted and lack steps.
+    /// Whether all its pictures are wanted and lack steps of the pass.
     pub(crate) fn goes_on(&self, work: &Work) -> bool {
         self.pictures.iter().all(|&i| {
             let picture = &work.pictures[i];
-            work.wants(picture) && picture.steps < work.steps
+            let lacks = picture.steps < work.passes[self.pass].evaluations;
+            work.wants(picture) && picture.pass == self.pass && lacks
         })
     }
 
     /// One step of all its pictures.
     pub(crate) fn step(
         &self,
-        model: &ZImage,
-        compute: Compute,
+        model: &dyn Pipeline,
+        course: &Course,
         work: &mut Work,
-        (plan, source): (&PhasePlan, &mut Stream),
+        running: Running<'_>,
     ) -> Result<()> {
-        let first = &work.pictures[self.pictures[0]];
-        let image_tokens = z_image::image_tokens(size_of_latent(first.latent.as_ref()));
-        let sigmas = model.scheduler.sigmas(work.steps, image_tokens);
-        let (from, to) = (sigmas[first.steps], sigmas[first.steps + 1]);
-        let time = model.scheduler.time(from);
-        let settings = work.settings();
-        let guided = guided_at(settings, time);
-        let (guidance, limit) = (settings.guidance, settings.cfg_normalization);
-        let sequences = match (&self.unguided, guided) {
-            (Some(unguided), false) => unguided,
-            _ => &self.sequences,
+        let at = work.pictures[self.pictures[0]].steps;
+        let (time, scale) = course.time(at);
+        let pass = &work.passes[self.pass];
+        let call = Call {
+            request: work.settings(),
+            time,
+            scale,
+            pictures: self.pictures.iter().map(|&i| seen(work, i)).collect(),
+            size: (pass.width, pass.height),
         };
-        let mut predicted = {
-            let latents: Vec<&Tensor> = self.pictures.iter().map(|&i| latent(work, i)).collect();
-            let captions: Vec<&Tensor> = texts(work, &self.pictures, guided)
-                .into_iter()
-                .map(|text| work.texts[text].caption.as_deref().expect("refined before"))
-                .collect();
-            let pass = Pass {
-                compute,
-                config: &model.transformer_config,
-                chunk_rows: rung(plan, "chunk_rows"),
-            };
-            velocities(source, pass, sequences, (&latents, &captions), time)
-                .map_err(model.wrap("transformer"))?
-        };
-        let negative = predicted.split_off(self.pictures.len());
-        for (positive, negative) in predicted.iter_mut().zip(&negative) {
-            guide(positive, negative, guidance, limit);
-        }
-        for (&i, velocity) in self.pictures.iter().zip(&mut predicted) {
+        let outputs = self.round.predict(running, &call)?;
+        for (&i, output) in self.pictures.iter().zip(&outputs) {
             let picture = &mut work.pictures[i];
-            let latent = picture.latent.as_mut().expect("drawn before");
-            // The network predicts the way from noise to picture: at its end is what the picture will be like.
-            let ahead = |k: usize| latent.data()[k] + from * velocity.data()[k];
-            picture.sketch = model.sketcher.sketch(latent.shape(), ahead);
-            // The schedule runs the other way.
-            velocity.data_mut().iter_mut().for_each(|v| *v = -*v);
-            flow_match::step(latent, velocity, from, to);
+            let latent = picture.latent.as_mut().expect("made before");
+            let ahead = |k: usize| course.ahead(at, latent, output, k);
+            picture.sketch = model.sketcher().sketch(latent.shape(), ahead);
+            course.step(at, latent, output);
             picture.steps += 1;
         }
         Ok(())
     }
 }
 
-/// Visits of the blocks that are still to come when rounds begun from now on have `batch` pictures.
-pub(crate) fn visits_left(work: &Work, round: Option<&Round>, batch: usize) -> u64 {
+/// What the network sees of a picture.
+fn seen(work: &Work, picture: usize) -> Seen<'_> {
+    let picture = &work.pictures[picture];
+    let member = &work.members[picture.member];
+    let caption = |text: usize| {
+        let caption = work.texts[text].caption.as_deref();
+        caption.expect("texts come before pictures")
+    };
+    Seen {
+        latent: picture.latent.as_ref().expect("made before"),
+        beside: None,
+        positive: caption(member.positive),
+        negative: member.negative.map(caption),
+    }
+}
+
+/// Makes the latents that a pass begins with, of pictures that have none yet.
+pub(crate) fn begin(
+    model: &dyn Pipeline,
+    work: &mut Work,
+    pass: usize,
+    compute: Compute,
+) -> Result<()> {
+    let _ = compute;
+    let (h, w) = work.passes[pass].latent;
+    let shape = [model.vae().config.latent_channels, h, w];
+    for i in work.waiting(Phase::Denoise(pass)) {
+        let Work {
+            pictures, members, ..
+        } = work;
+        let picture = &mut pictures[i];
+        if picture.latent.is_some() {
+            continue;
+        }
+        let member = &members[picture.member];
+        let latent = noise(
+            picture,
+            i - member.pictures.start,
+            &member.request.noise,
+            &shape,
+        );
+        picture.latent = Some(latent.map_err(model.wrap("latents"))?);
+    }
+    Ok(())
+}
+
+/// The noise picture `index` of its job begins with: given, or drawn.
+fn noise(
+    picture: &mut Picture,
+    index: usize,
+    given: &Option<Vec<f32>>,
+    shape: &[usize],
+) -> lowtide_models::Result<Tensor> {
+    let len: usize = shape.iter().product();
+    match given {
+        Some(given) => Tensor::from_slice(shape, &given[index * len..(index + 1) * len]),
+        None => Tensor::from_slice(shape, &picture.generator.normal(len)),
+    }
+}
+
+/// Visits of the blocks that are still to come in `pass` when rounds begun from now on have `batch` pictures.
+pub(crate) fn visits_left(work: &Work, going: Option<&Going>, pass: usize, batch: usize) -> u64 {
+    let evaluations = work.passes[pass].evaluations;
     let mut waiting: BTreeMap<usize, usize> = BTreeMap::new();
-    for i in work.unfinished() {
+    for i in work.waiting(Phase::Denoise(pass)) {
         *waiting.entry(work.pictures[i].steps).or_default() += 1;
     }
     let mut visits = 0;
-    if let Some(round) = round {
-        let steps = work.pictures[round.pictures[0]].steps;
+    if let Some(going) = going.filter(|going| going.pass == pass) {
+        let steps = work.pictures[going.pictures[0]].steps;
         if let Some(count) = waiting.get_mut(&steps) {
-            *count -= round.pictures.len().min(*count);
+            *count -= going.pictures.len().min(*count);
         }
-        visits += work.steps - steps;
+        visits += evaluations - steps;
     }
     for (steps, count) in waiting {
-        visits += count.div_ceil(batch.max(1)) * (work.steps - steps);
+        visits += count.div_ceil(batch.max(1)) * (evaluations - steps);
     }
     visits as u64
-}
-
-/// The texts of a batch of sequences: every picture's prompt, then, if asked for, every picture's negative prompt.
-fn texts(work: &Work, pictures: &[usize], negative: bool) -> Vec<usize> {
-    let member = |&i: &usize| &work.members[work.pictures[i].member];
-    let mut texts: Vec<usize> = pictures.iter().map(|i| member(i).positive).collect();
-    if negative {
-        texts.extend(pictures.iter().filter_map(|i| member(i).negative));
-    }
-    texts
-}
-
-fn latent(work: &Work, picture: usize) -> &Tensor {
-    work.pictures[picture]
-        .latent
-        .as_ref()
-        .expect("drawn before")
-}
-
-fn size_of_latent(latent: Option<&Tensor>) -> (usize, usize) {
-    match latent.map(Tensor::shape) {
-        Some(&[_, h, w]) => (h, w),
-        _ => (0, 0),
-    }
-}
-
-/// Whether the step at `time` is a guided one.
-fn guided_at(settings: &TextToImage, time: f32) -> bool {
-    settings.guided() && !(settings.cfg_truncation <= 1.0 && time > settings.cfg_truncation)
-}
-
-/// `positive += scale (positive - negative)`, its norm kept below `limit` times what it was.
-fn guide(positive: &mut Tensor, negative: &Tensor, scale: f32, limit: Option<f32>) {
-    let norm = |tensor: &Tensor| {
-        tensor
-            .data()
-            .iter()
-            .map(|&x| f64::from(x) * f64::from(x))
-            .sum::<f64>()
-            .sqrt() as f32
-    };
-    let limit = limit
-        .filter(|&limit| limit > 0.0)
-        .map(|limit| norm(positive) * limit);
-    for (p, n) in positive.data_mut().iter_mut().zip(negative.data()) {
-        *p += scale * (*p - n);
-    }
-    if let Some(limit) = limit {
-        let guided = norm(positive);
-        if guided > limit {
-            let shrink = limit / guided;
-            positive.data_mut().iter_mut().for_each(|p| *p *= shrink);
-        }
-    }
 }

@@ -4,16 +4,13 @@ use std::sync::Arc;
 
 use lowtide_core::{Bytes, Offload, PhasePlan};
 use lowtide_kernels::memory;
-use lowtide_models::autoencoder_kl::{self, DecodeMode};
-use lowtide_models::z_image::{self, Pass};
-use lowtide_models::{Tensor, qwen3};
 
-use super::denoise::{Round, visits_left};
+use super::denoise::{self, Going, visits_left};
 use super::work::Work;
-use super::{Context, DECODE, DENOISE, ENCODE, PHASES, REFINE, Session, rung};
+use super::{Context, Session, rung};
 use crate::Result;
-use crate::pipeline::z_image::Part;
-use crate::request::Image;
+use crate::pipeline::pictures::{image, unit};
+use crate::pipeline::{Part, Phase, Running};
 use crate::stream::{Failure, Stream, Traffic};
 
 impl Session {
@@ -27,7 +24,7 @@ impl Session {
             self.leave();
         }
         self.entered = Some(phase);
-        if phase == DECODE {
+        if matches!(self.context.planned.phases[phase], Phase::Decode(_)) {
             self.work.forget_texts();
         }
         self.context.enter(phase);
@@ -49,15 +46,15 @@ impl Session {
         let Session {
             context,
             work,
-            round,
+            going,
             stream,
             ..
         } = self;
-        match phase {
-            ENCODE => context.encode(stream, work),
-            REFINE => context.refine(stream, work),
-            DENOISE => context.denoise(stream, work, round),
-            _ => context.decode(stream, work),
+        match context.planned.phases[phase] {
+            Phase::Text(stage) => context.texts((phase, stage), stream, work),
+            Phase::Picture(pass) => context.picture((phase, pass), stream, work),
+            Phase::Denoise(pass) => context.denoise((phase, pass), stream, work, going),
+            Phase::Decode(pass) => context.decode((phase, pass), stream, work),
         }
     }
 }
@@ -84,18 +81,23 @@ impl Context {
             .total
             .saturating_sub(budget.in_use)
             .saturating_sub(own);
+        let phases = self.planned.phases.len();
+        let this = self.part(phase);
+        let model = &self.makings.model;
+        let other = |part: &Part| !std::ptr::eq(part, this);
         let others = || -> Bytes {
-            (0..PHASES.len())
-                .filter(|&p| p != phase)
-                .map(|p| self.part(p).0.blocks.kept())
-                .sum()
+            let parts = model.parts().into_iter().filter(|part| other(part));
+            parts.map(|part| part.blocks.kept()).sum()
         };
-        for before in 1..PHASES.len() {
+        // Parts that this job does not use at all go first.
+        let used = |part: &Part| (0..phases).any(|p| std::ptr::eq(self.part(p), part));
+        let unused = model.parts().into_iter().filter(|part| !used(part));
+        let by_need = (1..phases).map(|before| self.part((phase + phases - before) % phases));
+        for part in unused.chain(by_need).filter(|part| other(part)) {
             if others() <= allowed {
                 break;
             }
-            let oldest = (phase + PHASES.len() - before) % PHASES.len();
-            self.part(oldest).0.blocks.forget_unless(|_| false);
+            part.blocks.forget_unless(|_| false);
         }
         others()
     }
@@ -105,163 +107,123 @@ impl Context {
         let Some(stream) = stream.take() else { return };
         let Traffic { bytes_read, waited } = stream.traffic();
         self.bytes_read += bytes_read;
-        *self.waited.entry(PHASES[phase]).or_default() += waited.as_secs_f64();
+        *self.waited.entry(self.name(phase)).or_default() += waited.as_secs_f64();
         if self.planned.habits.keeps() {
             stream.shelve();
         } else {
             drop(stream);
-            self.part(phase).0.blocks.forget_unless(|_| false);
+            self.part(phase).blocks.forget_unless(|_| false);
         }
     }
 
     pub(super) fn note_peak(&mut self, phase: usize) {
-        let peak = self.peak.entry(PHASES[phase]).or_default();
+        let peak = self.peak.entry(self.name(phase)).or_default();
         *peak = (*peak).max(Bytes(memory::peak()));
     }
 
-    fn part(&self, phase: usize) -> (&Part, &'static str) {
-        let model = &self.makings.model;
-        match phase {
-            ENCODE => (&model.text_encoder, "text_encoder"),
-            REFINE => (&model.captions, "transformer"),
-            DENOISE => (&model.transformer, "transformer"),
-            _ => (&model.vae, "vae"),
-        }
+    /// What plans and reports call a phase.
+    pub(super) fn name(&self, phase: usize) -> &'static str {
+        self.planned.phases[phase].name(&*self.makings.model)
+    }
+
+    fn part(&self, phase: usize) -> &Part {
+        self.makings.model.part_of(self.planned.phases[phase])
     }
 
     /// Starts the phase's stream unless it runs already.
     fn open<'s>(
-        &self,
+        &'s self,
         stream: &'s mut Option<Stream>,
         phase: usize,
         visits: u64,
-    ) -> Result<&'s mut Stream> {
+    ) -> Result<Running<'s>> {
+        let plan = &self.planned.plan.phases[phase];
         if stream.is_none() {
-            let (part, component) = self.part(phase);
-            let plan = &self.planned.plan.phases[phase];
-            let started =
-                Stream::start(part.blocks.clone(), plan, visits).map_err(|failure| match failure {
-                    Failure::Memory(refused) => lowtide_models::Error::OutOfMemory(refused),
-                    other => lowtide_models::Error::Source(Box::new(other)),
-                });
-            *stream = Some(started.map_err(self.makings.model.wrap(component))?);
+            let blocks = self.part(phase).blocks.clone();
+            let started = Stream::start(blocks, plan, visits).map_err(|failure| match failure {
+                Failure::Memory(refused) => lowtide_models::Error::OutOfMemory(refused),
+                other => lowtide_models::Error::Source(Box::new(other)),
+            });
+            let model = &*self.makings.model;
+            let component = self.planned.phases[phase].component(model);
+            *stream = Some(started.map_err(model.wrap(component))?);
         }
-        Ok(stream.as_mut().expect("just opened"))
+        Ok(Running {
+            compute: self.makings.compute,
+            plan,
+            source: stream.as_mut().expect("just opened"),
+        })
     }
 
-    fn encode(&self, stream: &mut Option<Stream>, work: &mut Work) -> Result<()> {
-        let model = &self.makings.model;
-        let texts = work.unencoded();
-        let source = self.open(stream, ENCODE, 1)?;
-        let mut states = texts
-            .iter()
-            .map(|&text| model.embed(&work.texts[text].ids))
-            .collect::<Result<Vec<_>>>()?;
-        let about = (&model.text_config, model.table());
-        qwen3::encode(source, self.makings.compute, about, &mut states)
-            .map_err(model.wrap("text_encoder"))?;
-        for (text, state) in texts.into_iter().zip(states) {
-            work.texts[text].state = Some(state);
+    fn texts(
+        &self,
+        (phase, stage): (usize, usize),
+        stream: &mut Option<Stream>,
+        work: &mut Work,
+    ) -> Result<()> {
+        let running = self.open(stream, phase, 1)?;
+        let last = work.is_last_stage(stage);
+        let mut texts = work.texts_before(stage);
+        self.makings.model.encode(stage, running, &mut texts)?;
+        for text in texts {
+            text.stages = stage + 1;
+            if last {
+                let caption = Arc::new(std::mem::take(&mut text.made));
+                self.makings.prompts.put(&text.key, &caption);
+                text.caption = Some(caption);
+            }
         }
         Ok(())
     }
 
-    fn refine(&self, stream: &mut Option<Stream>, work: &mut Work) -> Result<()> {
-        let model = &self.makings.model;
-        let texts = work.uncaptioned();
-        let source = self.open(stream, REFINE, 1)?;
-        let pass = Pass {
-            compute: self.makings.compute,
-            config: &model.transformer_config,
-            chunk_rows: self.rung(REFINE, "chunk_rows"),
-        };
-        let states: Vec<&Tensor> = texts
-            .iter()
-            .map(|&text| work.texts[text].state.as_ref().expect("encoded before"))
-            .collect();
-        let captions =
-            z_image::refine_captions(source, pass, &states).map_err(model.wrap("transformer"))?;
-        for (text, caption) in texts.into_iter().zip(captions) {
-            let text = &mut work.texts[text];
-            let caption = Arc::new(caption);
-            self.makings.prompts.put(&text.ids, &caption);
-            text.caption = Some(caption);
-            text.state = None;
-        }
+    fn picture(
+        &self,
+        (phase, pass): (usize, usize),
+        stream: &mut Option<Stream>,
+        work: &mut Work,
+    ) -> Result<()> {
+        let _ = (phase, pass, stream, work);
         Ok(())
     }
 
     fn denoise(
         &self,
+        (phase, pass): (usize, usize),
         stream: &mut Option<Stream>,
         work: &mut Work,
-        round: &mut Option<Round>,
+        going: &mut Option<Going>,
     ) -> Result<()> {
-        let (model, shape) = (&self.makings.model, &self.planned.shape);
-        work.draw(model, shape.latent)?;
-        let batch = self.rung(DENOISE, "batch");
-        let visits = visits_left(work, round.as_ref(), batch);
-        let source = self.open(stream, DENOISE, visits)?;
-        let plan = &self.planned.plan.phases[DENOISE];
-        let going = match round.take() {
+        let (model, shape) = (&*self.makings.model, &self.planned.shape);
+        denoise::begin(model, work, pass, self.makings.compute)?;
+        let batch = rung(&self.planned.plan.phases[phase], "batch");
+        let visits = visits_left(work, going.as_ref(), pass, batch);
+        let running = self.open(stream, phase, visits)?;
+        let now = match going.take() {
             Some(going) => going,
-            None => Round::begin(model, work, shape, batch)?,
+            None => Going::begin(model, work, shape, (pass, batch))?,
         };
-        going.step(model, self.makings.compute, work, (plan, source))?;
-        *round = Some(going).filter(|round| round.goes_on(work));
+        now.step(model, &self.planned.courses[pass], work, running)?;
+        *going = Some(now).filter(|going| going.goes_on(work));
         Ok(())
     }
 
-    fn decode(&self, stream: &mut Option<Stream>, work: &mut Work) -> Result<()> {
-        let model = &self.makings.model;
-        let (done, total) = work.decoded();
-        let at = work.undecoded().expect("there is a picture to decode");
-        let source = self.open(stream, DECODE, (total - done) as u64)?;
-        let plan = &self.planned.plan.phases[DECODE];
-        let mode = DecodeMode::planned(&plan.mode, &plan.vars)
-            .expect("the mode is one of those the VAE offered");
-        let picture = &mut work.pictures[at];
+    fn decode(
+        &self,
+        (phase, pass): (usize, usize),
+        stream: &mut Option<Stream>,
+        work: &mut Work,
+    ) -> Result<()> {
+        let waiting = work.waiting(Phase::Decode(pass));
+        let running = self.open(stream, phase, waiting.len() as u64)?;
+        let model = &*self.makings.model;
+        let picture = &mut work.pictures[waiting[0]];
         let latent = picture.latent.as_ref().expect("denoised before");
-        let decoded = autoencoder_kl::decode(
-            source,
-            self.makings.compute,
-            &model.vae_config,
-            latent,
-            &mode,
-        )
-        .map_err(model.wrap("vae"))?;
-        picture.image = Some(self.image(&decoded, picture.seed));
+        let decoded = model.vae().decode(running, latent, model.wrap("vae"))?;
+        picture.image = Some(image(&decoded, picture.seed));
         picture.sketch = Vec::new();
         if self.planned.shape.keep_values {
             picture.values = decoded.data().iter().map(|&x| unit(x)).collect();
         }
         Ok(())
     }
-
-    fn rung(&self, phase: usize, var: &str) -> usize {
-        rung(&self.planned.plan.phases[phase], var)
-    }
-
-    fn image(&self, picture: &Tensor, seed: u64) -> Image {
-        let (width, height) = (self.planned.shape.width, self.planned.shape.height);
-        let plane = width * height;
-        let data = picture.data();
-        let mut rgb = Vec::with_capacity(3 * plane);
-        for at in 0..plane {
-            for channel in 0..3 {
-                rgb.push((unit(data[channel * plane + at]) * 255.0).round_ties_even() as u8);
-            }
-        }
-        Image {
-            width,
-            height,
-            rgb,
-            seed,
-        }
-    }
-}
-
-/// From the network's -1..1 to 0..1.
-fn unit(x: f32) -> f32 {
-    (x / 2.0 + 0.5).clamp(0.0, 1.0)
 }

@@ -4,43 +4,38 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use lowtide_core::{Dtype, Quality, TensorLayout};
-use lowtide_models::{Compute, Tensor, z_image};
+use lowtide_core::{Dtype, TensorLayout};
+use lowtide_models::{Compute, Tensor};
 use lowtide_weights::{Checkpoint, SafetensorsWriter};
 use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::precision_word;
-use crate::pipeline::z_image::{Shape, ZImage};
-use crate::request::{Image, TextToImage};
+use crate::generator::{Drawn, Generator};
+use crate::pipeline::Pipeline;
+use crate::request::{Image, ImageRequest};
 use crate::session::Session;
-use crate::session::work::{Member, Picture, Text, Work};
+use crate::session::work::{Member, Picture, Text, TextKey, Work};
 use crate::{Error, Result};
 
 /// Key of the state in the file's free text.
 const STATE_KEY: &str = "lowtide_session";
 
+/// Most values a picture draws at once, and most times it draws: far above what any job does.
+const DRAW_MAX: usize = 1 << 28;
+const DRAWS_MAX: usize = 1 << 13;
+
 /// Changes when older files cannot be read any more.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Everything about a job that is not a tensor.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     version: u32,
     model: String,
-    /// Bytes of the transformer's weights, which tells models of one name apart.
+    /// Bytes of all weights, which tells models of one name apart.
     weights: u64,
     precision: String,
-    prompt: String,
-    negative: Option<String>,
-    width: usize,
-    height: usize,
-    steps: usize,
-    guidance: f32,
-    cfg_normalization: Option<f32>,
-    cfg_truncation: f32,
-    seed: u64,
-    count: usize,
-    exact: bool,
+    request: ImageRequest,
     keep_values: bool,
     noise: bool,
     /// The prompt and, with guidance, the negative prompt.
@@ -50,21 +45,16 @@ struct State {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedText {
-    ids: Vec<u32>,
-    reached: TextReached,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum TextReached {
-    Nothing,
-    State,
-    Caption,
+    key: TextKey,
+    /// Stages it went through.
+    stages: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedPicture {
+    pass: usize,
     steps: usize,
+    drawn: Drawn,
     latent: bool,
     image: bool,
 }
@@ -109,7 +99,7 @@ impl Session {
         let pictures = &self.work.pictures[member.pictures.clone()];
         let entries = entries(&texts, pictures, &self.noise_to_save(member, pictures));
         let state = self.state(member, &texts, pictures);
-        let reached = |text: &SavedText| text.reached != TextReached::Nothing;
+        let reached = |text: &SavedText| text.stages > 0;
         if !state.texts.iter().any(reached) && !state.pictures.iter().any(|p| p.latent || p.image) {
             return Ok(false);
         }
@@ -127,34 +117,25 @@ impl Session {
         let makings = &self.context.makings;
         let request = &member.request;
         let text = |text: &&Text| SavedText {
-            ids: text.ids.clone(),
-            reached: match (&text.caption, &text.state) {
-                (Some(_), _) => TextReached::Caption,
-                (None, Some(_)) => TextReached::State,
-                (None, None) => TextReached::Nothing,
+            key: text.key.clone(),
+            stages: match tensors_of(text).is_empty() {
+                true => 0,
+                false => text.stages,
             },
         };
         let picture = |picture: &Picture| SavedPicture {
+            pass: picture.pass,
             steps: picture.steps,
+            drawn: picture.generator.drawn(),
             latent: picture.latent.is_some(),
             image: picture.image.is_some(),
         };
         State {
             version: VERSION,
-            model: makings.model.name.clone(),
-            weights: makings.model.transformer.layout.bytes().0,
+            model: makings.model.name().to_owned(),
+            weights: makings.model.bytes().0,
             precision: precision_word(makings.compute.precision).to_owned(),
-            prompt: request.prompt.clone(),
-            negative: request.negative.clone(),
-            width: request.width,
-            height: request.height,
-            steps: request.steps,
-            guidance: request.guidance,
-            cfg_normalization: request.cfg_normalization,
-            cfg_truncation: request.cfg_truncation,
-            seed: request.seed,
-            count: request.count,
-            exact: request.quality == Quality::Exact,
+            request: request.clone(),
             keep_values: self.context.planned.shape.keep_values,
             noise: self.noise_to_save(member, pictures).is_some(),
             texts: texts.iter().map(text).collect(),
@@ -163,13 +144,18 @@ impl Session {
     }
 }
 
+/// What was made of a text so far.
+fn tensors_of<'t>(text: &'t Text) -> &'t [Tensor] {
+    text.caption.as_deref().unwrap_or(&text.made)
+}
+
 /// Every tensor of a job.
 fn entries<'a>(texts: &[&Text], pictures: &'a [Picture], noise: &Option<&[f32]>) -> Vec<Entry<'a>> {
     let mut entries = Vec::new();
     for (i, text) in texts.iter().enumerate() {
-        if let Some(tensor) = text.caption.as_deref().or(text.state.as_ref()) {
+        for (k, tensor) in tensors_of(text).iter().enumerate() {
             entries.push(f32_entry(
-                format!("text.{i}"),
+                format!("text.{i}.{k}"),
                 tensor.shape(),
                 tensor.data(),
             ));
@@ -224,7 +210,7 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
-    pub(crate) fn open(path: &Path, model: &ZImage, compute: Compute) -> Result<Saved> {
+    pub(crate) fn open(path: &Path, model: &dyn Pipeline, compute: Compute) -> Result<Saved> {
         let file = Checkpoint::open(path)?;
         let wrong =
             |problem: String| Error::request("session", format!("{}: {problem}", path.display()));
@@ -239,10 +225,11 @@ impl Saved {
                 state.version
             )));
         }
-        if state.model != model.name || state.weights != model.transformer.layout.bytes().0 {
+        if state.model != model.name() || state.weights != model.bytes().0 {
             return Err(wrong(format!(
                 "belongs to the model {}, not to {}",
-                state.model, model.name
+                state.model,
+                model.name()
             )));
         }
         let precision = precision_word(compute.precision);
@@ -252,10 +239,10 @@ impl Saved {
                 state.precision
             )));
         }
-        let texts = if state.guidance > 0.0 { 2 } else { 1 };
+        let texts = if model.guided(&state.request) { 2 } else { 1 };
         if state.texts.len() != texts
-            || state.texts.iter().any(|text| text.ids.is_empty())
-            || state.pictures.len() != state.count
+            || state.texts.iter().any(|text| text.key.tokens() == 0)
+            || state.pictures.len() != state.request.count
         {
             return Err(wrong(
                 "its state is damaged: counts that do not agree".to_owned(),
@@ -269,35 +256,17 @@ impl Saved {
         Ok(Saved { file, state, noise })
     }
 
-    pub(crate) fn request(&self) -> TextToImage {
-        let state = &self.state;
-        TextToImage {
-            prompt: state.prompt.clone(),
-            negative: state.negative.clone(),
-            width: state.width,
-            height: state.height,
-            steps: state.steps,
-            guidance: state.guidance,
-            cfg_normalization: state.cfg_normalization,
-            cfg_truncation: state.cfg_truncation,
-            seed: state.seed,
-            count: state.count,
+    pub(crate) fn request(&self) -> ImageRequest {
+        ImageRequest {
             noise: self.noise.clone(),
-            quality: if state.exact {
-                Quality::Exact
-            } else {
-                Quality::Auto
-            },
+            ..self.state.request.clone()
         }
     }
 
-    /// The token ids of its texts.
-    pub(crate) fn prompts(&self) -> Vec<Vec<u32>> {
-        self.state
-            .texts
-            .iter()
-            .map(|text| text.ids.clone())
-            .collect()
+    /// Its texts.
+    pub(crate) fn prompts(&self) -> Vec<TextKey> {
+        let texts = self.state.texts.iter();
+        texts.map(|text| text.key.clone()).collect()
     }
 
     pub(crate) fn keep_values(&self) -> bool {
@@ -307,46 +276,57 @@ impl Saved {
     /// Puts job `member` of `work`, which is at its beginning, where the file says.
     pub(crate) fn restore(
         self,
-        model: &ZImage,
-        shape: &Shape,
+        model: &dyn Pipeline,
         work: &mut Work,
         member: usize,
     ) -> Result<()> {
-        let config = &model.transformer_config;
         let (texts, pictures) = {
             let member = &work.members[member];
             (member.texts().collect::<Vec<_>>(), member.pictures.clone())
         };
         for (i, (saved, place)) in self.state.texts.iter().zip(texts).enumerate() {
-            let text = &mut work.texts[place];
-            let (name, tokens) = (format!("text.{i}"), saved.ids.len());
-            match saved.reached {
-                TextReached::Nothing => {}
-                TextReached::State => {
-                    text.state = Some(self.tensor(&name, &[tokens, config.caption_dim])?);
-                }
-                TextReached::Caption => {
-                    let caption = self.tensor(&name, &[z_image::padded(tokens), config.dim])?;
-                    text.caption = Some(Arc::new(caption));
-                }
+            let last = model.text_stages().len();
+            if saved.stages > last {
+                return Err(damaged(format!("text {i}")));
             }
+            let shapes = model.text_shapes(&saved.key, saved.stages);
+            let tensors = shapes.iter().enumerate();
+            let made = tensors.map(|(k, shape)| self.tensor(&format!("text.{i}.{k}"), shape));
+            let made = made.collect::<Result<Vec<_>>>()?;
+            let text = &mut work.texts[place];
+            if saved.stages <= text.stages {
+                continue;
+            }
+            text.stages = saved.stages;
+            (text.made, text.caption) = match saved.stages == last {
+                true => (Vec::new(), Some(Arc::new(made))),
+                false => (made, None),
+            };
         }
-        let (h, w) = shape.latent;
         for (i, (saved, place)) in self.state.pictures.iter().zip(pictures).enumerate() {
-            let damaged = saved.steps > self.state.steps
-                || (saved.steps > 0 && !saved.latent && !saved.image);
-            if damaged || (saved.image && saved.steps < self.state.steps) {
-                let problem = format!("its state is damaged: picture {i}");
-                return Err(Error::request("session", problem));
+            let Some(pass) = work.passes.get(saved.pass).cloned() else {
+                return Err(damaged(format!("picture {i}")));
+            };
+            let last = saved.pass + 1 == work.passes.len();
+            let unlikely = saved.steps > pass.evaluations
+                || (saved.steps > 0 && !saved.latent && !saved.image)
+                || (saved.image && !(last && saved.steps == pass.evaluations))
+                || saved.drawn.0.iter().any(|&len| len > DRAW_MAX)
+                || saved.drawn.0.len() > DRAWS_MAX;
+            if unlikely {
+                return Err(damaged(format!("picture {i}")));
             }
             let picture = &mut work.pictures[place];
+            picture.pass = saved.pass;
             picture.steps = saved.steps;
+            picture.generator = Generator::after(picture.seed, saved.drawn.clone());
             if saved.latent {
-                picture.latent =
-                    Some(self.tensor(&format!("latent.{i}"), &[config.channels, h, w])?);
+                let (h, w) = pass.latent;
+                let shape = [model.vae().config.latent_channels, h, w];
+                picture.latent = Some(self.tensor(&format!("latent.{i}"), &shape)?);
             }
             if saved.image {
-                picture.image = Some(self.image(i)?);
+                picture.image = Some(self.image(i, (pass.width, pass.height))?);
                 if self.state.keep_values {
                     picture.values = values(&self.file, &format!("values.{i}"))?;
                 }
@@ -365,34 +345,30 @@ impl Saved {
         Tensor::from_slice(shape, &values(&self.file, name)?).map_err(wrap)
     }
 
-    fn image(&self, index: usize) -> Result<Image> {
-        let (width, height) = (self.state.width, self.state.height);
+    fn image(&self, index: usize, (width, height): (usize, usize)) -> Result<Image> {
         let entry = self.file.get(&format!("image.{index}"));
         let entry =
             entry.filter(|entry| entry.dtype == Dtype::U8 && entry.shape == [height, width, 3]);
-        let entry = entry.ok_or_else(|| {
-            Error::request("session", format!("its state is damaged: picture {index}"))
-        })?;
+        let entry = entry.ok_or_else(|| damaged(format!("picture {index}")))?;
         let mut rgb = vec![0; entry.bytes as usize];
         self.file.read(entry, &mut rgb)?;
         Ok(Image {
             width,
             height,
             rgb,
-            seed: self.state.seed.wrapping_add(index as u64),
+            seed: self.state.request.seed.wrapping_add(index as u64),
         })
     }
+}
+
+fn damaged(what: String) -> Error {
+    Error::request("session", format!("its state is damaged: {what}"))
 }
 
 /// All values of an f32 tensor of the file.
 fn values(file: &Checkpoint, name: &str) -> Result<Vec<f32>> {
     let entry = file.get(name).filter(|entry| entry.dtype == Dtype::F32);
-    let entry = entry.ok_or_else(|| {
-        Error::request(
-            "session",
-            format!("its state is damaged: no tensor '{name}'"),
-        )
-    })?;
+    let entry = entry.ok_or_else(|| damaged(format!("no tensor '{name}'")))?;
     let mut bytes = vec![0; entry.bytes as usize];
     file.read(entry, &mut bytes)?;
     let number = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("chunks of four"));

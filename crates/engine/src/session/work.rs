@@ -4,24 +4,61 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use lowtide_models::{Tensor, noise};
+use lowtide_models::Tensor;
+use serde::{Deserialize, Serialize};
 
-use crate::Result;
-use crate::pipeline::z_image::ZImage;
-use crate::request::{Image, TextToImage};
+use crate::generator::Generator;
+use crate::pipeline::{Caption, Pass, Phase};
+use crate::request::{Image, ImageRequest};
+
+/// Everything that decides what is made of a text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct TextKey {
+    /// Token ids, by text encoder.
+    pub(crate) ids: Vec<Vec<u32>>,
+    /// Weights of the tokens as bits of f32, by text encoder; none where all are 1.
+    #[serde(default)]
+    pub(crate) weights: Vec<Vec<u32>>,
+    /// A digest of whatever else.
+    #[serde(default)]
+    pub(crate) settings: u64,
+}
+
+impl TextKey {
+    /// A text of one encoder, without weights.
+    pub(crate) fn of_ids(ids: Vec<u32>) -> TextKey {
+        TextKey {
+            ids: vec![ids],
+            ..TextKey::default()
+        }
+    }
+
+    /// How many tokens the network reads.
+    pub(crate) fn tokens(&self) -> usize {
+        self.ids.first().map_or(0, Vec::len)
+    }
+
+    /// Bytes of itself.
+    pub(crate) fn bytes(&self) -> usize {
+        let lists = self.ids.iter().chain(&self.weights);
+        lists.map(|list| size_of_val(&list[..])).sum()
+    }
+}
 
 /// One text, however many members use it.
 pub(crate) struct Text {
-    pub(crate) ids: Vec<u32>,
-    /// The text encoder's states, between encoding and refining.
-    pub(crate) state: Option<Tensor>,
-    /// The refined caption.
-    pub(crate) caption: Option<Arc<Tensor>>,
+    pub(crate) key: TextKey,
+    /// Stages it went through.
+    pub(crate) stages: usize,
+    /// What came of them, until the last.
+    pub(crate) made: Caption,
+    /// What came of the last.
+    pub(crate) caption: Option<Arc<Caption>>,
 }
 
 /// One of the jobs that share the session.
 pub(crate) struct Member {
-    pub(crate) request: TextToImage,
+    pub(crate) request: ImageRequest,
     /// Which text is its prompt.
     pub(crate) positive: usize,
     /// With guidance, which one is its negative prompt.
@@ -41,15 +78,66 @@ impl Member {
 pub(crate) struct Picture {
     pub(crate) member: usize,
     pub(crate) seed: u64,
-    /// (C, h, w); made when denoising begins.
-    pub(crate) latent: Option<Tensor>,
-    /// Denoising steps done.
+    /// The pass it is in.
+    pub(crate) pass: usize,
+    /// Network calls of that pass done.
     pub(crate) steps: usize,
+    /// (C, h, w); made when the pass begins.
+    pub(crate) latent: Option<Tensor>,
+    pub(crate) generator: Generator,
     /// A small look at it: 3 bytes a latent pixel; empty before the first step.
     pub(crate) sketch: Vec<u8>,
+    /// Decoded, of the last pass.
     pub(crate) image: Option<Image>,
     /// The picture in 0..1, where that was asked for.
     pub(crate) values: Vec<f32>,
+}
+
+impl Picture {
+    fn new(member: usize, seed: u64) -> Picture {
+        Picture {
+            member,
+            seed,
+            pass: 0,
+            steps: 0,
+            latent: None,
+            generator: Generator::new(seed),
+            sketch: Vec::new(),
+            image: None,
+            values: Vec::new(),
+        }
+    }
+
+    /// What it needs next.
+    fn next(&self, passes: &[Pass]) -> Option<Phase> {
+        if self.image.is_some() {
+            return None;
+        }
+        Some(match self.steps < passes[self.pass].evaluations {
+            true => Phase::Denoise(self.pass),
+            false => Phase::Decode(self.pass),
+        })
+    }
+
+    /// Network calls of `pass` done.
+    fn done(&self, pass: usize, evaluations: usize) -> usize {
+        match pass.cmp(&self.pass) {
+            std::cmp::Ordering::Less => evaluations,
+            std::cmp::Ordering::Equal => self.steps,
+            std::cmp::Ordering::Greater => 0,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.latent.as_ref().map_or(0, tensor_bytes)
+            + self.sketch.len()
+            + self.image.as_ref().map_or(0, |image| image.rgb.len())
+            + size_of_val(&self.values[..])
+    }
+}
+
+fn tensor_bytes(tensor: &Tensor) -> usize {
+    size_of_val(tensor.data())
 }
 
 /// All of it.
@@ -57,40 +145,38 @@ pub(crate) struct Work {
     pub(crate) texts: Vec<Text>,
     pub(crate) members: Vec<Member>,
     pub(crate) pictures: Vec<Picture>,
-    /// Denoising steps of every picture.
-    pub(crate) steps: usize,
+    /// Passes of every picture.
+    pub(crate) passes: Vec<Pass>,
+    /// Stages of a text.
+    stages: usize,
 }
 
 impl Work {
-    /// The beginning of all `members`: each request, and the token ids of its prompt and, with guidance, of its negative
-    /// prompt.
-    pub(crate) fn new(members: Vec<(TextToImage, Vec<Vec<u32>>)>) -> Work {
-        let steps = members.first().map_or(0, |(request, _)| request.steps);
+    /// The beginning of all `members`: each request, and its prompt and, with guidance, its negative prompt. Texts have
+    /// `stages` stages.
+    pub(crate) fn new(
+        members: Vec<(ImageRequest, Vec<TextKey>)>,
+        passes: Vec<Pass>,
+        stages: usize,
+    ) -> Work {
         let mut work = Work {
             texts: Vec::new(),
             members: Vec::new(),
             pictures: Vec::new(),
-            steps,
+            passes,
+            stages,
         };
         for (request, prompts) in members {
             let mut texts = prompts
                 .into_iter()
-                .map(|ids| work.text(ids))
+                .map(|key| work.text(key))
                 .collect::<Vec<_>>()
                 .into_iter();
             let positive = texts.next().expect("every member has a prompt");
-            let first = work.pictures.len();
-            for index in 0..request.count {
-                work.pictures.push(Picture {
-                    member: work.members.len(),
-                    seed: request.seed.wrapping_add(index as u64),
-                    latent: None,
-                    steps: 0,
-                    sketch: Vec::new(),
-                    image: None,
-                    values: Vec::new(),
-                });
-            }
+            let (first, member) = (work.pictures.len(), work.members.len());
+            let seeds = (0..request.count).map(|k| request.seed.wrapping_add(k as u64));
+            let pictures = seeds.map(|seed| Picture::new(member, seed));
+            work.pictures.extend(pictures);
             work.members.push(Member {
                 positive,
                 negative: texts.next(),
@@ -103,12 +189,13 @@ impl Work {
     }
 
     /// The place of a text; the same text has one place.
-    fn text(&mut self, ids: Vec<u32>) -> usize {
-        let known = self.texts.iter().position(|text| text.ids == ids);
+    fn text(&mut self, key: TextKey) -> usize {
+        let known = self.texts.iter().position(|text| text.key == key);
         known.unwrap_or_else(|| {
             self.texts.push(Text {
-                ids,
-                state: None,
+                key,
+                stages: 0,
+                made: Vec::new(),
                 caption: None,
             });
             self.texts.len() - 1
@@ -116,7 +203,7 @@ impl Work {
     }
 
     /// What every member agrees in: size, steps, guidance.
-    pub(crate) fn settings(&self) -> &TextToImage {
+    pub(crate) fn settings(&self) -> &ImageRequest {
         &self.members[0].request
     }
 
@@ -128,97 +215,114 @@ impl Work {
         self.pictures.iter().filter(|picture| self.wants(picture))
     }
 
-    /// Places of the wanted pictures that lack steps.
-    pub(crate) fn unfinished(&self) -> Vec<usize> {
-        let lacking =
-            |&i: &usize| self.wants(&self.pictures[i]) && self.pictures[i].steps < self.steps;
+    /// What comes next; `None` when there is nothing left to do. Pictures go through a pass together, and what was
+    /// interrupted catches up with the rest.
+    pub(crate) fn next(&self) -> Option<Phase> {
+        let order = |phase: &Phase| match *phase {
+            Phase::Text(stage) => (0, stage),
+            Phase::Picture(pass) => (pass, 1),
+            Phase::Denoise(pass) => (pass, 2),
+            Phase::Decode(pass) => (pass, 3),
+        };
+        let next = self
+            .wanted()
+            .filter_map(|picture| picture.next(&self.passes));
+        let next = next.min_by_key(order)?;
+        match (
+            next,
+            self.uncaptioned()
+                .iter()
+                .map(|&text| self.texts[text].stages)
+                .min(),
+        ) {
+            (Phase::Denoise(_), Some(stage)) => Some(Phase::Text(stage)),
+            _ => Some(next),
+        }
+    }
+
+    /// Places of the wanted pictures that need `phase` next.
+    pub(crate) fn waiting(&self, phase: Phase) -> Vec<usize> {
+        let lacking = |&i: &usize| {
+            let picture = &self.pictures[i];
+            self.wants(picture) && picture.next(&self.passes) == Some(phase)
+        };
         (0..self.pictures.len()).filter(lacking).collect()
     }
 
-    /// The next picture to decode.
-    pub(crate) fn undecoded(&self) -> Option<usize> {
-        let lacking =
-            |&i: &usize| self.wants(&self.pictures[i]) && self.pictures[i].image.is_none();
-        (0..self.pictures.len()).find(lacking)
-    }
-
-    /// Places of the texts that denoising needs and that are no captions yet.
-    pub(crate) fn uncaptioned(&self) -> Vec<usize> {
+    /// Places of the texts that denoising still needs.
+    fn needed(&self) -> Vec<usize> {
+        let denoises = |picture: &&Picture| match picture.next(&self.passes) {
+            None => false,
+            Some(Phase::Decode(pass)) => pass + 1 < self.passes.len(),
+            Some(_) => true,
+        };
         let mut needed: Vec<usize> = self
-            .unfinished()
-            .into_iter()
-            .flat_map(|i| self.members[self.pictures[i].member].texts())
-            .filter(|&text| self.texts[text].caption.is_none())
+            .wanted()
+            .filter(denoises)
+            .flat_map(|picture| self.members[picture.member].texts())
             .collect();
         needed.sort_unstable();
         needed.dedup();
         needed
     }
 
-    /// Texts that are not even encoded.
-    pub(crate) fn unencoded(&self) -> Vec<usize> {
-        let mut texts = self.uncaptioned();
-        texts.retain(|&text| self.texts[text].state.is_none());
+    /// Places of the texts that denoising needs and that are no captions yet.
+    pub(crate) fn uncaptioned(&self) -> Vec<usize> {
+        let mut texts = self.needed();
+        texts.retain(|&text| self.texts[text].caption.is_none());
         texts
     }
 
-    /// Denoising steps done, and in all.
-    pub(crate) fn denoised(&self) -> (usize, usize) {
+    /// The texts that wait for `stage`.
+    pub(crate) fn texts_before(&mut self, stage: usize) -> Vec<&mut Text> {
+        let waiting = self.uncaptioned();
+        let texts = self.texts.iter_mut().enumerate();
+        texts
+            .filter(|(i, text)| text.stages == stage && waiting.contains(i))
+            .map(|(_, text)| text)
+            .collect()
+    }
+
+    /// Units of `phase` that are done, and in all.
+    pub(crate) fn counted(&self, phase: Phase) -> (usize, usize) {
         let wanted = self.wanted().count();
-        (
-            self.wanted().map(|picture| picture.steps).sum(),
-            wanted * self.steps,
-        )
-    }
-
-    /// Pictures decoded, and in all.
-    pub(crate) fn decoded(&self) -> (usize, usize) {
-        let done = self
-            .wanted()
-            .filter(|picture| picture.image.is_some())
-            .count();
-        (done, self.wanted().count())
-    }
-
-    /// Draws the noise that denoising begins with, where it is not there yet.
-    pub(crate) fn draw(&mut self, model: &ZImage, (h, w): (usize, usize)) -> Result<()> {
-        let shape = [model.transformer_config.channels, h, w];
-        let len: usize = shape.iter().product();
-        for member in self.members.iter().filter(|member| member.wanted) {
-            for i in member.pictures.clone() {
-                let picture = &mut self.pictures[i];
-                if picture.latent.is_some() {
-                    continue;
-                }
-                let index = i - member.pictures.start;
-                let latent = match &member.request.noise {
-                    Some(given) => {
-                        Tensor::from_slice(&shape, &given[index * len..(index + 1) * len])
-                    }
-                    None => Tensor::from_slice(&shape, &noise::randn(picture.seed, len)),
+        match phase {
+            Phase::Text(stage) => {
+                let waiting = self.uncaptioned();
+                let lacking = |&text: &usize| self.texts[text].stages <= stage;
+                (usize::from(!waiting.iter().any(lacking)), 1)
+            }
+            Phase::Picture(pass) => {
+                let begun = |picture: &&Picture| {
+                    picture.pass > pass || picture.pass == pass && picture.latent.is_some()
                 };
-                picture.latent = Some(latent.map_err(model.wrap("transformer"))?);
+                (self.wanted().filter(begun).count(), wanted)
+            }
+            Phase::Denoise(pass) => {
+                let evaluations = self.passes[pass].evaluations;
+                let done = self.wanted().map(|picture| picture.done(pass, evaluations));
+                (done.sum(), wanted * evaluations)
+            }
+            Phase::Decode(pass) => {
+                let done = |picture: &&Picture| picture.pass > pass || picture.image.is_some();
+                (self.wanted().filter(done).count(), wanted)
             }
         }
-        Ok(())
     }
 
     /// Lets go of texts that nothing needs any more.
     pub(crate) fn forget_texts(&mut self) {
-        let mut needed = vec![false; self.texts.len()];
-        for i in self.unfinished() {
-            for text in self.members[self.pictures[i].member].texts() {
-                needed[text] = true;
+        let needed = self.needed();
+        for (i, text) in self.texts.iter_mut().enumerate() {
+            if !needed.contains(&i) {
+                (text.made, text.caption) = (Vec::new(), None);
             }
         }
-        for (text, _) in self
-            .texts
-            .iter_mut()
-            .zip(needed)
-            .filter(|(_, needed)| !needed)
-        {
-            (text.state, text.caption) = (None, None);
-        }
+    }
+
+    /// A text has everything that its stages make of it.
+    pub(crate) fn is_last_stage(&self, stage: usize) -> bool {
+        stage + 1 == self.stages
     }
 
     /// Nobody waits for `member` any more.
@@ -228,26 +332,19 @@ impl Work {
         };
         dropped.wanted = false;
         for picture in &mut self.pictures[dropped.pictures.clone()] {
-            picture.latent = None;
-            picture.sketch = Vec::new();
-            picture.image = None;
-            picture.values = Vec::new();
+            *picture = Picture::new(member, picture.seed);
         }
         self.forget_texts();
     }
 
     /// Bytes of everything.
     pub(crate) fn bytes(&self) -> usize {
-        let tensor = |tensor: &Tensor| size_of_val(tensor.data());
-        let texts = self.texts.iter().map(|text| {
-            text.state.as_ref().map_or(0, tensor) + text.caption.as_deref().map_or(0, tensor)
-        });
-        let pictures = self.pictures.iter().map(|picture| {
-            picture.latent.as_ref().map_or(0, tensor)
-                + picture.sketch.len()
-                + picture.image.as_ref().map_or(0, |image| image.rgb.len())
-                + size_of_val(&picture.values[..])
-        });
+        let captions = |caption: &Caption| caption.iter().map(tensor_bytes).sum::<usize>();
+        let texts = self
+            .texts
+            .iter()
+            .map(|text| captions(&text.made) + text.caption.as_deref().map_or(0, captions));
+        let pictures = self.pictures.iter().map(Picture::bytes);
         texts.sum::<usize>() + pictures.sum::<usize>()
     }
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 use lowtide_core::{Budget, Bytes, Plan};
 use lowtide_engine::processor::{
     BatchForecast, BatchKey, CacheFigures, Card, File, Forecast, Opened, Order, Processor, Product,
-    Run, Stepped,
+    Run, Setup, Stepped,
 };
-use lowtide_engine::{Error, Options, Progress, Result};
+use lowtide_engine::{Error, Progress, Result};
 use lowtide_weights::ModelFolder;
 use serde_json::{Value, json};
 
@@ -107,7 +107,7 @@ impl Processor for Acts {
         false
     }
 
-    fn open(&self, _: &str, _: Option<ModelFolder>, _: Options) -> Result<Arc<dyn Opened>> {
+    fn open(&self, _: &str, _: Option<ModelFolder>, _: Setup) -> Result<Arc<dyn Opened>> {
         Ok(Arc::new(Model {
             stage: self.0.clone(),
             held: Arc::new(AtomicU64::new(0)),

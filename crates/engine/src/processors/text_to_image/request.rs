@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::defaults::Defaults;
 use crate::processors::fields::Fields;
-use crate::{COUNT_MAX, Error, Result, SIDE_MAX, STEPS_MAX, TextToImage, drawn_seed};
+use crate::{COUNT_MAX, Error, ImageRequest, Result, SIDE_MAX, STEPS_MAX, drawn_seed};
 
 /// Longest prompt in bytes: many times what a text encoder reads, and prompt and negative prompt together stay within
 /// the 64 KiB that a JPEG has for its text.
@@ -18,7 +18,7 @@ const GUIDANCE_MAX: f32 = 1_000.0;
 /// A request that is read: what the engine is asked, and how it is handed over.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
-    pub(super) engine: TextToImage,
+    pub(super) engine: ImageRequest,
     pub(super) format: Format,
 }
 
@@ -45,7 +45,7 @@ impl Request {
         let quality = fields.word("quality", &["exact", "auto"])?;
         let format = fields.word("output_format", &Format::ALL.map(Format::name))?;
         fields.done()?;
-        let engine = TextToImage {
+        let engine = ImageRequest {
             prompt: prompt.to_owned(),
             negative: negative.map(str::to_owned),
             width,
@@ -61,6 +61,7 @@ impl Request {
                 Some("auto") => Quality::Auto,
                 _ => Quality::Exact,
             },
+            ..ImageRequest::default()
         };
         engine.check(multiple)?;
         if engine.seed.checked_add(count as u64 - 1).is_none() {
