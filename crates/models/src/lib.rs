@@ -17,6 +17,7 @@ pub mod layers;
 pub mod noise;
 pub mod qwen3;
 pub mod tensor;
+pub mod unet_2d_condition;
 pub mod weights;
 pub mod z_image;
 

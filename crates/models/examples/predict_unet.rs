@@ -1,0 +1,65 @@
+//! One prediction of a U-Net whose weights follow from their names: what `tools/reference/unet.py` compares and times.
+//!
+//! `predict_unet FOLDER [f32|bf16] [THREADS] [TIMES]`: FOLDER has config.json and case.json; `output.f32` is written there,
+//! and the seconds of each prediction are printed. Weights are stored in the precision that is asked for when it is timed.
+
+#![allow(clippy::print_stdout, reason = "what it says is what it is for")]
+
+// Its tests look at more of it.
+#[allow(dead_code)]
+#[path = "../tests/unet_2d_condition/store.rs"]
+mod store;
+
+use std::path::Path;
+use std::time::Instant;
+
+use lowtide_core::Dtype;
+use lowtide_kernels::memory;
+use lowtide_models::{Compute, Precision};
+use serde_json::Value;
+
+use store::{Inputs, Store};
+
+#[global_allocator]
+static ALLOCATOR: memory::CountingAllocator = memory::CountingAllocator;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let argument = |index: usize, default: &str| match arguments.get(index) {
+        Some(argument) => argument.clone(),
+        None => default.to_owned(),
+    };
+    let folder = argument(0, ".");
+    let json = |name: &str| -> Result<Value, Box<dyn std::error::Error>> {
+        Ok(serde_json::from_slice(&std::fs::read(
+            Path::new(&folder).join(name),
+        )?)?)
+    };
+    let precision = match argument(1, "f32").as_str() {
+        "bf16" => Precision::Bf16,
+        _ => Precision::F32,
+    };
+    lowtide_kernels::set_threads(argument(2, "1").parse()?)?;
+    let times: usize = argument(3, "0").parse()?;
+    let dtype = match precision {
+        Precision::Bf16 if times > 0 => Dtype::Bf16,
+        _ => Dtype::F32,
+    };
+    let (config, case) = (json("config.json")?, json("case.json")?);
+    let mut store = Store::new(&config, dtype);
+    let inputs = Inputs::new(&store.config, &case);
+    let chunk_rows = case["chunk_rows"].as_u64().unwrap_or(4096) as usize;
+    let mut values = Vec::new();
+    for _ in 0..times.max(1) {
+        let before = memory::reset_peak();
+        let start = Instant::now();
+        let all = inputs.sequences();
+        let maps = store.predict((Compute { precision }, chunk_rows), &inputs, &all);
+        let seconds = start.elapsed().as_secs_f64();
+        println!("{} bytes, seconds {seconds:.3}", memory::peak() - before);
+        values = maps.iter().flat_map(|map| map.data().to_vec()).collect();
+    }
+    let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+    std::fs::write(Path::new(&folder).join("output.f32"), bytes)?;
+    Ok(())
+}

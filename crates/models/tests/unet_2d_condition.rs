@@ -1,0 +1,286 @@
+//! What the U-Net promises: the reference's prediction, the same bytes however it is cut, and the memory it names.
+
+// The lint's exception for tests does not reach the functions that tests share.
+#![allow(clippy::unwrap_used)]
+
+#[path = "unet_2d_condition/store.rs"]
+mod store;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lowtide_core::Dtype;
+use lowtide_kernels::memory;
+use lowtide_models::unet_2d_condition::Config;
+use lowtide_models::{Compute, Precision, Tensor};
+use serde_json::{Value, json};
+
+use store::{Inputs, Store};
+
+#[global_allocator]
+static ALLOCATOR: memory::CountingAllocator = memory::CountingAllocator;
+
+const F32: Compute = Compute {
+    precision: Precision::F32,
+};
+const BF16: Compute = Compute {
+    precision: Precision::Bf16,
+};
+
+/// Where the process's memory is counted, nothing else may run.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fixture(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/unet-2d-condition")
+        .join(case)
+}
+
+fn json_file(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A recorded network and what it is asked.
+fn recorded(case: &str) -> (Store, Inputs) {
+    let store = Store::new(&json_file(&fixture(case).join("config.json")), Dtype::F32);
+    let inputs = Inputs::new(&store.config, &json_file(&fixture(case).join("case.json")));
+    (store, inputs)
+}
+
+/// What the reference made of it, all sequences one after the other.
+fn expected(case: &str) -> Vec<f32> {
+    std::fs::read(fixture(case).join("expected.f32"))
+        .unwrap()
+        .chunks_exact(4)
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        .collect()
+}
+
+/// The largest difference, in standard deviations of what is expected.
+fn difference(found: &[Tensor], expected: &[f32]) -> f32 {
+    let found: Vec<f32> = found.iter().flat_map(|map| map.data().to_vec()).collect();
+    assert_eq!(found.len(), expected.len());
+    let count = expected.len() as f32;
+    let mean = expected.iter().sum::<f32>() / count;
+    let variance = expected
+        .iter()
+        .map(|v| (v - mean) * (v - mean))
+        .sum::<f32>()
+        / count;
+    let largest = found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    largest / variance.sqrt()
+}
+
+fn bits(maps: &[Tensor]) -> Vec<u32> {
+    let values = maps.iter().flat_map(|map| map.data());
+    values.map(|value| value.to_bits()).collect()
+}
+
+const CASES: [&str; 10] = [
+    "sd15",
+    "sd15-batch",
+    "sd21",
+    "inpaint-odd",
+    "lcm",
+    "sdxl",
+    "sdxl-odd",
+    "refiner",
+    "half-size",
+    "rare",
+];
+
+const WHOLE: usize = 1 << 30;
+
+#[test]
+fn every_family_predicts_as_the_reference() {
+    let _alone = alone();
+    for case in CASES {
+        let (mut store, inputs) = recorded(case);
+        let all = inputs.sequences();
+        let exact = difference(&store.predict((F32, WHOLE), &inputs, &all), &expected(case));
+        assert!(exact < 1e-4, "{case}: {exact}");
+        assert!(
+            store
+                .visits
+                .iter()
+                .copied()
+                .eq(0..store.layout.blocks.len()),
+            "{case} visits {:?}",
+            store.visits
+        );
+        let rounded = difference(
+            &store.predict((BF16, WHOLE), &inputs, &all),
+            &expected(case),
+        );
+        println!("{case}: {exact:e} {rounded:e}");
+        assert!(
+            rounded > exact && rounded < 0.2,
+            "{case}: {rounded} with rounded factors"
+        );
+    }
+}
+
+#[test]
+fn what_the_network_is_told_shows() {
+    let _alone = alone();
+    for (case, key, value) in [
+        ("sd15", "timestep", json!(600.0)),
+        ("lcm", "guidance", json!(1.5)),
+        ("sd15", "text_tokens", json!([7, 10])),
+        (
+            "sdxl",
+            "time_ids",
+            json!([[1024, 768, 0, 16, 1024, 1024], [0, 0, 0, 0, 0, 0]]),
+        ),
+    ] {
+        let (mut store, inputs) = recorded(case);
+        let mut other = json_file(&fixture(case).join("case.json"));
+        other[key] = value;
+        let other = Inputs::new(&store.config, &other);
+        let all = inputs.sequences();
+        let changed = store.predict((F32, WHOLE), &other, &all);
+        let difference = difference(&changed, &expected(case));
+        assert!(difference > 2e-3, "{case} {key}: {difference}");
+        drop(store.predict((F32, WHOLE), &inputs, &all));
+    }
+}
+
+#[test]
+fn any_chunk_and_any_split_of_a_batch_give_the_same_bytes() {
+    let _alone = alone();
+    for case in ["sd15-batch", "sdxl-odd", "half-size", "rare"] {
+        let (mut store, inputs) = recorded(case);
+        let all = inputs.sequences();
+        for compute in [F32, BF16] {
+            let whole = store.predict((compute, WHOLE), &inputs, &all);
+            for chunk_rows in [1, 64, 65, 100, 128, 193, 300] {
+                let chunked = store.predict((compute, chunk_rows), &inputs, &all);
+                assert!(
+                    bits(&chunked) == bits(&whole),
+                    "{case} {compute:?} {chunk_rows}"
+                );
+            }
+            for (s, map) in whole.iter().enumerate() {
+                let alone = store.predict((compute, 100), &inputs, &[s]);
+                assert!(
+                    bits(&alone)[..] == bits(std::slice::from_ref(map))[..],
+                    "{case} {s}"
+                );
+            }
+            let mut backwards = all.clone();
+            backwards.reverse();
+            let mut reversed = store.predict((compute, WHOLE), &inputs, &backwards);
+            reversed.reverse();
+            assert!(bits(&reversed) == bits(&whole), "{case} backwards");
+        }
+    }
+}
+
+#[test]
+fn blocks_come_in_order_of_use() {
+    let (store, _) = recorded("sdxl");
+    let names: Vec<&str> = store
+        .layout
+        .blocks
+        .iter()
+        .map(|block| block.name.as_str())
+        .collect();
+    assert_eq!(
+        names[..6],
+        [
+            "conv_in",
+            "down_blocks.0.resnets.0",
+            "down_blocks.0.resnets.1",
+            "down_blocks.0.downsamplers.0",
+            "down_blocks.1.resnets.0",
+            "down_blocks.1.attentions.0.transformer_blocks.0",
+        ]
+    );
+    assert!(names.contains(&"mid_block.attentions.0.transformer_blocks.2"));
+    assert_eq!(names.last(), Some(&"conv_out"));
+    let tensors = |name: &str| {
+        let block = store.layout.blocks.iter().find(|block| block.name == name);
+        let tensors = block.unwrap().tensors.iter();
+        tensors
+            .map(|tensor| tensor.name.clone())
+            .collect::<Vec<_>>()
+    };
+    let first = tensors("down_blocks.1.attentions.0.transformer_blocks.0");
+    assert!(first.contains(&"down_blocks.1.attentions.0.proj_in.weight".to_owned()));
+    assert!(!first.contains(&"down_blocks.1.attentions.0.proj_out.weight".to_owned()));
+    let last = tensors("down_blocks.1.attentions.0.transformer_blocks.1");
+    assert!(last.contains(&"down_blocks.1.attentions.0.proj_out.weight".to_owned()));
+    let count: usize = store
+        .layout
+        .blocks
+        .iter()
+        .map(|block| block.tensors.len())
+        .sum();
+    let mut distinct: Vec<&String> = store
+        .layout
+        .blocks
+        .iter()
+        .flat_map(|block| block.tensors.iter().map(|tensor| &tensor.name))
+        .collect();
+    distinct.sort();
+    distinct.dedup();
+    assert_eq!(distinct.len(), count, "no tensor is in two blocks");
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let good = json_file(&fixture("sdxl").join("config.json"));
+    Config::from_json(&good).unwrap();
+    for (key, value) in [
+        ("_class_name", json!("UNet2DModel")),
+        ("act_fn", json!("gelu")),
+        ("class_embed_type", json!("timestep")),
+        ("num_class_embeds", json!(1000)),
+        ("addition_embed_type", json!("image")),
+        ("addition_time_embed_dim", json!(null)),
+        ("projection_class_embeddings_input_dim", json!(null)),
+        ("dual_cross_attention", json!(true)),
+        ("resnet_time_scale_shift", json!("scale_shift")),
+        ("time_embedding_type", json!("fourier")),
+        ("encoder_hid_dim", json!(64)),
+        (
+            "down_block_types",
+            json!(["DownBlock2D", "SimpleCrossAttnDownBlock2D", "DownBlock2D"]),
+        ),
+        ("up_block_types", json!(["UpBlock2D"])),
+        ("mid_block_type", json!("UNetMidBlock2DSimpleCrossAttn")),
+        ("attention_head_dim", json!([2, 4])),
+        ("attention_head_dim", json!(5)),
+        ("transformer_layers_per_block", json!([1, 2, 100_000])),
+        ("transformer_layers_per_block", json!([1, [2, 1], 3])),
+        ("cross_attention_dim", json!([40, 40, 41])),
+        ("norm_num_groups", json!(3)),
+        ("norm_num_groups", json!(0)),
+        ("layers_per_block", json!(1_000_000)),
+        ("layers_per_block", json!(-1)),
+        ("block_out_channels", json!([])),
+        ("conv_in_kernel", json!(4)),
+        ("downsample_padding", json!(0)),
+        ("center_input_sample", json!(true)),
+        ("freq_shift", json!(4)),
+        ("time_cond_proj_dim", json!("wide")),
+    ] {
+        let mut config = good.clone();
+        config[key] = value.clone();
+        let text = match Config::from_json(&config) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("{key} {value} is accepted"),
+        };
+        assert!(
+            text.starts_with("unet: ") && (text.contains(key) || text.contains("reverse_")),
+            "{key} {value}: {text}"
+        );
+    }
+}
