@@ -1,7 +1,8 @@
-//! The decoder of AutoencoderKL: latents to a picture, whole, in strips, or in tiles.
+//! AutoencoderKL: latents to a picture and a picture to latents, whole, in strips, or in tiles.
 //!
 //! # Source
-//! diffusers `AutoencoderKL`: `Decoder`, `UNetMidBlock2D`, `UpDecoderBlock2D`, `ResnetBlock2D`, and `tiled_decode`.
+//! diffusers `AutoencoderKL`: `Decoder`, `Encoder`, `UNetMidBlock2D`, `UpDecoderBlock2D`, `DownEncoderBlock2D`,
+//! `ResnetBlock2D`, `tiled_decode` and `_tiled_encode`.
 //!
 //! Letters: C channels, h x w latent size, H x W = `scale` times that. Maps are (C, height, width), f32.
 //!
@@ -9,6 +10,7 @@
 //! while it writes: no map exists for any of them.
 
 mod cost;
+mod encode;
 mod map;
 mod network;
 mod strips;
@@ -21,9 +23,12 @@ use crate::config::ConfigReader;
 use crate::tensor::{Compute, Tensor};
 use crate::weights::{BlockSource, Headers, record};
 use crate::{Error, Result};
+use cost::Ways;
 use map::{Machine, Map, real_tensor};
 use network::{Block, Loaded, Loader};
 use strips::{Kept, Pace};
+
+pub use encode::{EncodeMode, Moments, encode, encode_modes, encoder_layout};
 
 /// Up blocks in the tail.
 const TAIL_UP_BLOCKS: usize = 2;
@@ -31,13 +36,15 @@ const TAIL_UP_BLOCKS: usize = 2;
 /// The numbers of config.json that matter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Channels of the picture.
+    /// Channels of the picture that is encoded.
+    pub in_channels: usize,
+    /// Channels of the picture that is decoded.
     pub out_channels: usize,
     /// Channels of the latents.
     pub latent_channels: usize,
     /// Channels of each resolution, finest first.
     pub block_out_channels: Vec<usize>,
-    /// Resnets of an up block, less one.
+    /// Resnets of a down block; an up block has one more.
     pub layers_per_block: usize,
     /// Groups of every norm.
     pub norm_num_groups: usize,
@@ -47,7 +54,9 @@ pub struct Config {
     pub shift_factor: f64,
     /// Whether there is attention at the lowest resolution.
     pub mid_block_add_attention: bool,
-    /// Whether a 1x1 convolution comes first.
+    /// Whether a 1x1 convolution comes last when a picture is encoded.
+    pub use_quant_conv: bool,
+    /// Whether a 1x1 convolution comes first when latents are decoded.
     pub use_post_quant_conv: bool,
 }
 
@@ -66,7 +75,12 @@ impl Config {
             }
         }
         let block_out_channels = config.sizes("block_out_channels", Some(&[64]), 8, 1..=8192)?;
-        check_block_types(&config, block_out_channels.len())?;
+        let levels = block_out_channels.len();
+        // Programs that only decode have configurations with one default entry for all levels of the encoder.
+        if config.get("down_block_types").is_some() {
+            check_block_types(&config, "down_block_types", "DownEncoderBlock2D", levels)?;
+        }
+        check_block_types(&config, "up_block_types", "UpDecoderBlock2D", levels)?;
         let norm_num_groups = config.size("norm_num_groups", Some(32), 1..=8192)?;
         if let Some(odd) = block_out_channels
             .iter()
@@ -83,6 +97,7 @@ impl Config {
             return Err(config.error("scaling_factor", "is 0"));
         }
         Ok(Config {
+            in_channels: config.size("in_channels", Some(3), 1..=64)?,
             out_channels: config.size("out_channels", Some(3), 1..=64)?,
             latent_channels: config.size("latent_channels", Some(4), 1..=1024)?,
             block_out_channels,
@@ -91,6 +106,7 @@ impl Config {
             scaling_factor,
             shift_factor: config.number("shift_factor", Some(0.0))?,
             mid_block_add_attention: config.flag("mid_block_add_attention", true)?,
+            use_quant_conv: config.flag("use_quant_conv", true)?,
             use_post_quant_conv: config.flag("use_post_quant_conv", true)?,
         })
     }
@@ -115,22 +131,26 @@ impl Config {
     }
 }
 
-fn check_block_types(config: &ConfigReader<'_>, blocks: usize) -> Result<()> {
-    const KEY: &str = "up_block_types";
-    const ONLY: &str = "UpDecoderBlock2D";
-    let absent = [Value::from(ONLY)];
-    let types = match config.get(KEY) {
+/// All `blocks` entries of the list under `key` must be `only`, the one kind that is built.
+fn check_block_types(
+    config: &ConfigReader<'_>,
+    key: &str,
+    only: &str,
+    blocks: usize,
+) -> Result<()> {
+    let absent = [Value::from(only)];
+    let types = match config.get(key) {
         None => &absent[..],
         Some(types) => types
             .as_array()
-            .ok_or_else(|| config.error(KEY, "is not a list"))?,
+            .ok_or_else(|| config.error(key, "is not a list"))?,
     };
-    if let Some(other) = types.iter().find(|&name| name != ONLY) {
-        return Err(config.error(KEY, format!("has {other}; only '{ONLY}' is supported")));
+    if let Some(other) = types.iter().find(|&name| name != only) {
+        return Err(config.error(key, format!("has {other}; only '{only}' is supported")));
     }
     if types.len() != blocks {
         return Err(config.error(
-            KEY,
+            key,
             format!(
                 "has {} entries, block_out_channels has {blocks}",
                 types.len()
@@ -247,7 +267,32 @@ pub fn layout(headers: &dyn Headers, config: &Config) -> Result<ComponentLayout>
 
 /// The ways to decode latents of `height` x `width`, best liked first; [`DecodeMode::planned`] understands their names.
 pub fn modes(config: &Config, height: usize, width: usize) -> Vec<Mode> {
-    cost::modes(config, height, width)
+    let mut strips: Vec<fn(usize) -> DecodeMode> = vec![|rows| DecodeMode::ResnetStrips { rows }];
+    if config.block_out_channels.len() > 1 {
+        strips.push(|rows| DecodeMode::LastStageStrips { rows });
+    }
+    strips.push(|rows| DecodeMode::Strips { rows });
+    let ways = Ways {
+        config,
+        latent: (height, width),
+        whole: DecodeMode::Whole,
+        strips,
+        tiles: DecodeMode::tiles,
+        name: DecodeMode::name,
+        blocks: Block::all(config).len(),
+        rehearse: |machine, config, (height, width), mode| {
+            let latents = Latents {
+                height,
+                width,
+                values: None,
+            };
+            let decoder = Decoder { machine, config };
+            decoder
+                .decode(&mut Blocks::Shapes, &latents, mode)
+                .map(drop)
+        },
+    };
+    ways.modes()
 }
 
 /// Decodes latents as the scheduler left them: they are scaled and shifted here.
@@ -323,7 +368,7 @@ impl Latents<'_> {
     }
 }
 
-/// Where a decoder's blocks come from: in a rehearsal, shapes are enough.
+/// Where blocks come from: in a rehearsal, shapes are enough.
 enum Blocks<'s> {
     Source(&'s mut dyn BlockSource),
     Shapes,
@@ -342,33 +387,55 @@ impl Decoder<'_> {
         latents: &Latents<'_>,
         mode: &DecodeMode,
     ) -> Result<Map> {
+        let (machine, config) = (&self.machine, self.config);
         if let DecodeMode::Tiles { size, overlap } = *mode {
-            return tiles::decode(
-                self,
-                blocks,
-                latents,
-                tiles::Tiling::new(size, overlap, self.config.scale()),
-            );
+            let tiling = tiles::Tiling::new(size, overlap, config.scale());
+            let size = (latents.height, latents.width);
+            let tile = |rows, columns| {
+                let part = latents.part(machine, config, rows, columns)?;
+                self.visit(blocks, part, Pace::Whole)
+            };
+            return tiles::stitched(machine, config.out_channels, size, tiling, tile);
         }
-        let x = latents.part(
-            &self.machine,
-            self.config,
-            0..latents.height,
-            0..latents.width,
-        )?;
+        let (rows, columns) = (0..latents.height, 0..latents.width);
+        let x = latents.part(machine, config, rows, columns)?;
         self.visit(blocks, x, mode.pace())
     }
 
     /// One visit of all blocks.
     fn visit(&self, blocks: &mut Blocks<'_>, x: Map, pace: Pace) -> Result<Map> {
+        let pass = Pass {
+            machine: &self.machine,
+            config: self.config,
+            pace,
+        };
+        pass.visit(blocks, &Block::all(self.config), x)
+    }
+}
+
+/// A unit of streaming, of the decoder or of the encoder.
+trait Unit {
+    /// Loads it from the component's root scope.
+    fn load<'w>(&self, root: &Loader<'w>, config: &Config) -> Result<Loaded<'w>>;
+}
+
+/// One way through all blocks.
+struct Pass<'c> {
+    machine: &'c Machine,
+    config: &'c Config,
+    pace: Pace,
+}
+
+impl Pass<'_> {
+    fn visit(&self, blocks: &mut Blocks<'_>, units: &[impl Unit], x: Map) -> Result<Map> {
         let mut x = x;
-        for (index, block) in Block::all(self.config).iter().enumerate() {
+        for (index, unit) in units.iter().enumerate() {
             let loader = match blocks {
                 Blocks::Source(source) => Loader::Weights(source.block(index)?),
                 Blocks::Shapes => Loader::Shapes,
             };
-            x = match block.load(&loader, self.config)? {
-                Loaded::Stages(stages) => strips::apply(&self.machine, &stages, x, pace)?,
+            x = match unit.load(&loader, self.config)? {
+                Loaded::Stages(stages) => strips::apply(self.machine, &stages, x, self.pace)?,
                 Loaded::Attention(attention) => self.machine.attend(&attention, x)?,
             };
         }

@@ -306,7 +306,7 @@ impl<'w> Weights<'w> {
         })
     }
 
-    /// A convolution with a square kernel and bias, stride 1, zero padding of `kernel / 2`.
+    /// A convolution with a square kernel and bias.
     ///
     /// # Errors
     /// As [`Weights::linear_no_bias`].

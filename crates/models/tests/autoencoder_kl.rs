@@ -1,8 +1,10 @@
-//! What the AutoencoderKL decoder promises: the reference's picture, the same bytes in strips, and the memory it names.
+//! What AutoencoderKL promises, of its decoder here and of its encoder in `encode`: the reference's picture, the same bytes in strips, and the memory it names.
 
 // The lint's exception for tests does not reach the functions that tests share.
 #![allow(clippy::unwrap_used)]
 
+#[path = "autoencoder_kl/encode.rs"]
+mod encode;
 #[path = "autoencoder_kl/store.rs"]
 mod store;
 
@@ -17,8 +19,8 @@ use lowtide_models::{Compute, Error, Precision, Tensor};
 use serde_json::json;
 
 use store::{
-    Known, Shapes, Store, bits, expected, fixtures, json_file, largest_difference, latents, random,
-    small, stored, with,
+    Store, bits, expected, fixtures, json_file, largest_difference, latents, random,
+    renamed_as_before, small, stored, with,
 };
 
 #[global_allocator]
@@ -274,6 +276,7 @@ fn predicted_bytes_are_those_measured() {
 
 #[test]
 fn formulas_name_what_a_real_decoder_takes() {
+    let _alone = alone();
     let config = json!({
         "block_out_channels": [128, 256, 512, 512], "up_block_types": vec!["UpDecoderBlock2D"; 4],
         "layers_per_block": 2, "norm_num_groups": 32, "latent_channels": 16, "use_post_quant_conv": false,
@@ -331,6 +334,7 @@ fn formulas_name_what_a_real_decoder_takes() {
 
 #[test]
 fn blocks_come_in_order_of_use_and_hold_only_the_decoder() {
+    let _alone = alone();
     let store = random(small(&[8, 8, 16, 16], 1, 4));
     let names: Vec<&str> = store
         .layout
@@ -377,29 +381,7 @@ fn blocks_come_in_order_of_use_and_hold_only_the_decoder() {
 fn old_names_of_the_attention_are_understood() {
     let _alone = alone();
     let mut new = random(small(&[8, 16], 1, 4));
-    let renamed = [
-        ("to_q.", "query."),
-        ("to_k.", "key."),
-        ("to_v.", "value."),
-        ("to_out.0.", "proj_attn."),
-    ];
-    let mut shapes = Shapes::new();
-    let mut values = HashMap::new();
-    for (layout, (_, bytes)) in new.layout.blocks.iter().zip(&new.blocks) {
-        for (tensor, at) in layout.offsets() {
-            let name = renamed
-                .iter()
-                .fold(tensor.name.clone(), |name, (now, then)| {
-                    name.replace(now, then)
-                });
-            shapes.insert(name.clone(), (tensor.dtype, tensor.shape.clone()));
-            values.insert(name, bytes[at..at + tensor.bytes().as_usize()].to_vec());
-        }
-    }
-    let layout = layout(&Known(&shapes), &new.config).unwrap();
-    let mut old = Store::new(new.config.clone(), layout, |tensor| {
-        values[&tensor.name].clone()
-    });
+    let mut old = renamed_as_before(&new, layout);
     let latents = latents(&new, 4, 6);
     let picture = bits(&new.decode(F32, &latents, DecodeMode::Whole));
     assert_eq!(bits(&old.decode(F32, &latents, DecodeMode::Whole)), picture);
@@ -407,17 +389,25 @@ fn old_names_of_the_attention_are_understood() {
 
 #[test]
 fn what_is_not_supported_is_refused_by_name() {
+    let _alone = alone();
     let good = small(&[8, 16], 1, 4);
     Config::from_json(&good).unwrap();
     for (key, value) in [
         ("_class_name", json!("AutoencoderTiny")),
         ("act_fn", json!("gelu")),
         ("latents_mean", json!([0.0])),
+        ("latents_std", json!([1.0])),
         (
             "up_block_types",
             json!(["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]),
         ),
         ("up_block_types", json!(["UpDecoderBlock2D"])),
+        (
+            "down_block_types",
+            json!(["AttnDownEncoderBlock2D", "DownEncoderBlock2D"]),
+        ),
+        ("down_block_types", json!(["DownEncoderBlock2D"])),
+        ("in_channels", json!(0)),
         ("norm_num_groups", json!(3)),
         ("norm_num_groups", json!(0)),
         ("scaling_factor", json!(0)),
@@ -449,6 +439,7 @@ fn what_is_not_supported_is_refused_by_name() {
 
 #[test]
 fn latents_of_another_shape_are_refused() {
+    let _alone = alone();
     let mut store = random(small(&[8], 1, 2));
     for shape in [[3, 4, 4], [4, 0, 4]] {
         let config = store.config.clone();

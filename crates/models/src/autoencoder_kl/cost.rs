@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use lowtide_core::{Formula, Ladder, Mode, Term};
+use lowtide_core::{Formula, Ladder, Mode, Term, Vars};
 
+use super::Config;
 use super::map::{Ledger, Machine};
-use super::network::Block;
-use super::{Blocks, Config, DecodeMode, Decoder, Latents};
+use crate::Result;
 
 /// The variable with the rows of a strip.
 pub(super) const STRIP_ROWS: &str = "strip_rows";
@@ -26,113 +26,123 @@ const TILE_MIN: usize = 32;
 /// Tiles are a multiple of this many latents wide, so that the overlap is exactly a quarter.
 const TILE_STEP: usize = 4;
 
-/// What one way to decode takes.
+/// How many times the bytes of a rung its formula may name.
+const EXCESS_MAX: f64 = 1.08;
+
+/// What one way through a network takes.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
     bytes: f64,
     flops: f64,
 }
 
-/// Decodes shapes.
-fn rehearse(config: &Config, height: usize, width: usize, mode: &DecodeMode) -> Cost {
-    let ledger = Rc::new(Ledger::default());
-    let decoder = Decoder {
-        machine: Machine::Rehearsal(Rc::clone(&ledger)),
-        config,
-    };
-    let latents = Latents {
-        height,
-        width,
-        values: None,
-    };
-    let decoded = decoder.decode(&mut Blocks::Shapes, &latents, mode);
-    decoded.expect("a rehearsal asks for neither memory nor weights");
-    Cost {
-        bytes: ledger.peak() as f64,
-        flops: ledger.flops(),
-    }
+/// The ways through a network, in one direction or the other.
+pub(super) struct Ways<'c, M> {
+    pub(super) config: &'c Config,
+    /// Rows and columns of the latents.
+    pub(super) latent: (usize, usize),
+    pub(super) whole: M,
+    /// Strips of so many rows, from what takes the most memory to what takes the least.
+    pub(super) strips: Vec<fn(usize) -> M>,
+    /// Tiles of so many latents.
+    pub(super) tiles: fn(usize) -> M,
+    pub(super) name: fn(&M) -> &'static str,
+    /// How many blocks there are.
+    pub(super) blocks: usize,
+    /// Goes through, with shapes alone.
+    pub(super) rehearse: fn(Machine, &Config, (usize, usize), &M) -> Result<()>,
 }
 
-/// The modes for latents of `height` x `width`, best liked first.
-pub(super) fn modes(config: &Config, height: usize, width: usize) -> Vec<Mode> {
-    let whole = rehearse(config, height, width, &DecodeMode::Whole);
-    let mut modes = vec![Mode {
-        name: DecodeMode::Whole.name().to_owned(),
-        exact: true,
-        activation: Formula::constant(whole.bytes),
-        flops: Formula::constant(whole.flops),
-        ladders: Vec::new(),
-        resident_blocks: Vec::new(),
-    }];
-    let rows = height * config.scale();
-    if rows >= 2 * STRIP_ROWS_MIN {
-        let ladder = || {
+impl<M> Ways<'_, M> {
+    /// They as modes of a phase, best liked first.
+    pub(super) fn modes(&self) -> Vec<Mode> {
+        let (height, width) = self.latent;
+        let mut modes = vec![self.fixed(&self.whole)];
+        let rows = height * self.config.scale();
+        if rows >= 2 * STRIP_ROWS_MIN {
             let full = (rows / 2).next_multiple_of(STRIP_ROWS_STEP);
-            Ladder::new(
-                STRIP_ROWS,
-                full as u64,
-                STRIP_ROWS_MIN as u64,
-                STRIP_ROWS_STEP as u64,
-            )
-        };
-        let rehearse = |mode: &DecodeMode| rehearse(config, height, width, mode);
-        modes.push(laddered(ladder(), rehearse, |rows| {
-            DecodeMode::ResnetStrips { rows }
-        }));
-        if config.block_out_channels.len() > 1 {
-            modes.push(laddered(ladder(), rehearse, |rows| {
-                DecodeMode::LastStageStrips { rows }
+            modes.extend(self.strips.iter().map(|&strips| {
+                let (min, step) = (STRIP_ROWS_MIN as u64, STRIP_ROWS_STEP as u64);
+                self.laddered(Ladder::new(STRIP_ROWS, full as u64, min, step), strips)
             }));
         }
-        modes.push(laddered(ladder(), rehearse, |rows| DecodeMode::Strips {
-            rows,
-        }));
+        let side = height.max(width);
+        if side > TILE_MIN {
+            let full = (side / 2).next_multiple_of(TILE_STEP).max(TILE_MIN);
+            let ladder = Ladder::new(TILE, full as u64, TILE_MIN as u64, TILE_STEP as u64);
+            modes.push(Mode {
+                exact: false,
+                // Every tile visits all blocks, from the first on.
+                resident_blocks: (0..self.blocks).collect(),
+                ..self.laddered(ladder, self.tiles)
+            });
+        }
+        modes
     }
-    let side = height.max(width);
-    if side > TILE_MIN {
-        let full = (side / 2).next_multiple_of(TILE_STEP).max(TILE_MIN);
-        let ladder = Ladder::new(TILE, full as u64, TILE_MIN as u64, TILE_STEP as u64);
-        let tiles = laddered(
-            ladder,
-            |mode| rehearse(config, height, width, mode),
-            DecodeMode::tiles,
-        );
-        // Every tile visits all blocks, from the first on.
-        let resident_blocks = (0..Block::all(config).len()).collect();
-        modes.push(Mode {
-            exact: false,
-            resident_blocks,
-            ..tiles
-        });
-    }
-    modes
-}
 
-/// A mode with one variable: rehearsed for each of its values.
-fn laddered(
-    ladder: Ladder,
-    rehearse: impl Fn(&DecodeMode) -> Cost,
-    mode: impl Fn(usize) -> DecodeMode,
-) -> Mode {
-    let rehearsed: Vec<(u64, Cost)> = ladder
-        .values()
-        .into_iter()
-        .map(|value| (value, rehearse(&mode(value as usize))))
-        .collect();
-    let through = |part: fn(&Cost) -> f64| {
-        let points: Vec<(f64, f64)> = rehearsed
-            .iter()
-            .map(|(value, cost)| (*value as f64, part(cost)))
+    fn cost(&self, mode: &M) -> Cost {
+        let ledger = Rc::new(Ledger::default());
+        let machine = Machine::Rehearsal(Rc::clone(&ledger));
+        (self.rehearse)(machine, self.config, self.latent, mode)
+            .expect("a rehearsal asks for neither memory nor weights");
+        Cost {
+            bytes: ledger.peak() as f64,
+            flops: ledger.flops(),
+        }
+    }
+
+    /// A mode without variables.
+    fn fixed(&self, mode: &M) -> Mode {
+        let cost = self.cost(mode);
+        Mode {
+            name: (self.name)(mode).to_owned(),
+            exact: true,
+            activation: Formula::constant(cost.bytes),
+            flops: Formula::constant(cost.flops),
+            ladders: Vec::new(),
+            resident_blocks: Vec::new(),
+        }
+    }
+
+    /// A mode with one variable: rehearsed for each of its values.
+    ///
+    /// Strips that touch an edge have no halo there, so that the largest ones need less than their rows promise. Such
+    /// values are left out where the formula would else say too much of the small ones.
+    fn laddered(&self, mut ladder: Ladder, mode: fn(usize) -> M) -> Mode {
+        let mut rehearsed: Vec<(u64, Cost)> = ladder
+            .values()
+            .into_iter()
+            .map(|value| (value, self.cost(&mode(value as usize))))
             .collect();
-        through(&points, &ladder.var)
-    };
-    Mode {
-        name: mode(1).name().to_owned(),
-        exact: true,
-        activation: through(|cost| cost.bytes),
-        flops: through(|cost| cost.flops),
-        resident_blocks: Vec::new(),
-        ladders: vec![ladder],
+        loop {
+            let through = |part: fn(&Cost) -> f64| {
+                let points = rehearsed.iter();
+                through(
+                    &points
+                        .map(|(x, y)| (*x as f64, part(y)))
+                        .collect::<Vec<_>>(),
+                    &ladder.var,
+                )
+            };
+            let activation = through(|cost| cost.bytes);
+            let exact = rehearsed.iter().all(|&(value, cost)| {
+                let vars: Vars = [(ladder.var.clone(), value)].into_iter().collect();
+                let bytes = activation.eval(&vars).expect("the only variable is set");
+                bytes <= EXCESS_MAX * cost.bytes
+            });
+            if exact || rehearsed.len() == 1 {
+                return Mode {
+                    name: (self.name)(&mode(1)).to_owned(),
+                    exact: true,
+                    activation,
+                    flops: through(|cost| cost.flops),
+                    resident_blocks: Vec::new(),
+                    ladders: vec![ladder],
+                };
+            }
+            rehearsed.remove(0);
+            ladder.full = rehearsed[0].0;
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Maps, and the machine that computes on them: for real, or in a rehearsal that only counts.
 //!
-//! A rehearsal runs the very code that decodes, on shapes alone. What it counts, bytes at the worst moment and
+//! A rehearsal runs the very code that decodes and encodes, on shapes alone. What it counts, bytes at the worst moment and
 //! operations, is what the planner is told, so the two cannot drift apart.
 
 use std::cell::Cell;
@@ -10,7 +10,7 @@ use std::rc::Rc;
 use lowtide_kernels::Activation;
 
 use super::network::{Attention, Conv, Norm};
-use crate::layers::{Affine, Around, GroupSums, Heads, Linear, Strip};
+use crate::layers::{Affine, GroupSums, Heads, Linear, Strip};
 use crate::tensor::{Compute, Tensor};
 use crate::{Error, Result};
 
@@ -236,11 +236,7 @@ impl Machine {
                         .expect("real sums make a real norm")
                         .then(Activation::Silu)
                 });
-                let around = Around {
-                    input,
-                    upsample: conv.upsample,
-                    ..Around::default()
-                };
+                let around = conv.around(input);
                 let add = add.map(|add| &add.strip().rows);
                 let layer = conv
                     .layer
@@ -249,8 +245,7 @@ impl Machine {
                 Map::real(layer.forward(*compute, x.strip(), around, rows, add)?)
             }
             Machine::Rehearsal(ledger) => {
-                let scale = if conv.upsample { 2 } else { 1 };
-                let (height, width) = (x.height * scale, x.width * scale);
+                let (height, width) = (conv.size_out(x.height), conv.size_out(x.width));
                 let taps = conv.channels_in * conv.kernel * conv.kernel;
                 ledger.work(
                     2.0 * taps as f64 * conv.channels_out as f64 * (rows.len() * width) as f64,
@@ -389,7 +384,7 @@ fn add_tokens(y: &[f32], map: &mut [f32], channels: usize) {
 pub(super) fn real_tensor(map: Map) -> Result<Tensor> {
     let found = vec![map.channels, map.height, map.width];
     map.into_tensor().ok_or(Error::Shape {
-        what: "decoded map",
+        what: "a real map",
         expected: found.clone(),
         found,
     })

@@ -1,11 +1,15 @@
-//! The decoder's blocks and what they consist of, by the names of the checkpoint.
+//! What blocks consist of, and the decoder's blocks, by the names of the checkpoint.
 
-use super::Config;
+use std::ops::Range;
+
+use lowtide_kernels::ChannelAffine;
+
+use super::{Config, Unit};
 use crate::Result;
-use crate::layers::{Conv2d, GroupNorm, Linear};
+use crate::layers::{Around, Conv2d, GroupNorm, Linear, Padding};
 use crate::weights::Weights;
 
-/// Every norm of the decoder adds this to the variance, whatever the configuration.
+/// Every norm adds this to the variance, whatever the configuration.
 const NORM_EPS: f32 = 1e-6;
 
 /// Where layers come from.
@@ -17,13 +21,69 @@ pub(super) enum Loader<'w> {
     Shapes,
 }
 
-/// A convolution over `kernel` x `kernel` values, of an enlarged map where `upsample` says so.
+/// What a convolution does to the size of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scale {
+    /// Nothing.
+    Same,
+    /// The map is enlarged twice before.
+    Double,
+    /// Every other row and column is computed, with zeros below and on the right only.
+    Halve,
+}
+
+/// The zeros around a map that is halved: the first window begins at the first value.
+const HALVING_PADDING: Padding = Padding {
+    top: 0,
+    left: 0,
+    bottom: 1,
+    right: 1,
+};
+
+/// A convolution over `kernel` x `kernel` values.
 pub(super) struct Conv<'w> {
     pub(super) channels_in: usize,
     pub(super) channels_out: usize,
     pub(super) kernel: usize,
-    pub(super) upsample: bool,
+    pub(super) scale: Scale,
     pub(super) layer: Option<Conv2d<'w>>,
+}
+
+impl Conv<'_> {
+    /// What happens to its input, normalised by `input` where that is given.
+    pub(super) fn around<'a>(&self, input: Option<ChannelAffine<'a>>) -> Around<'a> {
+        Around {
+            input,
+            upsample: self.scale == Scale::Double,
+            halve: (self.scale == Scale::Halve).then_some(HALVING_PADDING),
+            shift: None,
+        }
+    }
+
+    /// Rows or columns it makes of `size`.
+    pub(super) fn size_out(&self, size: usize) -> usize {
+        match self.scale {
+            Scale::Same => size,
+            Scale::Double => size * 2,
+            Scale::Halve => size / 2,
+        }
+    }
+
+    /// The rows of its input, of `height` rows, that it needs for some rows of its result.
+    pub(super) fn rows_in(&self, rows: &Range<usize>, height: usize) -> Range<usize> {
+        let by = self.kernel / 2;
+        match self.scale {
+            Scale::Same => rows.start.saturating_sub(by)..(rows.end + by).min(height),
+            Scale::Double => {
+                let end = (rows.end + by).min(2 * height);
+                rows.start.saturating_sub(by) / 2..end.div_ceil(2)
+            }
+            Scale::Halve => {
+                let end = (2 * rows.end.saturating_sub(1) + self.kernel).min(height);
+                2 * rows.start..end
+            }
+        }
+    }
 }
 
 /// A group norm.
@@ -78,14 +138,14 @@ pub(super) enum Block {
 }
 
 impl<'w> Loader<'w> {
-    fn pp(&self, name: impl std::fmt::Display) -> Loader<'w> {
+    pub(super) fn pp(&self, name: impl std::fmt::Display) -> Loader<'w> {
         match self {
             Loader::Weights(weights) => Loader::Weights(weights.pp(name)),
             Loader::Shapes => Loader::Shapes,
         }
     }
 
-    fn conv(
+    pub(super) fn conv(
         &self,
         channels_in: usize,
         channels_out: usize,
@@ -102,12 +162,12 @@ impl<'w> Loader<'w> {
             channels_in,
             channels_out,
             kernel,
-            upsample: false,
+            scale: Scale::Same,
             layer,
         })
     }
 
-    fn norm(&self, config: &Config, channels: usize, name: &str) -> Result<Norm> {
+    pub(super) fn norm(&self, config: &Config, channels: usize, name: &str) -> Result<Norm> {
         let layer = match self {
             Loader::Weights(weights) => {
                 Some(weights.group_norm(config.norm_num_groups, channels, NORM_EPS, name)?)
@@ -139,7 +199,7 @@ impl<'w> Resnet<'w> {
 }
 
 impl<'w> Attention<'w> {
-    fn load(from: &Loader<'w>, config: &Config) -> Result<Attention<'w>> {
+    pub(super) fn load(from: &Loader<'w>, config: &Config) -> Result<Attention<'w>> {
         let c = config.channels_deepest();
         let layers = match from {
             Loader::Shapes => None,
@@ -187,9 +247,10 @@ impl Block {
             Block::Tail => "tail".to_owned(),
         }
     }
+}
 
-    /// Loads it from the component's root scope.
-    pub(super) fn load<'w>(&self, root: &Loader<'w>, config: &Config) -> Result<Loaded<'w>> {
+impl Unit for Block {
+    fn load<'w>(&self, root: &Loader<'w>, config: &Config) -> Result<Loaded<'w>> {
         let decoder = root.pp("decoder");
         let c = config.channels_deepest();
         let mut stages = Vec::new();
@@ -240,7 +301,8 @@ impl Block {
     }
 }
 
-fn resnet<'w>(
+/// A residual block as a stage.
+pub(super) fn resnet<'w>(
     scope: &Loader<'w>,
     config: &Config,
     channels_in: usize,
@@ -271,7 +333,7 @@ fn upsampler<'w>(decoder: &Loader<'w>, config: &Config, block: usize) -> Result<
     let scope = decoder.pp(format!("up_blocks.{block}.upsamplers.0"));
     let conv = scope.conv(channels, channels, 3, "conv")?;
     Ok(Stage::Conv(Conv {
-        upsample: true,
+        scale: Scale::Double,
         ..conv
     }))
 }

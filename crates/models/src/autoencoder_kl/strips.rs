@@ -8,7 +8,7 @@
 use std::ops::{Deref, Range};
 
 use super::map::{Finished, Machine, Map, Sums};
-use super::network::{Conv, Norm, Resnet, Stage};
+use super::network::{Conv, Norm, Resnet, Scale, Stage};
 use crate::Result;
 
 /// Rows a residual block needs beyond those asked for: one a convolution.
@@ -17,10 +17,12 @@ const RESNET_HALO: usize = 2;
 /// Which maps of a block in strips are kept whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kept {
-    /// What every resnet leaves.
+    /// What every resnet leaves, and every halving.
     Resnets,
-    /// What every resnet leaves before the last enlargement.
+    /// As [`Kept::Resnets`] before the last enlargement; from there on none.
     BeforeLastStage,
+    /// None up to the first halving; behind it as [`Kept::Resnets`].
+    BehindFirstStage,
     /// None.
     Nothing,
 }
@@ -48,29 +50,29 @@ pub(super) fn apply(machine: &Machine, stages: &[Stage<'_>], x: Map, pace: Pace)
 
 /// Cuts `stages` behind every stage whose map is kept.
 fn segments<'m, 'w>(stages: &'m [Stage<'w>], kept: Kept) -> Vec<&'m [Stage<'w>]> {
-    let last_stage = stages
-        .iter()
-        .rposition(|stage| matches!(stage, Stage::Conv(conv) if conv.upsample))
-        .unwrap_or(0);
-    let cut_before = match kept {
-        Kept::Resnets => stages.len(),
-        Kept::BeforeLastStage => last_stage,
-        Kept::Nothing => 0,
+    let scales = |scale: Scale| move |stage: &Stage<'_>| matches!(stage, Stage::Conv(conv) if conv.scale == scale);
+    let cut = match kept {
+        Kept::Resnets => 0..stages.len(),
+        Kept::BeforeLastStage => 0..stages.iter().rposition(scales(Scale::Double)).unwrap_or(0),
+        Kept::BehindFirstStage => {
+            let halving = stages.iter().position(scales(Scale::Halve));
+            halving.map_or(0, |at| at + 1)..stages.len()
+        }
+        Kept::Nothing => 0..0,
     };
-    let (cut, uncut) = stages.split_at(cut_before);
-    let mut segments: Vec<_> = cut
-        .split_inclusive(|stage| matches!(stage, Stage::Resnet(_)))
-        .collect();
-    if !uncut.is_empty() {
-        segments.push(uncut);
-    }
+    let keeps =
+        |stage: &Stage<'_>| matches!(stage, Stage::Resnet(_)) || scales(Scale::Halve)(stage);
+    let mut segments = vec![&stages[..cut.start]];
+    segments.extend(stages[cut.clone()].split_inclusive(keeps));
+    segments.push(&stages[cut.end..]);
+    segments.retain(|segment| !segment.is_empty());
     segments
 }
 
 /// One stage over a whole map.
 fn whole(machine: &Machine, stage: &Stage<'_>, x: Map) -> Result<Map> {
     match stage {
-        Stage::Conv(conv) => machine.conv(conv, &x, None, 0..height_out(conv, x.height), None),
+        Stage::Conv(conv) => machine.conv(conv, &x, None, 0..conv.size_out(x.height), None),
         Stage::Resnet(resnet) => whole_resnet(machine, resnet, x),
         Stage::Out { norm, conv } => {
             let norm = machine.norm(norm, &x)?;
@@ -183,7 +185,7 @@ impl<'m, 'w> Chain<'m, 'w> {
                     self.norms[index].push(norm1);
                     let (height, width) = self.size_after(base, index);
                     let mut sums = self.machine.sums(&resnet.norm2);
-                    for strip in strips(height, rows) {
+                    for strip in self.strips_after(base, index, rows) {
                         let x = self.source(Source::Kept(base), index, widen(&strip, 1, height))?;
                         let hidden = self.machine.conv(
                             &resnet.conv1,
@@ -216,7 +218,7 @@ impl<'m, 'w> Chain<'m, 'w> {
         }
         let (height, width) = self.size_after(base, index);
         let mut sums: Sums = self.machine.sums(norm);
-        for strip in strips(height, rows) {
+        for strip in self.strips_after(base, index, rows) {
             let x = self.rows(Source::Kept(base), index, strip)?;
             self.machine.add_rows(norm, &x, &mut sums)?;
         }
@@ -229,7 +231,7 @@ impl<'m, 'w> Chain<'m, 'w> {
         let mut out = self
             .machine
             .empty(self.channels_out(base), height, width, 0..height)?;
-        for strip in strips(height, rows) {
+        for strip in self.strips_after(base, self.stages.len(), rows) {
             let done = self.rows(Source::Kept(base), self.stages.len(), strip)?;
             self.machine.copy_rows(&mut out, &done);
         }
@@ -259,11 +261,11 @@ impl<'m, 'w> Chain<'m, 'w> {
         let norms = &self.norms[index];
         match &self.stages[index] {
             Stage::Conv(conv) => {
-                let x = self.source(base, index, rows_in(conv, &wanted, height))?;
+                let x = self.source(base, index, conv.rows_in(&wanted, height))?;
                 self.machine.conv(conv, &x, None, wanted, None)
             }
             Stage::Out { conv, .. } => {
-                let x = self.source(base, index, rows_in(conv, &wanted, height))?;
+                let x = self.source(base, index, conv.rows_in(&wanted, height))?;
                 self.machine.conv(conv, &x, norms.first(), wanted, None)
             }
             Stage::Resnet(resnet) => {
@@ -296,11 +298,32 @@ impl<'m, 'w> Chain<'m, 'w> {
 
     /// Height and width after the first `count` stages.
     fn size_after(&self, base: &Map, count: usize) -> (usize, usize) {
-        let enlarged = self.stages[..count]
-            .iter()
-            .filter(|stage| matches!(stage, Stage::Conv(conv) if conv.upsample))
+        let size = (base.height, base.width);
+        self.convs(count).fold(size, |(height, width), conv| {
+            (conv.size_out(height), conv.size_out(width))
+        })
+    }
+
+    /// The bare convolutions among the first `count` stages.
+    fn convs(&self, count: usize) -> impl Iterator<Item = &'m Conv<'w>> {
+        self.stages[..count].iter().filter_map(|stage| match stage {
+            Stage::Conv(conv) => Some(conv),
+            Stage::Resnet(_) | Stage::Out { .. } => None,
+        })
+    }
+
+    /// The strips of what the first `count` stages make: `rows` high, or what that is where the map has been halved.
+    fn strips_after(
+        &self,
+        base: &Map,
+        count: usize,
+        rows: usize,
+    ) -> impl Iterator<Item = Range<usize>> + use<> {
+        let halvings = self
+            .convs(count)
+            .filter(|conv| conv.scale == Scale::Halve)
             .count();
-        (base.height << enlarged, base.width << enlarged)
+        strips(self.size_after(base, count).0, rows >> halvings)
     }
 
     fn channels_out(&self, base: &Map) -> usize {
@@ -323,18 +346,4 @@ fn strips(height: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
 /// `by` more rows above and below, as far as the map goes.
 fn widen(rows: &Range<usize>, by: usize, height: usize) -> Range<usize> {
     rows.start.saturating_sub(by)..(rows.end + by).min(height)
-}
-
-/// The rows of its input, of `height` rows, that a convolution needs for some rows of its result.
-fn rows_in(conv: &Conv<'_>, rows: &Range<usize>, height: usize) -> Range<usize> {
-    let needed = widen(rows, conv.kernel / 2, height_out(conv, height));
-    if conv.upsample {
-        needed.start / 2..needed.end.div_ceil(2)
-    } else {
-        needed
-    }
-}
-
-fn height_out(conv: &Conv<'_>, height: usize) -> usize {
-    if conv.upsample { height * 2 } else { height }
 }

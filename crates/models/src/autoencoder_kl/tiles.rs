@@ -1,12 +1,12 @@
-//! Tiles that overlap, each decoded by itself and blended into its neighbours.
+//! Tiles that overlap, each decoded or encoded by itself and blended into its neighbours.
 //!
 //! # Source
-//! diffusers `AutoencoderKL.tiled_decode`: a tile is blended linearly with the blended tile above it, then with the one
+//! diffusers `AutoencoderKL.tiled_decode` and `_tiled_encode`: a tile is blended linearly with the blended tile above it, then with the one
 //! on its left, and contributes what the next tile does not.
 
-use super::map::Map;
-use super::strips::Pace;
-use super::{Blocks, Decoder, Latents};
+use std::ops::Range;
+
+use super::map::{Machine, Map};
 use crate::Result;
 
 /// Where tiles lie.
@@ -16,7 +16,7 @@ pub(super) struct Tiling {
     size: usize,
     /// Latents from one tile to the next.
     step: usize,
-    /// Pixels a latent becomes in each direction.
+    /// Values of the result for a latent, in each direction: 1 where latents are the result.
     scale: usize,
 }
 
@@ -30,7 +30,7 @@ impl Tiling {
         }
     }
 
-    /// Pixels over which two tiles are blended.
+    /// Values over which two tiles are blended.
     fn blend(&self) -> usize {
         (self.size - self.step) * self.scale
     }
@@ -41,27 +41,26 @@ impl Tiling {
     }
 }
 
-/// The picture from tiles, each decoded whole.
+/// A map of `channels` for latents of `size`, from what `tile` makes of the latents in some rows and some columns.
 ///
 /// # Memory
-/// Beside the picture and one tile at work, the pictures of two rows of tiles.
-pub(super) fn decode(
-    decoder: &Decoder<'_>,
-    blocks: &mut Blocks<'_>,
-    latents: &Latents<'_>,
+/// Beside the result and one tile at work, what came of two rows of tiles.
+pub(super) fn stitched(
+    machine: &Machine,
+    channels: usize,
+    size: (usize, usize),
     tiling: Tiling,
+    mut tile: impl FnMut(Range<usize>, Range<usize>) -> Result<Map>,
 ) -> Result<Map> {
-    let (machine, config) = (&decoder.machine, decoder.config);
-    let (height, width) = (latents.height * tiling.scale, latents.width * tiling.scale);
-    let mut picture = machine.empty(config.out_channels, height, width, 0..height)?;
+    let (height, width) = (size.0 * tiling.scale, size.1 * tiling.scale);
+    let mut whole = machine.empty(channels, height, width, 0..height)?;
     let mut above: Vec<Map> = Vec::new();
-    for top in tiling.starts(latents.height) {
+    for top in tiling.starts(size.0) {
         let mut row: Vec<Map> = Vec::new();
-        for left in tiling.starts(latents.width) {
-            let rows = top..(top + tiling.size).min(latents.height);
-            let columns = left..(left + tiling.size).min(latents.width);
-            let part = latents.part(machine, config, rows, columns)?;
-            let mut tile = decoder.visit(blocks, part, Pace::Whole)?;
+        for left in tiling.starts(size.1) {
+            let rows = top..(top + tiling.size).min(size.0);
+            let columns = left..(left + tiling.size).min(size.1);
+            let mut tile = tile(rows, columns)?;
             if let Some(above) = above.get(row.len()) {
                 blend(&mut tile, above, tiling.blend(), Side::Above);
             }
@@ -69,17 +68,13 @@ pub(super) fn decode(
                 blend(&mut tile, left, tiling.blend(), Side::Left);
             }
             let limit = tiling.step * tiling.scale;
-            place(
-                &mut picture,
-                &tile,
-                (top * tiling.scale, left * tiling.scale),
-                limit,
-            );
+            let at = (top * tiling.scale, left * tiling.scale);
+            place(&mut whole, &tile, at, limit);
             row.push(tile);
         }
         above = row;
     }
-    Ok(picture)
+    Ok(whole)
 }
 
 /// Where the neighbour lies that a tile is blended with.
@@ -89,7 +84,7 @@ enum Side {
     Left,
 }
 
-/// Fades from the end of `neighbour` into the start of `tile`, over `extent` pixels.
+/// Fades from the end of `neighbour` into the start of `tile`, over `extent` values.
 fn blend(tile: &mut Map, neighbour: &Map, extent: usize, side: Side) {
     let (Some(to), Some(from)) = (tile.values_mut(), neighbour.values()) else {
         return;
@@ -119,9 +114,9 @@ fn blend(tile: &mut Map, neighbour: &Map, extent: usize, side: Side) {
     }
 }
 
-/// Puts the first `limit` rows and columns of `tile` into `picture` at row and column `at`.
-fn place(picture: &mut Map, tile: &Map, at: (usize, usize), limit: usize) {
-    let (Some(to), Some(from)) = (picture.values_mut(), tile.values()) else {
+/// Puts the first `limit` rows and columns of `tile` into `whole` at row and column `at`.
+fn place(whole: &mut Map, tile: &Map, at: (usize, usize), limit: usize) {
+    let (Some(to), Some(from)) = (whole.values_mut(), tile.values()) else {
         return;
     };
     let (rows, columns) = (limit.min(from.height), limit.min(from.width));

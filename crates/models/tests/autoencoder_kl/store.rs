@@ -1,15 +1,20 @@
-//! Decoders in memory, random or from files, and comparisons of what they make.
+//! Decoders and encoders in memory, random or from files, and comparisons of what they make.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use lowtide_core::{BlockLayout, ComponentLayout, Dtype, TensorLayout};
-use lowtide_models::autoencoder_kl::{Config, DecodeMode, decode, layout};
+use lowtide_models::autoencoder_kl::{
+    Config, DecodeMode, EncodeMode, Moments, decode, encode, encoder_layout, layout,
+};
 use lowtide_models::weights::BlockIndex;
 use lowtide_models::{BlockSource, Compute, Error, Headers, Result, Tensor, Weights};
 use serde_json::{Value, json};
 
-/// A decoder in memory.
+/// How a network's blocks are found in headers.
+pub(crate) type Layout = fn(&dyn Headers, &Config) -> Result<ComponentLayout>;
+
+/// A decoder or an encoder in memory.
 pub(crate) struct Store {
     pub(crate) config: Config,
     pub(crate) layout: ComponentLayout,
@@ -50,6 +55,17 @@ impl Store {
         self.visits.clear();
         decode(self, compute, &config, latents, &mode).unwrap()
     }
+
+    pub(crate) fn encode(
+        &mut self,
+        compute: Compute,
+        picture: &Tensor,
+        mode: EncodeMode,
+    ) -> Moments {
+        let config = self.config.clone();
+        self.visits.clear();
+        encode(self, compute, &config, picture, &mode).unwrap()
+    }
 }
 
 impl BlockSource for Store {
@@ -83,6 +99,15 @@ pub(crate) fn numbers(seed: u64) -> impl Iterator<Item = f32> {
 
 /// A decoder with every tensor that its configuration calls for, filled with numbers that keep maps near one.
 pub(crate) fn random(config: Value) -> Store {
+    random_as(config, layout)
+}
+
+/// As [`random`], an encoder.
+pub(crate) fn random_encoder(config: Value) -> Store {
+    random_as(config, encoder_layout)
+}
+
+fn random_as(config: Value, layout: Layout) -> Store {
     let config = Config::from_json(&config).unwrap();
     let mut shapes = Shapes::new();
     // The complaints of `layout` say which tensors it wants.
@@ -136,6 +161,14 @@ pub(crate) fn latents(store: &Store, height: usize, width: usize) -> Tensor {
     Tensor::from_slice(&shape, &values).unwrap()
 }
 
+/// A picture for an encoder whose latents are of `height` x `width`.
+pub(crate) fn picture(store: &Store, height: usize, width: usize) -> Tensor {
+    let scale = store.config.scale();
+    let shape = [store.config.in_channels, height * scale, width * scale];
+    let values: Vec<f32> = numbers(9).take(shape.iter().product()).collect();
+    Tensor::from_slice(&shape, &values).unwrap()
+}
+
 pub(crate) fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.shape(), b.shape());
     a.data()
@@ -183,10 +216,47 @@ pub(crate) fn read_safetensors(path: &Path) -> (Shapes, HashMap<String, Vec<u8>>
 
 /// A decoder from files.
 pub(crate) fn stored(config: &Value, weights: &Path) -> Store {
+    stored_as(config, weights, layout)
+}
+
+/// An encoder from files.
+pub(crate) fn stored_encoder(config: &Value, weights: &Path) -> Store {
+    stored_as(config, weights, encoder_layout)
+}
+
+fn stored_as(config: &Value, weights: &Path, layout: Layout) -> Store {
     let config = Config::from_json(config).unwrap();
     let (shapes, values) = read_safetensors(weights);
     let layout = layout(&Known(&shapes), &config).unwrap();
     Store::new(config, layout, |tensor| values[&tensor.name].clone())
+}
+
+/// The store with the attention's layers under the names they had in older files.
+pub(crate) fn renamed_as_before(new: &Store, layout: Layout) -> Store {
+    let renamed = [
+        ("to_q.", "query."),
+        ("to_k.", "key."),
+        ("to_v.", "value."),
+        ("to_out.0.", "proj_attn."),
+    ];
+    let mut shapes = Shapes::new();
+    let mut values = HashMap::new();
+    for (layout, (_, bytes)) in new.layout.blocks.iter().zip(&new.blocks) {
+        for (tensor, at) in layout.offsets() {
+            let name = renamed
+                .iter()
+                .fold(tensor.name.clone(), |name, (now, then)| {
+                    name.replace(now, then)
+                });
+            shapes.insert(name.clone(), (tensor.dtype, tensor.shape.clone()));
+            values.insert(name, bytes[at..at + tensor.bytes().as_usize()].to_vec());
+        }
+    }
+    assert!(shapes.keys().any(|name| name.contains(".proj_attn.")));
+    let layout = layout(&Known(&shapes), &new.config).unwrap();
+    Store::new(new.config.clone(), layout, |tensor| {
+        values[&tensor.name].clone()
+    })
 }
 
 /// The first entry of a batch.
