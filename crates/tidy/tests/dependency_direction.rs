@@ -5,7 +5,7 @@ use lowtide_tidy::packages::{Graph, OURS, Package};
 use std::collections::BTreeSet;
 
 /// The arrows of the crate map in ARCHITECTURE.md.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("lowtide-core", &[]),
     ("lowtide-weights", &["lowtide-core"]),
     ("lowtide-kernels", &[]),
@@ -32,6 +32,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
         ],
     ),
     ("lowtide-server", &["lowtide-core", "lowtide-jobs"]),
+    ("lowtide-hub", &["lowtide-core"]),
     (
         "lowtide-cli",
         &[
