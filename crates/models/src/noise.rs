@@ -1,7 +1,13 @@
-//! Gaussian noise exactly as PyTorch's CPU generator draws it: mt19937 and its normal transform.
+//! Gaussian noise exactly as PyTorch's CPU generator draws it: mt19937 and its normal transform. Also as its CUDA generator
+//! does ([`philox`]), and either as a job draws it, picture by picture ([`Draws`]).
 //!
 //! # Source
 //! PyTorch `at::mt19937` and `normal_fill` (ATen/native/cpu/DistributionTemplates.h); Matsumoto and Nishimura, 1998.
+
+mod draws;
+pub mod philox;
+
+pub use draws::{Draws, Generator};
 
 const STATE: usize = 624;
 const SHIFT: usize = 397;
@@ -68,15 +74,37 @@ impl Mt19937 {
 
     /// `torch.randn(len, generator)` in f32.
     pub fn randn(&mut self, len: usize) -> Vec<f32> {
-        if len < NORMAL_LANES {
-            self.randn_short(len)
+        let mut values = vec![0.0; len];
+        self.fill(&mut values);
+        values
+    }
+
+    /// As [`Mt19937::randn`], into memory that is there already.
+    pub fn fill(&mut self, values: &mut [f32]) {
+        if values.len() < NORMAL_LANES {
+            self.fill_short(values);
         } else {
-            self.randn_long(len)
+            self.fill_long(values);
+        }
+    }
+
+    /// Passes over the bits that [`Mt19937::randn`] of `len` values takes.
+    pub(crate) fn skip(&mut self, len: usize) {
+        let words = if len < NORMAL_LANES {
+            // Two doubles a pair of values.
+            len.div_ceil(2) * 4
+        } else if len.is_multiple_of(NORMAL_LANES) {
+            len
+        } else {
+            len + NORMAL_LANES
+        };
+        for _ in 0..words {
+            self.random();
         }
     }
 
     /// Fewer than 16 values: pairs of one double-precision Box-Muller transform, the second kept for the next value.
-    fn randn_short(&mut self, len: usize) -> Vec<f32> {
+    fn fill_short(&mut self, values: &mut [f32]) {
         let mut kept = None;
         let mut draw = || {
             kept.take().unwrap_or_else(|| {
@@ -86,13 +114,14 @@ impl Mt19937 {
                 radius * angle.cos()
             })
         };
-        (0..len).map(|_| draw() as f32).collect()
+        values.fill_with(|| draw() as f32);
     }
 
     /// At least 16 values: all uniforms first, then blocks of 16 transformed in place; a last block that would be
     /// short is drawn anew over the last 16 values.
-    fn randn_long(&mut self, len: usize) -> Vec<f32> {
-        let mut values: Vec<f32> = (0..len).map(|_| self.uniform_f32()).collect();
+    fn fill_long(&mut self, values: &mut [f32]) {
+        let len = values.len();
+        values.fill_with(|| self.uniform_f32());
         for block in values.chunks_exact_mut(NORMAL_LANES) {
             box_muller(block);
         }
@@ -101,7 +130,6 @@ impl Mt19937 {
             last.fill_with(|| self.uniform_f32());
             box_muller(last);
         }
-        values
     }
 }
 

@@ -1,0 +1,92 @@
+//! The noise a model was trained with: what is left of the picture at every training timestep.
+//!
+//! Rounding is part of it: betas are f32, PyTorch's `linspace` fuses its multiplication and addition, and its cumulated
+//! product keeps a double and rounds what it stores.
+
+use std::f64::consts::FRAC_PI_2;
+
+/// How betas grow from the first training timestep to the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Growth {
+    /// Evenly.
+    Linear,
+    /// Evenly in their square root.
+    ScaledLinear,
+    /// From a squared cosine; start and end are not looked at.
+    Cosine,
+}
+
+/// `steps` values from `start` to `end` as PyTorch's f32 `linspace` gives them: from both ends to the middle.
+pub(super) fn linspace(start: f64, end: f64, steps: usize) -> Vec<f32> {
+    let (start, end) = (start as f32, end as f32);
+    if steps == 1 {
+        return vec![start];
+    }
+    let step = (end - start) / (steps - 1) as f32;
+    let value = |i: usize| {
+        if i < steps / 2 {
+            step.mul_add(i as f32, start)
+        } else {
+            step.mul_add(-((steps - 1 - i) as f32), end)
+        }
+    };
+    (0..steps).map(value).collect()
+}
+
+/// The betas of a growth.
+pub(super) fn betas(growth: Growth, start: f64, end: f64, steps: usize) -> Vec<f32> {
+    match growth {
+        Growth::Linear => linspace(start, end, steps),
+        Growth::ScaledLinear => {
+            let roots = linspace(start.sqrt(), end.sqrt(), steps);
+            roots.into_iter().map(|root| root * root).collect()
+        }
+        Growth::Cosine => {
+            let left = |t: f64| ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
+            let beta = |i: usize| {
+                let (from, to) = (i as f64 / steps as f64, (i + 1) as f64 / steps as f64);
+                // The last beta would be 1 and leave nothing.
+                (1.0 - left(to) / left(from)).min(0.999) as f32
+            };
+            (0..steps).map(beta).collect()
+        }
+    }
+}
+
+/// The cumulated product of `1 - beta`: the share of the picture's variance at every training timestep.
+pub(super) fn signal(betas: &[f32]) -> Vec<f32> {
+    let mut product = 1.0_f64;
+    let next = |beta: &f32| {
+        product *= f64::from(1.0 - beta);
+        product as f32
+    };
+    betas.iter().map(next).collect()
+}
+
+/// Betas rescaled so that at the last timestep nothing is left of the picture.
+///
+/// # Source
+/// Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1.
+pub(super) fn without_terminal_signal(betas: &[f32]) -> Vec<f32> {
+    let mut roots: Vec<f32> = signal(betas).into_iter().map(f32::sqrt).collect();
+    let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else {
+        return Vec::new();
+    };
+    let stretch = first / (first - last);
+    for root in &mut roots {
+        *root = (*root - last) * stretch;
+    }
+    let squares: Vec<f32> = roots.iter().map(|root| root * root).collect();
+    let mut previous = 1.0;
+    let beta = |&square: &f32| {
+        let alpha = square / previous;
+        previous = square;
+        1.0 - alpha
+    };
+    squares.iter().map(beta).collect()
+}
+
+/// Noise over signal at every training timestep, from the least to the most noise.
+pub(super) fn sigmas(signal: &[f32]) -> Vec<f32> {
+    signal.iter().map(|&a| ((1.0 - a) / a).sqrt()).collect()
+}
