@@ -469,6 +469,26 @@ impl Strip {
     }
 }
 
+/// What a convolution's result is added to.
+#[derive(Clone, Copy)]
+enum Residual<'a> {
+    Nothing,
+    Other(&'a Tensor),
+    /// What is there already.
+    Result,
+}
+
+fn same_shape(what: &'static str, expected: &Tensor, found: &Tensor) -> Result<()> {
+    if expected.shape() == found.shape() {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        what,
+        expected: expected.shape().to_vec(),
+        found: found.shape().to_vec(),
+    })
+}
+
 impl Conv2d<'_> {
     /// Rows `out_rows` of the result, from a strip that holds the rows they need; `add`, of the same rows, is added.
     ///
@@ -485,19 +505,64 @@ impl Conv2d<'_> {
         out_rows: Range<usize>,
         add: Option<&Tensor>,
     ) -> Result<Strip> {
-        let (_, _, width) = x.rows.dims3()?;
-        let (mut out, rows) = self.result(x, around, out_rows)?;
-        if let Some(add) = add
-            && add.shape() != out.shape()
-        {
-            let expected = out.shape().to_vec();
+        let (out, rows) = self.result(x, around, out_rows)?;
+        if let Some(add) = add {
+            same_shape("residual", &out, add)?;
+        }
+        let mut out = Strip {
+            rows: out,
+            first: rows.first,
+            height: rows.total,
+        };
+        let add = add.map_or(Residual::Nothing, Residual::Other);
+        self.run(compute, x, around, add, &mut out)?;
+        Ok(out)
+    }
+
+    /// `out += conv(input(x))`, all rows, which are as many as those of x.
+    ///
+    /// # Errors
+    /// As [`Conv2d::forward`].
+    pub fn add_to(
+        &self,
+        compute: Compute,
+        x: &Strip,
+        input: Option<ChannelAffine<'_>>,
+        out: &mut Strip,
+    ) -> Result<()> {
+        let (channels, rows, width) = out.rows.dims3()?;
+        let (channels_in, rows_in, width_in) = x.rows.dims3()?;
+        let expected = (self.weight.cols, self.weight.rows, rows, width);
+        let taps = self.kernel * self.kernel;
+        if expected != (channels_in * taps, channels, rows_in, width_in) {
             return Err(Error::Shape {
-                what: "residual",
-                expected,
-                found: add.shape().to_vec(),
+                what: "convolution added to a map",
+                expected: vec![self.weight.rows, rows_in, width_in],
+                found: out.rows.shape().to_vec(),
             });
         }
-        let padding = around.padding(self.kernel);
+        let around = Around {
+            input,
+            ..Around::default()
+        };
+        self.run(compute, x, around, Residual::Result, out)
+    }
+
+    /// All rows of `out`, whose shape is known to fit.
+    fn run(
+        &self,
+        compute: Compute,
+        x: &Strip,
+        around: Around<'_>,
+        add: Residual<'_>,
+        out: &mut Strip,
+    ) -> Result<()> {
+        let (_, _, width) = x.rows.dims3()?;
+        let (padding, rows, precision) = (
+            around.padding(self.kernel),
+            out.map_rows(),
+            compute.precision,
+        );
         let bias = around.shift.map(|shift| {
             let both = self.bias.iter().zip(shift);
             both.map(|(bias, shift)| bias + shift).collect::<Vec<_>>()
@@ -511,32 +576,44 @@ impl Conv2d<'_> {
             upsample: around.upsample,
             input: around.input,
         };
-        let add = add.map(Tensor::data);
-        kernels::conv2d_padded(
-            &conv,
-            padding,
-            x.rows.data(),
-            x.map_rows(),
+        let slice = adapters::Slice {
+            data: x.rows.data(),
+            rows: x.map_rows(),
             width,
-            compute.precision,
-            add,
-            out.data_mut(),
-            rows,
+        };
+        let to = out.rows.data_mut();
+        let add = match add {
+            Residual::Nothing => None,
+            Residual::Other(add) => Some(add.data()),
+            Residual::Result => {
+                kernels::conv2d_in_place_add(
+                    &conv, slice.data, slice.rows, width, precision, to, rows,
+                );
+                return self.add_adapters(
+                    precision,
+                    (&conv, padding),
+                    slice,
+                    (&mut out.rows, rows),
+                );
+            }
+        };
+        kernels::conv2d_padded(
+            &conv, padding, slice.data, slice.rows, width, precision, add, to, rows,
         );
-        if !self.added.is_empty() {
-            let slice = adapters::Slice {
-                data: x.rows.data(),
-                rows: x.map_rows(),
-                width,
-            };
-            let (how, to) = ((&conv, padding), (&mut out, rows));
-            adapters::add_to_map(&self.added, compute.precision, how, slice, to)?;
+        self.add_adapters(precision, (&conv, padding), slice, (&mut out.rows, rows))
+    }
+
+    fn add_adapters(
+        &self,
+        precision: kernels::Precision,
+        how: (&kernels::Conv2d<'_>, Padding),
+        x: adapters::Slice<'_>,
+        to: (&mut Tensor, MapRows),
+    ) -> Result<()> {
+        if self.added.is_empty() {
+            return Ok(());
         }
-        Ok(Strip {
-            rows: out,
-            first: rows.first,
-            height: rows.total,
-        })
+        adapters::add_to_map(&self.added, precision, how, x, to)
     }
 
     /// Room for rows `out_rows` of the result, and which rows these are.

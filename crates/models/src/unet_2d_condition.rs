@@ -15,6 +15,7 @@
 //! diffusers `UNet2DConditionModel`: `ResnetBlock2D`, `Transformer2DModel`, `BasicTransformerBlock`.
 
 mod config;
+mod cost;
 mod embedding;
 mod flow;
 mod network;
@@ -27,6 +28,7 @@ use crate::tensor::{Compute, Tensor};
 use crate::weights::{BlockSource, Headers, record};
 use crate::{Error, Result};
 pub use config::{AddedConfig, Config};
+pub use cost::{BATCH, CHUNK_ROWS, Job, modes};
 use flow::Flow;
 
 /// What every block of a pass needs to know.

@@ -9,9 +9,9 @@ mod store;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use lowtide_core::Dtype;
+use lowtide_core::{Dtype, Vars};
 use lowtide_kernels::memory;
-use lowtide_models::unet_2d_condition::Config;
+use lowtide_models::unet_2d_condition::{BATCH, CHUNK_ROWS, Config, Job, modes};
 use lowtide_models::{Compute, Precision, Tensor};
 use serde_json::{Value, json};
 
@@ -180,6 +180,149 @@ fn any_chunk_and_any_split_of_a_batch_give_the_same_bytes() {
             reversed.reverse();
             assert!(bits(&reversed) == bits(&whole), "{case} backwards");
         }
+    }
+}
+
+#[test]
+fn predicted_bytes_are_those_measured() {
+    let _alone = alone();
+    memory::set_cache_limit(Some(0));
+    for (case, size, samples) in [
+        ("sd15-batch", (24, 32), 2),
+        ("inpaint-odd", (37, 29), 1),
+        ("sdxl", (48, 40), 1),
+        ("sdxl-batch", (33, 30), 3),
+        ("refiner", (32, 48), 1),
+        ("half-size", (24, 40), 2),
+        ("rare", (50, 31), 1),
+    ] {
+        let folder = case.replace("sdxl-batch", "sdxl");
+        let mut store = Store::new(
+            &json_file(&fixture(&folder).join("config.json")),
+            Dtype::F32,
+        );
+        let mut asked = json_file(&fixture(&folder).join("case.json"));
+        let sequences = 2;
+        asked["height"] = json!(size.0);
+        asked["width"] = json!(size.1);
+        asked["samples"] = json!(samples);
+        asked["taken"] = (0..sequences * samples).map(|s| s % samples).collect();
+        asked["text_tokens"] = vec![9; sequences * samples].into();
+        if let Some(ids) = asked["time_ids"].as_array().cloned() {
+            // All positive conditions, then all negative ones, each of its own.
+            let ids = (0..sequences * samples).map(|s| {
+                let mut ids = ids[s / samples].clone();
+                ids[0] = json!(s);
+                ids
+            });
+            asked["time_ids"] = ids.collect();
+        }
+        let inputs = Inputs::new(&store.config, &asked);
+        let job = Job {
+            size,
+            samples,
+            sequences,
+            text_tokens: 9,
+        };
+        let modes = modes(&store.config, job);
+        let mode = &modes[0];
+        let mut batches = vec![samples, 1];
+        batches.dedup();
+        for batch in batches {
+            let mut taken = inputs.sequences();
+            taken.retain(|s| s % samples < batch);
+            // A chunk beyond all rows is as one of all of them.
+            let rows = mode.ladders[1].full * batch as u64 / samples as u64;
+            let mut chunks = mode.ladders[1].values();
+            chunks.retain(|chunk| *chunk <= rows);
+            let middle = chunks.len() / 3;
+            for chunk in [chunks[0], chunks[middle], chunks[chunks.len() - 1]] {
+                let vars = Vars::new()
+                    .with(BATCH, batch as u64)
+                    .with(CHUNK_ROWS, chunk);
+                let predicted = mode.activation.bytes(&vars).unwrap().0;
+                let how = (F32, chunk as usize);
+                // Once before, so that threads have started and their scratch is there.
+                store.predict(how, &inputs, &taken);
+                let scratch = lowtide_kernels::scratch_allocated();
+                let before = memory::reset_peak();
+                store.predict(how, &inputs, &taken);
+                // A thread may have come to a kernel that it had not come to before.
+                let scratch = (lowtide_kernels::scratch_allocated() - scratch) as u64;
+                let measured = memory::peak() - before - scratch;
+                let share = predicted as f64 / measured as f64;
+                assert!(
+                    (1.0..1.05).contains(&share),
+                    "{case} {batch} {chunk}: {predicted} but {measured} measured"
+                );
+            }
+        }
+    }
+    memory::set_cache_limit(None);
+}
+
+/// Bytes and operations of a visit of a network in its real shape.
+fn cost(config: &Value, job: Job, chunk_rows: u64) -> (f64, f64) {
+    let config = Config::from_json(config).unwrap();
+    let modes = modes(&config, job);
+    assert!(
+        modes
+            .iter()
+            .all(|mode| mode.exact && mode.resident_blocks.is_empty())
+    );
+    let vars = Vars::new()
+        .with(BATCH, job.samples as u64)
+        .with(CHUNK_ROWS, chunk_rows);
+    let bytes = modes[0].activation.eval(&vars).unwrap();
+    (bytes, modes[0].flops.eval(&vars).unwrap())
+}
+
+/// config.json of Stable Diffusion 1.5 and of SDXL, what of it is not as in the absence of a word.
+fn real() -> (Value, Value) {
+    let small = json!({ "cross_attention_dim": 768, "attention_head_dim": 8 });
+    let large = json!({
+        "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
+        "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    });
+    (small, large)
+}
+
+#[test]
+fn formulas_name_what_real_networks_take() {
+    let (small, large) = real();
+    let job = |side: usize| Job {
+        size: (side, side),
+        samples: 1,
+        sequences: 2,
+        text_tokens: 77,
+    };
+    let channel = |side: usize| (side * side * 4) as f64;
+    for (config, side, flops) in [
+        (&small, 64, 1.5e12..1.7e12),
+        (&large, 128, 13.0e12..14.0e12),
+    ] {
+        let (bytes, found) = cost(config, job(side), 64);
+        assert!(flops.contains(&found), "{found:e}");
+        // Where the finest maps of the way up begin: 640 channels, 320 to join them and 320 kept for later, of both
+        // sequences; the first convolution's 320, which they share; and one sequence's 960 being joined.
+        let by_hand = (2.0 * (640.0 + 320.0 + 320.0) + 320.0 + 960.0) * channel(side);
+        assert!(
+            (1.0..1.01).contains(&(bytes / by_hand)),
+            "{bytes} {by_hand}"
+        );
+        let (whole, _) = cost(config, job(side), 8192);
+        assert!((1.05..1.5).contains(&(whole / bytes)), "{whole} {bytes}");
+        let twice = Job {
+            samples: 2,
+            ..job(side)
+        };
+        let (two, twice_the_work) = cost(config, twice, 64);
+        assert!(two > 1.6 * bytes && two < 2.0 * bytes, "{two} {bytes}");
+        assert_eq!(twice_the_work, 2.0 * found);
     }
 }
 

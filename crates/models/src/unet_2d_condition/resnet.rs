@@ -69,7 +69,7 @@ impl<'w> Resnet<'w> {
     }
 
     /// # Memory
-    /// Beside x two maps, or where there is a shortcut and nobody else holds x, less.
+    /// Beside x two maps of the result's size; one, where there is no shortcut and nobody else holds x.
     pub(super) fn forward(&self, compute: Compute, x: Rc<Strip>, shift: &[f32]) -> Result<Strip> {
         let rows = 0..x.height;
         let norm1 = affine(&self.norm1, &x)?;
@@ -82,20 +82,30 @@ impl<'w> Resnet<'w> {
             .conv1
             .forward(compute, &x, around, rows.clone(), None)?;
         let residual = match &self.shortcut {
-            None => x,
+            None => Rc::try_unwrap(x),
             Some(conv) => {
-                let short = conv.forward(compute, &x, Around::default(), rows.clone(), None)?;
+                let around = Around::default();
+                let short = conv.forward(compute, &x, around, rows.clone(), None)?;
                 drop(x);
-                Rc::new(short)
+                Ok(short)
             }
         };
         let norm2 = affine(&self.norm2, &hidden)?;
-        let around = Around {
-            input: Some(norm2.then(Activation::Silu)),
-            ..Around::default()
-        };
-        self.conv2
-            .forward(compute, &hidden, around, rows, Some(&residual.rows))
+        let input = Some(norm2.then(Activation::Silu));
+        match residual {
+            Ok(mut result) => {
+                self.conv2.add_to(compute, &hidden, input, &mut result)?;
+                Ok(result)
+            }
+            Err(kept) => {
+                let around = Around {
+                    input,
+                    ..Around::default()
+                };
+                let add = Some(&kept.rows);
+                self.conv2.forward(compute, &hidden, around, rows, add)
+            }
+        }
     }
 }
 
