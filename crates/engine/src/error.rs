@@ -69,6 +69,9 @@ pub enum Error {
         /// What happened.
         source: models::Error,
     },
+    /// A LoRA does not go with itself or with the model, or there is no memory for it.
+    #[error(transparent)]
+    Lora(models::Error),
     /// Nothing on the ladder fits.
     #[error("{0}")]
     DoesNotFit(DoesNotFit),
@@ -125,7 +128,8 @@ impl Error {
             | Error::Incomplete { .. }
             | Error::Tokenizer { .. }
             | Error::Weights(_) => Blame::User,
-            Error::Model { source, .. } => match source {
+            Error::Lora(models::Error::OutOfMemory(_)) => Blame::Fit,
+            Error::Model { source, .. } | Error::Lora(source) => match source {
                 models::Error::OutOfMemory(_) | models::Error::Shape { .. } => Blame::Program,
                 models::Error::MissingTensor { .. }
                 | models::Error::WrongShape { .. }

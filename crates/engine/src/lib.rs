@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod adapters;
 mod course;
 mod defaults;
 pub mod device;

@@ -128,8 +128,7 @@ impl LowRank {
     /// `.weight`), and its factors, which lie in `buffer`.
     ///
     /// # Errors
-    /// [`Error::Adapter`] when the factors of a layer do not go together, [`Error::WrongDtype`] for a type no layer
-    /// computes with.
+    /// [`Error::Adapter`] when the factors of a layer do not go together, or are of a type no layer computes with.
     pub fn new(
         name: impl Into<String>,
         buffer: Buffer,
@@ -170,13 +169,14 @@ impl LowRank {
         self.modules.len()
     }
 
-    /// Compares it with the component it is for, before anything is computed. Returns, sorted, the names of the layers
-    /// that the component does not have.
+    /// Compares it with the component it is for, which may be laid out in several parts, before anything is computed.
+    /// Returns, sorted, the names of the layers that the component does not have.
     ///
     /// # Errors
     /// [`Error::Adapter`] when a layer has another shape.
-    pub fn check(&self, layout: &ComponentLayout) -> Result<Vec<String>> {
-        let tensors = layout.blocks.iter().flat_map(|block| &block.tensors);
+    pub fn check(&self, layouts: &[&ComponentLayout]) -> Result<Vec<String>> {
+        let blocks = layouts.iter().flat_map(|layout| &layout.blocks);
+        let tensors = blocks.flat_map(|block| &block.tensors);
         let shapes: HashMap<&str, &[usize]> = tensors
             .filter_map(|tensor| Some((tensor.name.strip_suffix(".weight")?, &tensor.shape[..])))
             .collect();
@@ -229,7 +229,8 @@ fn check(pair: &Pair, bytes: usize, wrong: &impl Fn(String) -> Error) -> Result<
         let end = factor.at.checked_add(tensor.bytes().as_usize());
         match end.filter(|end| *end <= bytes) {
             Some(end) => Ok(Placed {
-                stored: stored(tensor.dtype, || tensor.name.clone())?,
+                stored: stored(tensor.dtype, || tensor.name.clone())
+                    .map_err(|refused| wrong(format!("cannot be used: {refused}")))?,
                 dims,
                 range: factor.at..end,
             }),

@@ -493,14 +493,14 @@ fn a_lora_of_another_model_is_refused_with_both_shapes_and_an_unknown_layer_is_n
     let elsewhere = low_rank(&[("to_v", parts, 1.0), ("conv_in", parts, 1.0)]).unwrap();
     let no_layer = low_rank(&[("norm", parts, 1.0)]).unwrap();
     let layout = block.component();
-    for refused in [loaded.unwrap_err(), other.check(&layout).unwrap_err()] {
+    for refused in [loaded.unwrap_err(), other.check(&[&layout]).unwrap_err()] {
         assert_eq!(
             refused.to_string(),
             "LoRA 'style': layer 'to_k' is 6 x 12 in the LoRA and 6 x 8 in the model; it was made for another model"
         );
     }
-    assert_eq!(elsewhere.check(&layout).unwrap(), ["conv_in", "to_v"]);
-    let refused = no_layer.check(&layout).unwrap_err().to_string();
+    assert_eq!(elsewhere.check(&[&layout]).unwrap(), ["conv_in", "to_v"]);
+    let refused = no_layer.check(&[&layout]).unwrap_err().to_string();
     assert!(refused.contains("no linear or convolution"), "{refused}");
 }
 
@@ -522,6 +522,8 @@ fn factors_that_do_not_go_together_are_refused() {
     assert!(refuse(&down, None, &up, f32::NAN).contains("scaled by NaN"));
     let (down, up) = (of(&[4097, 1]), of(&[1, 4097]));
     assert!(refuse(&down, None, &up, 1.0).contains("rank 4097, and the most is 4096"));
+    let whole = held("f", Dtype::I32, &[2, 8], &[0.0; 16]);
+    assert!(refuse(&whole, None, &of(&[6, 2]), 1.0).contains("'f' is stored as I32"));
     let twice = low_rank(&[
         ("m", [Some(&of(&[2, 8])), None, Some(&of(&[6, 2]))], 1.0),
         ("m", [Some(&of(&[2, 8])), None, Some(&of(&[6, 2]))], 1.0),
