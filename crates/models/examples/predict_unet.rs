@@ -1,11 +1,13 @@
 //! One prediction of a U-Net whose weights follow from their names: what `tools/reference/unet.py` compares and times.
 //!
-//! `predict_unet FOLDER [f32|bf16] [THREADS] [TIMES]`: FOLDER has config.json and case.json; `output.f32` is written there,
+//! `predict_unet FOLDER [f32|bf16] [THREADS] [TIMES]`: FOLDER has config.json, case.json and perhaps lora.json; `output.f32` is written there,
 //! and the seconds of each prediction are printed. Weights are stored in the precision that is asked for when it is timed.
 
 #![allow(clippy::print_stdout, reason = "what it says is what it is for")]
 
 // Its tests look at more of it.
+#[path = "../tests/unet_2d_condition/lora.rs"]
+mod lora;
 #[allow(dead_code)]
 #[path = "../tests/unet_2d_condition/store.rs"]
 mod store;
@@ -47,6 +49,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let (config, case) = (json("config.json")?, json("case.json")?);
     let mut store = Store::new(&config, dtype);
+    if Path::new(&folder).join("lora.json").exists() {
+        store.adapters = Some(lora::adapters(&json("lora.json")?));
+    }
     let inputs = Inputs::new(&store.config, &case);
     let chunk_rows = case["chunk_rows"].as_u64().unwrap_or(4096) as usize;
     let mut values = Vec::new();

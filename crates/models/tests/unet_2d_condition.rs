@@ -3,6 +3,8 @@
 // The lint's exception for tests does not reach the functions that tests share.
 #![allow(clippy::unwrap_used)]
 
+#[path = "unet_2d_condition/lora.rs"]
+mod lora;
 #[path = "unet_2d_condition/store.rs"]
 mod store;
 
@@ -425,5 +427,31 @@ fn what_is_not_supported_is_refused_by_name() {
             text.starts_with("unet: ") && (text.contains(key) || text.contains("reverse_")),
             "{key} {value}: {text}"
         );
+    }
+}
+
+#[test]
+fn loras_of_every_form_predict_as_the_reference() {
+    let _alone = alone();
+    for case in ["lora-linear", "lora-conv", "lora-xl"] {
+        let (mut store, inputs) = recorded(case);
+        let all = inputs.sequences();
+        let bare = store.predict((F32, WHOLE), &inputs, &all);
+        let list = json_file(&fixture(case).join("lora.json"));
+        let adapters = lora::adapters(&list);
+        store.adapters = Some(adapters);
+        let whole = store.predict((F32, WHOLE), &inputs, &all);
+        let exact = difference(&whole, &expected(case));
+        let without = difference(&bare, &expected(case));
+        println!("{case}: {exact:e}, without {without:e}");
+        assert!(exact < 1e-4, "{case}: {exact}");
+        assert!(
+            without > 0.1,
+            "{case}: a LoRA that does not show, {without}"
+        );
+        for chunk_rows in [1, 65] {
+            let cut = store.predict((F32, chunk_rows), &inputs, &all);
+            assert_eq!(bits(&cut), bits(&whole), "{case} in chunks of {chunk_rows}");
+        }
     }
 }

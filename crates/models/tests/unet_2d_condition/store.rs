@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use lowtide_core::{BlockLayout, ComponentLayout, Dtype, TensorLayout};
 use lowtide_models::unet_2d_condition::{Added, Condition, Config, Pass, layout, predict};
 use lowtide_models::weights::BlockIndex;
-use lowtide_models::{BlockSource, Compute, Error, Headers, Result, Tensor, Weights};
+use lowtide_models::{Adapters, BlockSource, Compute, Error, Headers, Result, Tensor, Weights};
 use serde_json::Value;
 
 /// A network in memory.
@@ -14,13 +14,15 @@ pub(crate) struct Store {
     pub(crate) layout: ComponentLayout,
     blocks: Vec<(BlockIndex, Vec<u8>)>,
     pub(crate) visits: Vec<usize>,
+    /// What is added to its layers.
+    pub(crate) adapters: Option<Adapters>,
 }
 
 impl BlockSource for Store {
     fn block(&mut self, index: usize) -> Result<Weights<'_>> {
         self.visits.push(index);
         let (index, bytes) = &self.blocks[index];
-        Ok(Weights::live(index, bytes))
+        Ok(Weights::live(index, bytes).with_adapters(self.adapters.as_ref()))
     }
 }
 
@@ -91,6 +93,7 @@ impl Store {
             config,
             layout,
             visits: Vec::new(),
+            adapters: None,
         }
     }
 
