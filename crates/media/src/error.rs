@@ -29,6 +29,34 @@ pub enum Error {
         /// The most.
         bytes_max: usize,
     },
+    /// A JPEG that ends before its pixels do.
+    #[error("the picture is cut short: its end is missing")]
+    NoEnd,
+    /// The picture is larger than what is accepted, or has no pixels.
+    #[error(
+        "the picture has {width} x {height} pixels; at most {side_max} a side and {pixels_max} in all are accepted"
+    )]
+    Size {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The longest side accepted.
+        side_max: u32,
+        /// The most pixels accepted.
+        pixels_max: u64,
+    },
+    /// A mask that does not go with its picture.
+    #[error(
+        "the mask has {} x {} pixels, the picture {} x {}",
+        mask.0, mask.1, picture.0, picture.1
+    )]
+    Sizes {
+        /// Width and height of the mask.
+        mask: (u32, u32),
+        /// Width and height of the picture.
+        picture: (u32, u32),
+    },
     /// The pixels are not as many as width and height say.
     #[error("{found} bytes of pixels where {width} x {height} have {expected}")]
     Pixels {

@@ -16,6 +16,7 @@ pub mod flow_match;
 pub mod layers;
 pub mod noise;
 pub mod qwen3;
+pub mod resample;
 pub mod samplers;
 pub mod tensor;
 pub mod unet_2d_condition;
