@@ -524,6 +524,10 @@ fn a_file_whose_own_steps_are_missing_can_still_be_run_by_name() {
     assert!(scheduler.method().unwrap_err().to_string().contains("LMS"));
     let choice = Choice::new(Method::Euler, Schedule::Karras, 10);
     assert_eq!(scheduler.track(&choice).unwrap().evaluations(), 10);
+    // Whether or not the file knows of the Runge-Kutta steps that PLMS leaves out.
+    let bare = Scheduler::from_json(&json!({"_class_name": "DDIMScheduler"})).unwrap();
+    let choice = Choice::new(Method::Pndm, Schedule::Normal, 10);
+    assert_eq!(bare.track(&choice).unwrap().evaluations(), 11);
 }
 
 #[test]

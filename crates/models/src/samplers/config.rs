@@ -233,7 +233,8 @@ fn refuse(config: &ConfigReader<'_>, class: Class) -> Result<()> {
         }
     }
     match class {
-        Class::Pndm if !config.flag("skip_prk_steps", false)? => Err(config.error(
+        // What another class' file leaves out means PLMS alone, as people who ask for it by name expect.
+        Class::Pndm if !config.flag("skip_prk_steps", !of_pndm(config)?)? => Err(config.error(
             "skip_prk_steps",
             "is not true; the Runge-Kutta start of PNDM is not supported",
         )),
@@ -252,6 +253,10 @@ fn refuse(config: &ConfigReader<'_>, class: Class) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+fn of_pndm(config: &ConfigReader<'_>) -> Result<bool> {
+    Ok(config.word("_class_name", "")? == Class::Pndm.name())
 }
 
 fn growth(config: &ConfigReader<'_>, class: Class) -> Result<Growth> {
@@ -298,17 +303,17 @@ fn signal(
         betas = tables::without_terminal_signal(&betas);
     }
     let mut signal = tables::signal(&betas);
+    let falls = signal.windows(2).all(|pair| pair[1] < pair[0]);
+    if !falls || signal.iter().any(|share| !(0.0..=1.0).contains(share)) {
+        return Err(config.error("beta_end", "gives noise levels that do not grow"));
+    }
     if zero_terminal
         && !class.by_table()
         && let Some(last) = signal.last_mut()
     {
-        // Not quite nothing, so that the first sigma is finite; the same number as in the reference.
+        // Not quite nothing, so that the first sigma is finite; the same number as in the reference, even where the
+        // timestep before has less.
         *last = 2.0_f32.powi(-24);
-    }
-    let falls = signal.windows(2).all(|pair| pair[1] < pair[0]);
-    let sound = falls && signal.iter().all(|share| (0.0..=1.0).contains(share));
-    if !sound {
-        return Err(config.error("beta_end", "gives noise levels that do not grow"));
     }
     Ok(signal)
 }

@@ -6,8 +6,8 @@
 use serde_json::Value;
 
 use super::line::{Line, between, linspace};
-use super::track::{At, Choice, Course, Hands};
-use super::{Schedule, config};
+use super::track::{At, Course, Hands};
+use super::{Choice, Schedule, config};
 use crate::config::ConfigReader;
 use crate::{Error, Result};
 

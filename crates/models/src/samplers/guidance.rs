@@ -56,6 +56,31 @@ mod tests {
     }
 
     #[test]
+    fn both_are_the_references() {
+        // diffusers 0.42.1: rescale_noise_cfg(u + 7.5 * (c - u), c, 0.7) with c = cos(0.7 i), u = sin(0.3 i), i < 16.
+        let of = |f: fn(f32) -> f32, step: f32| (0..16).map(|i| f(step * i as f32)).collect();
+        let (conditional, unconditional): (Vec<f32>, Vec<f32>) =
+            (of(f32::cos, 0.7), of(f32::sin, 0.3));
+        let mut guided = conditional.clone();
+        guide(&mut guided, &unconditional, 7.5);
+        let near = |values: &[f32], expected: [f32; 6]| {
+            let pairs = values.iter().zip(expected);
+            pairs.for_each(|(v, e)| assert!((v - e).abs() < 2e-5, "{v} is not {e}"));
+        };
+        near(
+            &guided,
+            [7.5, 3.815435, -2.395422, -8.87797, -13.124921, -13.507142],
+        );
+        rescale(&mut guided, &conditional, 0.7);
+        near(
+            &guided,
+            [
+                2.847643, 1.448666, -0.909508, -3.370839, -4.983346, -5.128469,
+            ],
+        );
+    }
+
+    #[test]
     fn outputs_without_spread_stay() {
         let mut guided = [2.0; 4];
         rescale(&mut guided, &[1.0, 2.0, 3.0, 4.0], 0.7);

@@ -243,18 +243,17 @@ struct Clock {
 
 impl Clock {
     fn new(table: &[f32]) -> Clock {
-        let logarithm = |&sigma: &f32| f64::from(sigma).ln() as f32;
         Clock {
-            logarithms: table.iter().map(logarithm).collect(),
+            logarithms: table.iter().map(|&sigma| tables::ln(sigma)).collect(),
         }
     }
 
     fn timestep(&self, sigma: f64) -> f64 {
         let wanted = sigma.max(1e-10).ln();
-        let reached = self.logarithms.partition_point(|&l| f64::from(l) <= wanted);
-        let below = reached
-            .saturating_sub(1)
-            .min(self.logarithms.len().saturating_sub(2));
+        // Not bisected: the last level may be below the one before, see `config::signal`.
+        let mut reached = self.logarithms.iter();
+        let reached = reached.rposition(|&l| f64::from(l) <= wanted).unwrap_or(0);
+        let below = reached.min(self.logarithms.len().saturating_sub(2));
         let low = self.logarithms[below];
         let high = *self.logarithms.get(below + 1).unwrap_or(&low);
         // The reference subtracts the two logarithms in f32.

@@ -3,6 +3,7 @@
 //! Rounding is part of it: betas are f32, PyTorch's `linspace` fuses its multiplication and addition, and its cumulated
 //! product keeps a double and rounds what it stores.
 
+use std::f32::consts::{LN_2, SQRT_2};
 use std::f64::consts::FRAC_PI_2;
 
 /// How betas grow from the first training timestep to the last.
@@ -89,4 +90,62 @@ pub(super) fn without_terminal_signal(betas: &[f32]) -> Vec<f32> {
 /// Noise over signal at every training timestep, from the least to the most noise.
 pub(super) fn sigmas(signal: &[f32]) -> Vec<f32> {
     signal.iter().map(|&a| ((1.0 - a) / a).sqrt()).collect()
+}
+
+/// numpy's f32 logarithm of a normal number above 0, as its SIMD code rounds it: where a timestep is cut to a whole one,
+/// the last bit of a logarithm decides between 999 and 998.
+pub(super) fn ln(x: f32) -> f32 {
+    // A rational approximation of ln(1 + y), the highest power first.
+    const OVER: [f32; 6] = [
+        0.025_899_792,
+        0.380_883_78,
+        1.480_000_6,
+        2.112_677_6,
+        1.0,
+        0.0,
+    ];
+    const UNDER: [f32; 6] = [
+        0.005_875_095_3,
+        0.154_647_63,
+        0.986_494_3,
+        2.453_006,
+        2.612_677_6,
+        1.0,
+    ];
+    let bits = x.to_bits();
+    let mut exponent = (bits >> 23) as f32 - 127.0;
+    let mut mantissa = f32::from_bits((bits & 0x007f_ffff) | 0x3f80_0000);
+    if mantissa > SQRT_2 {
+        mantissa *= 0.5;
+        exponent += 1.0;
+    }
+    let y = mantissa - 1.0;
+    let at = |terms: [f32; 6]| {
+        let all = terms.into_iter();
+        all.fold(0.0, |sum: f32, term| sum.mul_add(y, term))
+    };
+    exponent.mul_add(LN_2, at(OVER) / at(UNDER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logarithms_are_close_to_the_true_ones() {
+        for i in 0..2000 {
+            let x = 1e-4 * 1.01_f32.powi(i);
+            let true_one = f64::from(x).ln();
+            let off = (f64::from(ln(x)) - true_one).abs();
+            assert!(off < 4e-7 * true_one.abs().max(0.1), "{x}: {off}");
+        }
+    }
+
+    #[test]
+    fn a_rescaled_table_ends_without_signal() {
+        let betas = betas(Growth::ScaledLinear, 0.00085, 0.012, 1000);
+        let rescaled = signal(&without_terminal_signal(&betas));
+        assert_eq!(rescaled[999], 0.0);
+        assert!((rescaled[0] - signal(&betas)[0]).abs() < 1e-6);
+    }
 }
