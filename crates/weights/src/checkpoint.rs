@@ -1,7 +1,9 @@
 //! All tensors of one component, whichever files they are in.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use lowtide_core::Bytes;
@@ -10,16 +12,17 @@ use crate::header::{self, PREFIX_BYTES};
 use crate::index::{self, Found};
 use crate::place::Place;
 use crate::summary::WeightsSummary;
-use crate::{Error, Header, Result, Source, TensorEntry};
+use crate::torch::{self, Contents};
+use crate::{Error, Result, Source, TensorEntry};
 
 /// How many bytes of a file are read first: enough to recognise what is not safetensors.
 const START_BYTES: u64 = 64;
 
-/// All tensors of one component, across shards. Only headers are in memory.
-#[derive(Debug)]
+/// All tensors of one component, across shards. Only headers are in memory; a clone reads from the same open files.
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     name: String,
-    sources: Vec<Source>,
+    sources: Arc<[Source]>,
     tensors: Vec<TensorEntry>,
     by_name: HashMap<String, usize>,
     metadata: Vec<(String, String)>,
@@ -42,8 +45,9 @@ pub struct FileIdentity {
 pub struct Fingerprint(pub Vec<FileIdentity>);
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file, an `.index.json`, or a folder that holds `model.safetensors`,
-    /// `diffusion_pytorch_model.safetensors`, their `.fp16` or `.bf16` variants or their index.
+    /// Opens a `.safetensors` file, a file of `torch.save`, an `.index.json`, or a folder that holds
+    /// `model.safetensors`, `diffusion_pytorch_model.safetensors`, their `.fp16` or `.bf16` variants or their index,
+    /// or the same as `.bin`.
     ///
     /// # Memory
     /// The headers, parsed: about 300 bytes a tensor.
@@ -76,21 +80,16 @@ impl Checkpoint {
         Checkpoint::join(shown, vec![(Source::open(path)?, None)])
     }
 
-    /// Reads a safetensors file that is part of the program.
+    /// Reads a weight file that is in memory, such as one that is part of the program.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn from_memory(name: &str, bytes: &'static [u8]) -> Result<Checkpoint> {
-        Checkpoint::join(
-            name.to_owned(),
-            vec![(
-                Source::Memory {
-                    name: name.to_owned(),
-                    bytes,
-                },
-                None,
-            )],
-        )
+    pub fn from_memory(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Checkpoint> {
+        let source = Source::Memory {
+            name: name.to_owned(),
+            bytes: bytes.into(),
+        };
+        Checkpoint::join(name.to_owned(), vec![(source, None)])
     }
 
     /// The weights of the component whose folder this is.
@@ -140,9 +139,9 @@ impl Checkpoint {
         let mut metadata = Vec::new();
         let mut bytes = Bytes::ZERO;
         for (number, (source, promise)) in parts.into_iter().enumerate() {
-            let header = read_header(&source)?;
-            metadata.extend(header.metadata);
-            for mut entry in header.tensors {
+            let contents = read_contents(&source)?;
+            metadata.extend(contents.metadata);
+            for mut entry in contents.tensors {
                 entry.source = number;
                 if let Some(&first) = by_name.get(&entry.name) {
                     let first = sources[tensors[first].source].name();
@@ -189,7 +188,7 @@ impl Checkpoint {
         }
         Ok(Checkpoint {
             name,
-            sources,
+            sources: sources.into(),
             tensors,
             by_name,
             metadata,
@@ -197,7 +196,20 @@ impl Checkpoint {
         })
     }
 
-    /// The free text under `__metadata__` that is called `key`, from the first shard that has it.
+    /// The same files with other tensors: parts of its own, under other names, each once.
+    pub(crate) fn view(&self, name: String, tensors: Vec<TensorEntry>) -> Checkpoint {
+        let by_name = tensors.iter().enumerate();
+        Checkpoint {
+            name,
+            sources: self.sources.clone(),
+            by_name: by_name.map(|(at, t)| (t.name.clone(), at)).collect(),
+            bytes: tensors.iter().map(|t| Bytes(t.bytes)).sum(),
+            tensors,
+            metadata: self.metadata.clone(),
+        }
+    }
+
+    /// The free text under `__metadata__`, or the whole number beside a pickle's weights, that is called `key`, from the first shard that has it.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         let found = self.metadata.iter().find(|(name, _)| name == key);
         found.map(|(_, text)| text.as_str())
@@ -290,7 +302,7 @@ impl Checkpoint {
             .is_some_and(|end| end <= entry.bytes);
         let source = self.sources.get(entry.source).filter(|_| inside);
         let source = source.ok_or_else(|| self.bad_read(entry, offset, out.len()))?;
-        source.read_at(entry.offset + offset, out)
+        entry.read_from(source, offset, out)
     }
 
     fn bad_read(&self, entry: &TensorEntry, offset: u64, length: usize) -> Error {
@@ -354,16 +366,23 @@ struct Promise {
     tensors: Vec<String>,
 }
 
-/// Reads and checks the header of one file.
-fn read_header(source: &Source) -> Result<Header> {
+/// Reads and checks what one file says about its tensors.
+fn read_contents(source: &Source) -> Result<Contents> {
     let (name, len) = (source.name(), source.byte_len());
     let mut bytes = vec![0; len.min(START_BYTES) as usize];
     source.read_at(0, &mut bytes)?;
+    if torch::is_torch(&bytes) {
+        return torch::read(source);
+    }
     let end = PREFIX_BYTES + header::header_bytes(&bytes, len, &name)?;
     let start = bytes.len();
     bytes.resize(end as usize, 0);
     if bytes.len() > start {
         source.read_at(start as u64, &mut bytes[start..])?;
     }
-    header::parse_header(&bytes, len, &name)
+    let header = header::parse_header(&bytes, len, &name)?;
+    Ok(Contents {
+        tensors: header.tensors,
+        metadata: header.metadata,
+    })
 }

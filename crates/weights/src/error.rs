@@ -1,9 +1,12 @@
 //! Everything that can be wrong with weights on a disk, said so that a person can act on it.
 
-use std::fmt;
+mod show;
+
 use std::io;
 
 use lowtide_core::{Bytes, Dtype};
+
+use show::{Dims, after, in_tensor, listed, near_hint, shown};
 
 /// What this crate returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -68,11 +71,30 @@ pub enum Error {
         /// The names there are.
         has: Vec<String>,
     },
+    /// A single file without one of the parts that its kind of model needs.
+    #[error(
+        "{file}: the file has no {component}; name one besides: a folder or a file that has it, \
+         or another model of its kind", component = shown(.component)
+    )]
+    ComponentNotInFile {
+        /// The model's file.
+        file: String,
+        /// The component's name.
+        component: String,
+    },
+    /// A file of tensors that is no model, or not one that is known here.
+    #[error("{file}: not a model in one file: {}", shown(.why))]
+    UnknownCheckpoint {
+        /// The file.
+        file: String,
+        /// What it is, or what does not fit.
+        why: String,
+    },
     /// No weight file in a component's folder.
     #[error(
         "{folder}: no weights: looked for model.safetensors, diffusion_pytorch_model.safetensors, \
-         their .fp16/.bf16 variants and their .index.json; found {}{}",
-        listed(.found), pickle_hint(.found)
+         their .fp16/.bf16 variants, their .index.json, and the same as .bin; found {}",
+        listed(.found)
     )]
     NoWeights {
         /// The folder that was searched.
@@ -158,6 +180,42 @@ pub enum Error {
         found: &'static str,
         /// What to do.
         advice: &'static str,
+    },
+    /// A pickle that is damaged, too large, or of a kind that is not read.
+    #[error("{file}: cannot read the pickle, at byte {offset}: {}", shown(.why))]
+    Pickle {
+        /// The file.
+        file: String,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A zip archive that is damaged or not one of torch's.
+    #[error("{file}: cannot read the archive: {}", shown(.why))]
+    Archive {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file of torch's in which no weights are found.
+    #[error("{file}: no weights found: {}", shown(.why))]
+    NoTensors {
+        /// The file.
+        file: String,
+        /// What is there instead.
+        why: String,
+    },
+    /// A tensor in a file of torch's that its storage cannot hold, or that lies in an unusual way.
+    #[error("{file}: tensor '{}': {}", shown(.tensor), shown(.why))]
+    TorchTensor {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        why: String,
     },
     /// The file ends before what it announces.
     #[error(
@@ -490,82 +548,5 @@ impl Error {
                 cause,
             },
         }
-    }
-}
-
-/// The most characters of a foreign name that a message repeats.
-const SHOWN_CHARS: usize = 160;
-
-/// A name out of a file, made harmless for a terminal and a log: no control characters, bounded length.
-fn shown(text: &str) -> String {
-    let mut out: String = String::new();
-    for (index, c) in text.chars().enumerate() {
-        if index == SHOWN_CHARS {
-            out.push('…');
-            break;
-        }
-        match c {
-            '\'' | '"' => out.push(c),
-            _ => out.extend(c.escape_debug()),
-        }
-    }
-    out
-}
-
-fn in_tensor(tensor: &Option<String>) -> String {
-    tensor
-        .as_deref()
-        .map(|t| format!(", in the entry of tensor '{}'", shown(t)))
-        .unwrap_or_default()
-}
-
-fn after(tensor: &Option<String>) -> String {
-    tensor
-        .as_deref()
-        .map(|t| format!(" '{}'", shown(t)))
-        .unwrap_or_default()
-}
-
-fn near_hint(near: &Option<String>) -> String {
-    near.as_deref()
-        .map(|n| format!(" (there is '{}')", shown(n)))
-        .unwrap_or_default()
-}
-
-fn listed(names: &[String]) -> String {
-    if names.is_empty() {
-        return "nothing".to_owned();
-    }
-    names
-        .iter()
-        .map(|n| shown(n))
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
-fn pickle_hint(found: &[String]) -> &'static str {
-    let pickled = |n: &String| {
-        n.ends_with(".bin") || n.ends_with(".pt") || n.ends_with(".ckpt") || n.ends_with(".pth")
-    };
-    if found.iter().any(pickled) {
-        "; PyTorch pickles are not read because they can run code: convert them to safetensors"
-    } else {
-        ""
-    }
-}
-
-/// Dimensions as people write them: `[288, 256]`, cut short where a hostile file has thousands.
-struct Dims<'a, T>(&'a [T]);
-
-impl<T: fmt::Display> fmt::Display for Dims<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[")?;
-        for (index, dim) in self.0.iter().enumerate() {
-            if index > 0 {
-                f.write_str(", ")?;
-            }
-            write!(f, "{dim}")?;
-        }
-        f.write_str("]")
     }
 }

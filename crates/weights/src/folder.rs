@@ -1,10 +1,12 @@
-//! The diffusers layout: `model_index.json`, and a folder a component.
+//! The diffusers layout: `model_index.json`, and a folder a component. A single file is made to look like one.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::place::{Place, check_file_name};
+use crate::place::{Place, check_file_name, check_relative};
+use crate::single_file;
 use crate::summary::{ComponentSummary, ModelSummary};
 use crate::{Checkpoint, Error, Result};
 
@@ -38,7 +40,22 @@ pub struct ModelFolder {
     pub class_name: String,
     /// In the order of `model_index.json`.
     pub components: Vec<Component>,
+    /// Entries of `model_index.json` that are no components.
+    settings: Map<String, Value>,
     place: Place,
+    /// Where components are that are not in a folder of `place`.
+    elsewhere: HashMap<String, Elsewhere>,
+    /// Components that a model of its class has and this one lacks, being a file without them.
+    missing: Vec<&'static str>,
+}
+
+/// Where a component is that is not in a folder of its model.
+#[derive(Debug)]
+enum Elsewhere {
+    /// In another folder.
+    Folder(Place),
+    /// In a file, beside others.
+    File(Checkpoint),
 }
 
 /// One part of a model.
@@ -57,10 +74,15 @@ pub struct Component {
 }
 
 impl ModelFolder {
-    /// Opens a model's folder. Reads its configurations, no weights.
+    /// Opens a model's folder, or a file that holds a whole model (Stable Diffusion 1, 2 or XL, `.safetensors` or
+    /// `.ckpt`), which then looks like a folder. Reads its configurations and headers, no weights.
+    ///
+    /// A file has no tokenizer, and may lack a VAE or text encoders: [`ModelFolder::missing`] names those, and
+    /// [`ModelFolder::with_component`] brings them from elsewhere.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NotAModel`], [`Error::ComponentFolderMissing`], and those of JSON files.
+    /// [`Error::NotFound`], [`Error::NotAModel`], [`Error::ComponentFolderMissing`], [`Error::UnknownCheckpoint`],
+    /// those of JSON files, and for a file those of [`Checkpoint::open`].
     pub fn open(dir: &Path) -> Result<ModelFolder> {
         let shown = dir.display().to_string();
         if !dir
@@ -68,10 +90,7 @@ impl ModelFolder {
             .map_err(|e| Error::io(&shown, "open", e))?
             .is_dir()
         {
-            return Err(Error::NotAModel {
-                folder: shown,
-                why: "but a file".to_owned(),
-            });
+            return ModelFolder::in_file(dir);
         }
         // `.` and `..` have no name of their own.
         let named = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
@@ -79,6 +98,133 @@ impl ModelFolder {
             .file_name()
             .map_or_else(|| shown.clone(), |n| n.to_string_lossy().into_owned());
         ModelFolder::at(name, Place::Disk(dir.to_owned()))
+    }
+
+    fn in_file(path: &Path) -> Result<ModelFolder> {
+        let opened = single_file::open(path)?;
+        let stem = path.file_stem().unwrap_or_default();
+        let mut folder = ModelFolder {
+            name: stem.to_string_lossy().into_owned(),
+            class_name: opened.family.class_name().to_owned(),
+            components: Vec::new(),
+            settings: single_file::settings(opened.family),
+            place: Place::File(path.to_owned()),
+            elsewhere: HashMap::new(),
+            missing: Vec::new(),
+        };
+        for (component, weights) in opened.components {
+            if let Some(weights) = weights {
+                let place = Elsewhere::File(weights);
+                folder.elsewhere.insert(component.name.clone(), place);
+            }
+            folder.components.push(component);
+        }
+        let wanted = opened.family.components().iter().copied();
+        folder.missing = wanted
+            .filter(|name| folder.component(name).is_none())
+            .collect();
+        Ok(folder)
+    }
+
+    /// The same model with a component from elsewhere, which it lacks or which takes the place of its own: from a
+    /// component's folder, another model's folder, a file that has the component alone, or a whole model's file.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::open`], and [`Error::UnknownCheckpoint`] where the file does not have it.
+    pub fn with_component(mut self, name: &str, path: &Path) -> Result<ModelFolder> {
+        check_file_name(name, &self.location())?;
+        let shown = path.display().to_string();
+        let metadata = path.metadata().map_err(|e| Error::io(&shown, "open", e))?;
+        let own = self.components.iter().position(|c| c.name == name);
+        let known = own.map_or(Value::Null, |at| self.components[at].config.clone());
+        let (component, place) = if metadata.is_dir() {
+            let folder = Place::Disk(path.to_owned());
+            let is_model = path.join(INDEX_NAME).is_file();
+            let place = if is_model {
+                folder.folder(name)
+            } else {
+                folder
+            };
+            let found = own.map(|at| self.components[at].clone());
+            let mut component = read_config(&place, name)?;
+            if let Some(found) = found {
+                component.library = found.library;
+                if component.class.is_empty() {
+                    component.class = found.class;
+                }
+            }
+            (component, Elsewhere::Folder(place))
+        } else {
+            let (component, weights) = single_file::open_component(name, path, &known)?;
+            let weights = weights.expect("a component out of a file has weights");
+            (component, Elsewhere::File(weights))
+        };
+        self.elsewhere.insert(name.to_owned(), place);
+        self.missing.retain(|missing| *missing != name);
+        match own {
+            Some(at) => self.components[at] = component,
+            None => self.components.push(component),
+        }
+        Ok(self)
+    }
+
+    /// The same model with another value in a component's configuration, such as `prediction_type` of `scheduler`,
+    /// which no single file tells.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchComponent`].
+    pub fn with_setting(
+        mut self,
+        component: &str,
+        key: &str,
+        value: impl Into<Value>,
+    ) -> Result<ModelFolder> {
+        let missing = self.no_such(component);
+        let found = self.components.iter_mut().find(|c| c.name == component);
+        let found = found.ok_or(missing)?;
+        if !found.config.is_object() {
+            found.config = Value::Object(Map::new());
+        }
+        found.config[key] = value.into();
+        Ok(self)
+    }
+
+    /// An entry of `model_index.json` that is no component, such as `requires_aesthetics_score`.
+    pub fn setting(&self, key: &str) -> Option<&Value> {
+        self.settings.get(key)
+    }
+
+    /// The components that a model of its class needs and this one, being a single file, does not have.
+    pub fn missing(&self) -> &[&'static str] {
+        &self.missing
+    }
+
+    /// Refuses a single file that lacks a component.
+    ///
+    /// # Errors
+    /// [`Error::ComponentNotInFile`].
+    pub fn check_complete(&self) -> Result<()> {
+        match self.missing.first() {
+            None => Ok(()),
+            Some(component) => Err(Error::ComponentNotInFile {
+                file: self.location(),
+                component: (*component).to_owned(),
+            }),
+        }
+    }
+
+    fn no_such(&self, component: &str) -> Error {
+        if self.missing.contains(&component) {
+            return Error::ComponentNotInFile {
+                file: self.location(),
+                component: component.to_owned(),
+            };
+        }
+        Error::NoSuchComponent {
+            folder: self.location(),
+            component: component.to_owned(),
+            has: self.components.iter().map(|c| c.name.clone()).collect(),
+        }
     }
 
     /// Opens a model that is part of the program. Paths are relative to the model's folder and use `/`.
@@ -98,7 +244,7 @@ impl ModelFolder {
     pub fn embedded_files(&self) -> &'static [EmbeddedFile] {
         match &self.place {
             Place::Embedded { files, .. } => files,
-            Place::Disk(_) => &[],
+            Place::Disk(_) | Place::File(_) => &[],
         }
     }
 
@@ -120,11 +266,13 @@ impl ModelFolder {
             .ok_or_else(|| not_a_model("its model_index.json has no _class_name"))?
             .to_owned();
         let mut components = Vec::new();
+        let mut settings = Map::new();
         for (key, value) in index.iter().filter(|(key, _)| !key.starts_with('_')) {
             // Anything but a pair of names is a setting; a pair of nulls is an optional part that is not there.
             let Some([Value::String(library), Value::String(class)]) =
                 value.as_array().map(Vec::as_slice)
             else {
+                settings.insert(key.clone(), value.clone());
                 continue;
             };
             check_file_name(key, &file)?;
@@ -142,7 +290,10 @@ impl ModelFolder {
             name,
             class_name,
             components,
+            settings,
             place,
+            elsewhere: HashMap::new(),
+            missing: Vec::new(),
         })
     }
 
@@ -154,18 +305,16 @@ impl ModelFolder {
     /// Opens the weights of a component.
     ///
     /// # Errors
-    /// [`Error::NoSuchComponent`], and as [`Checkpoint::open`].
+    /// [`Error::NoSuchComponent`], [`Error::ComponentNotInFile`], and as [`Checkpoint::open`].
     pub fn checkpoint(&self, component: &str) -> Result<Checkpoint> {
         if self.component(component).is_none() {
-            let has = self.components.iter().map(|c| c.name.clone()).collect();
-            let (folder, component) = (self.place.describe(), component.to_owned());
-            return Err(Error::NoSuchComponent {
-                folder,
-                component,
-                has,
-            });
+            return Err(self.no_such(component));
         }
-        Checkpoint::at(&self.place.folder(component))
+        match self.elsewhere.get(component) {
+            Some(Elsewhere::File(weights)) => Ok(weights.clone()),
+            Some(Elsewhere::Folder(place)) => Checkpoint::at(place),
+            None => Checkpoint::at(&self.place.folder(component)),
+        }
     }
 
     /// Reads a text file of the model, such as `tokenizer/tokenizer.json`; `None` where there is none.
@@ -173,6 +322,12 @@ impl ModelFolder {
     /// # Errors
     /// [`Error::UnsafePath`], [`Error::TooLarge`] above 64 MiB, [`Error::NotUtf8`], [`Error::GitLfsPointer`].
     pub fn read_text(&self, relative: &str) -> Result<Option<String>> {
+        check_relative(relative, &self.location())?;
+        if let Some((component, rest)) = relative.split_once('/')
+            && let Some(Elsewhere::Folder(place)) = self.elsewhere.get(component)
+        {
+            return place.text(rest, TEXT_BYTES_MAX);
+        }
         self.place.text(relative, TEXT_BYTES_MAX)
     }
 
@@ -214,6 +369,15 @@ fn read_component(model: &Place, name: &str, (library, class): (&str, &str)) -> 
         let (folder, component) = (model.describe(), name.to_owned());
         return Err(Error::ComponentFolderMissing { folder, component });
     }
+    Ok(Component {
+        library: library.to_owned(),
+        class: class.to_owned(),
+        ..read_config(&place, name)?
+    })
+}
+
+/// The component in a folder of its own; library and class as far as its configuration tells.
+fn read_config(place: &Place, name: &str) -> Result<Component> {
     let mut config = Value::Null;
     for file in ["config.json", "scheduler_config.json"] {
         if let Some(text) = place.text(file, CONFIG_BYTES_MAX)? {
@@ -226,12 +390,5 @@ fn read_component(model: &Place, name: &str, (library, class): (&str, &str)) -> 
     // Without a sign of either it is taken for a network, so that missing weights are an error and not a blank.
     let has_weights =
         any(&|name| name.contains(".safetensors")) || !any(&|name| WEIGHTLESS.contains(&name));
-    let (name, library, class) = (name.to_owned(), library.to_owned(), class.to_owned());
-    Ok(Component {
-        name,
-        library,
-        class,
-        config,
-        has_weights,
-    })
+    Ok(single_file::component(name, config, has_weights))
 }

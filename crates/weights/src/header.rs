@@ -7,9 +7,9 @@ mod raw;
 
 use std::collections::HashMap;
 
-use lowtide_core::{Dtype, TensorLayout};
+use lowtide_core::Dtype;
 
-use crate::{Error, Result};
+use crate::{Error, Result, TensorEntry};
 use raw::RawTensor;
 
 /// Bytes before the header: its length, little endian.
@@ -22,39 +22,6 @@ pub const TENSORS_MAX: usize = 1 << 18;
 pub const NAME_BYTES_MAX: usize = 1024;
 /// The most dimensions: a video convolution has 5.
 pub const RANK_MAX: usize = 8;
-
-/// One tensor of a checkpoint, and where its bytes are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorEntry {
-    /// As in the file.
-    pub name: String,
-    /// How one element is stored.
-    pub dtype: Dtype,
-    /// Dimensions, slowest first; empty for a scalar.
-    pub shape: Vec<usize>,
-    /// Which of the checkpoint's files it is in.
-    pub source: usize,
-    /// Its first byte, from the start of that file.
-    pub offset: u64,
-    /// Its length in bytes: exactly what shape and dtype need.
-    pub bytes: u64,
-}
-
-impl TensorEntry {
-    /// Name, type and shape, without the place.
-    pub fn layout(&self) -> TensorLayout {
-        TensorLayout {
-            name: self.name.clone(),
-            dtype: self.dtype,
-            shape: self.shape.clone(),
-        }
-    }
-
-    /// Number of elements.
-    pub fn elements(&self) -> u64 {
-        self.bytes / self.dtype.size()
-    }
-}
 
 /// What a header says, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,8 +145,8 @@ fn recognise(start: &[u8], name: &str) -> Result<()> {
         )
     } else if start.starts_with(b"PK\x03\x04") {
         other(
-            "a zip archive (a PyTorch pickle?)",
-            "pickles are not read because they can run code: convert it",
+            "a zip archive",
+            "a file of torch.save is read when it is opened by its path",
         )
     } else if start.starts_with(b"GGUF") {
         other("a GGUF file", "this version reads safetensors only")
@@ -233,10 +200,7 @@ fn check_tensor(
     let product = dims
         .iter()
         .try_fold(dtype.size(), |total, &dim| total.checked_mul(dim));
-    let shape = dims
-        .iter()
-        .map(|&dim| usize::try_from(dim).ok())
-        .collect::<Option<Vec<usize>>>();
+    let shape: Option<Vec<usize>> = dims.iter().map(|&d| usize::try_from(d).ok()).collect();
     let (Some(needed), Some(shape)) = (product, shape) else {
         return Err(Error::Overflow {
             file,
@@ -278,6 +242,7 @@ fn check_tensor(
         source: 0,
         offset: data_start + begin,
         bytes: needed,
+        strides: None,
     })
 }
 

@@ -14,6 +14,10 @@ const SHARDS_MAX: usize = 512;
 /// Names that libraries give to weights, and whether an index goes before a single file where both are there: as
 /// diffusers and as transformers do.
 const BASES: [(&str, bool); 2] = [("diffusion_pytorch_model", true), ("model", false)];
+/// The same in the older format.
+const BIN_BASES: [(&str, bool); 2] = [("diffusion_pytorch_model", true), ("pytorch_model", false)];
+/// Formats in order of preference: the ending, and what goes before it.
+const FORMATS: [(&str, [(&str, bool); 2]); 2] = [("safetensors", BASES), ("bin", BIN_BASES)];
 /// Variants in order of preference; the plain file is what the libraries load when not told otherwise.
 const VARIANTS: [&str; 3] = ["", ".fp16", ".bf16"];
 /// What downloaders append to a file that is not complete.
@@ -47,13 +51,16 @@ pub(crate) fn is_partial(name: &str) -> bool {
 pub(crate) fn locate(place: &Place) -> Result<Found> {
     let names = place.names()?;
     let is_there = |name: &String| names.binary_search(name).is_ok();
-    for variant in VARIANTS {
-        for (base, index_first) in BASES {
-            let single = format!("{base}{variant}.safetensors");
+    let choices = FORMATS
+        .into_iter()
+        .flat_map(|format| VARIANTS.map(|v| (format, v)));
+    for ((ending, bases), variant) in choices {
+        for (base, index_first) in bases {
+            let single = format!("{base}{variant}.{ending}");
             // Both spellings are in use: diffusers puts the variant before `json`, others before `safetensors`.
             let index = [
-                format!("{base}.safetensors.index{variant}.json"),
-                format!("{base}{variant}.safetensors.index.json"),
+                format!("{base}.{ending}.index{variant}.json"),
+                format!("{base}{variant}.{ending}.index.json"),
             ]
             .into_iter()
             .find(is_there);
@@ -69,7 +76,12 @@ pub(crate) fn locate(place: &Place) -> Result<Found> {
 
 /// Why a folder without weights has none.
 fn nothing(place: &Place, names: Vec<String>) -> Error {
-    let ours = |name: &&String| BASES.iter().any(|(base, _)| name.starts_with(base));
+    let ours = |name: &&String| {
+        BASES
+            .iter()
+            .chain(&BIN_BASES)
+            .any(|(base, _)| name.starts_with(base))
+    };
     if let Some(partial) = names.iter().filter(ours).find(|name| is_partial(name)) {
         return Error::HalfDownloaded {
             file: place.describe_file(partial),
@@ -78,10 +90,11 @@ fn nothing(place: &Place, names: Vec<String>) -> Error {
     if let Some(shard) = names
         .iter()
         .filter(ours)
-        .find(|n| n.contains("-of-") && n.ends_with(".safetensors"))
+        .find(|n| n.contains("-of-") && (n.ends_with(".safetensors") || n.ends_with(".bin")))
     {
         let base = shard.split('-').next().unwrap_or(shard);
-        let index = place.describe_file(&format!("{base}.safetensors.index.json"));
+        let ending = shard.rsplit('.').next().unwrap_or_default();
+        let index = place.describe_file(&format!("{base}.{ending}.index.json"));
         return Error::BadIndex {
             index,
             why: "it is missing, while its shards are there".to_owned(),

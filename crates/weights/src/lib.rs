@@ -8,6 +8,9 @@
 //! running job is an error, not a signal, and memory figures mean something. Opening costs the headers alone, so a
 //! model of 20 GB is described in milliseconds.
 //!
+//! Files of `torch.save` are read too, without running them: their pickle is taken apart by a machine that builds plain
+//! values and calls nothing, and a tensor is a range of bytes like any other.
+//!
 //! In reading order: [`Source`] (a file or built-in bytes), [`Header`] (one safetensors header), [`Checkpoint`] (all
 //! tensors of a component, across shards), [`ModelFolder`] (the diffusers layout), [`ModelSummary`] (what
 //! `models show` prints), [`SafetensorsWriter`] (the way back).
@@ -15,22 +18,27 @@
 #![forbid(unsafe_code)]
 
 mod checkpoint;
+mod entry;
 mod error;
 mod folder;
 mod header;
 mod index;
 mod json;
+mod pickle;
 mod place;
+mod single_file;
 mod source;
 mod summary;
+mod torch;
 mod write;
 
 pub use checkpoint::{Checkpoint, FileIdentity, Fingerprint};
+pub use entry::TensorEntry;
 pub use error::{Error, Result};
 pub use folder::{Component, EmbeddedFile, ModelFolder};
 pub use header::{
-    HEADER_BYTES_MAX, Header, NAME_BYTES_MAX, PREFIX_BYTES, RANK_MAX, TENSORS_MAX, TensorEntry,
-    header_bytes, parse_header,
+    HEADER_BYTES_MAX, Header, NAME_BYTES_MAX, PREFIX_BYTES, RANK_MAX, TENSORS_MAX, header_bytes,
+    parse_header,
 };
 pub use source::Source;
 pub use summary::{BlockSummary, ComponentSummary, DtypeShare, ModelSummary, WeightsSummary};

@@ -11,6 +11,8 @@ pub type EmbeddedFile = (&'static str, &'static [u8]);
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     Disk(PathBuf),
+    /// A single file instead of a folder: nothing beside it belongs to the model.
+    File(PathBuf),
     Embedded {
         /// What messages call the folder.
         name: String,
@@ -24,7 +26,7 @@ impl Place {
     /// What messages call the folder.
     pub(crate) fn describe(&self) -> String {
         match self {
-            Place::Disk(path) => path.display().to_string(),
+            Place::Disk(path) | Place::File(path) => path.display().to_string(),
             Place::Embedded { name, prefix, .. } => {
                 format!("{name}/{prefix}").trim_end_matches('/').to_owned()
             }
@@ -34,7 +36,7 @@ impl Place {
     /// What messages call a file in it.
     pub(crate) fn describe_file(&self, relative: &str) -> String {
         match self {
-            Place::Disk(path) => path.join(relative).display().to_string(),
+            Place::Disk(path) | Place::File(path) => path.join(relative).display().to_string(),
             Place::Embedded { name, prefix, .. } => format!("{name}/{prefix}{relative}"),
         }
     }
@@ -43,6 +45,7 @@ impl Place {
     pub(crate) fn folder(&self, name: &str) -> Place {
         match self {
             Place::Disk(path) => Place::Disk(path.join(name)),
+            Place::File(path) => Place::File(path.join(name)),
             Place::Embedded {
                 name: model,
                 prefix,
@@ -59,6 +62,7 @@ impl Place {
     pub(crate) fn exists(&self) -> bool {
         match self {
             Place::Disk(path) => path.is_dir(),
+            Place::File(_) => false,
             Place::Embedded { prefix, files, .. } => files
                 .iter()
                 .any(|(path, _)| path.starts_with(prefix.as_str())),
@@ -76,6 +80,7 @@ impl Place {
                 }
                 names
             }
+            Place::File(_) => Vec::new(),
             Place::Embedded { prefix, files, .. } => files
                 .iter()
                 .filter_map(|(path, _)| path.strip_prefix(prefix.as_str()))
@@ -96,12 +101,13 @@ impl Place {
                 Err(Error::NotFound { .. }) => Ok(None),
                 Err(error) => Err(error),
             },
+            Place::File(_) => Ok(None),
             Place::Embedded { prefix, files, .. } => {
                 let wanted = format!("{prefix}{relative}");
                 let found = files.iter().find(|(path, _)| *path == wanted);
                 Ok(found.map(|(_, bytes)| Source::Memory {
                     name: self.describe_file(relative),
-                    bytes,
+                    bytes: (*bytes).into(),
                 }))
             }
         }

@@ -1,5 +1,6 @@
 //! Where bytes come from: a file read with `pread`, or bytes built into the program.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,12 +19,12 @@ pub enum Source {
         /// Its bytes when it was opened.
         len: u64,
     },
-    /// Bytes that are part of the program.
+    /// Bytes that are part of the program, or that somebody has in memory.
     Memory {
         /// What messages call it.
         name: String,
         /// All of it.
-        bytes: &'static [u8],
+        bytes: Cow<'static, [u8]>,
     },
 }
 
@@ -205,7 +206,7 @@ mod tests {
     fn memory_is_bounded_too() {
         let source = Source::Memory {
             name: "built in".to_owned(),
-            bytes: b"0123456789",
+            bytes: b"0123456789".into(),
         };
         let mut out = [0; 4];
         source.read_at(6, &mut out).unwrap();

@@ -362,6 +362,7 @@ mod tests {
             source: 0,
             offset: 0,
             bytes: 4,
+            strides: None,
         };
         names.iter().map(entry).collect()
     }

@@ -14,6 +14,8 @@ mod headers;
 mod requests;
 #[path = "hostile/shards.rs"]
 mod shards;
+#[path = "hostile/torch.rs"]
+mod torch;
 
 use std::collections::BTreeSet;
 
@@ -103,10 +105,16 @@ fn requests_that_cannot_be_met_are_refused_by_name() {
 }
 
 #[test]
+fn pickles_and_archives_that_lie_are_refused_by_name() {
+    torch::cases().iter().for_each(Case::check);
+}
+
+#[test]
 fn no_variant_is_left_untried() {
     let folder = tempfile::tempdir().unwrap();
     let mut cases = headers::cases();
     cases.extend(folders::cases(folder.path()));
+    cases.extend(torch::cases());
     cases.extend(shards::cases(folder.path()));
     cases.extend(requests::cases(folder.path()));
     let tried: BTreeSet<String> = cases.iter().map(|case| case.variant.to_owned()).collect();

@@ -117,7 +117,7 @@ proptest! {
         check(&Checkpoint::open(folder.path()).unwrap(), &layouts);
         let bytes = fs::read(&path).unwrap();
         prop_assert_eq!(u64::from_le_bytes(bytes[..8].try_into().unwrap()) % 8, 0, "data begins aligned");
-        check(&Checkpoint::from_memory("built in", Box::leak(bytes.into_boxed_slice())).unwrap(), &layouts);
+        check(&Checkpoint::from_memory("built in", bytes).unwrap(), &layouts);
     }
 
     #[test]

@@ -69,6 +69,48 @@ pub(crate) fn cases(root: &Path) -> Vec<Case> {
     cases
 }
 
+/// A file with the least that is a U-Net, and nothing else.
+fn bare(root: &Path) -> std::path::PathBuf {
+    let path = root.join("bare.safetensors");
+    let layer = "transformer_blocks.0";
+    let resnet = |at: &str| (format!("{at}.0.out_layers.3.weight"), vec![32, 32, 3, 3]);
+    let crossed = |at: &str| {
+        [
+            (format!("{at}.1.{layer}.norm1.weight"), vec![32]),
+            (format!("{at}.1.{layer}.attn2.to_k.weight"), vec![32, 64]),
+        ]
+    };
+    let mut tensors = vec![
+        ("input_blocks.0.0.weight".to_owned(), vec![32, 4, 3, 3]),
+        resnet("input_blocks.1"),
+        ("out.2.weight".to_owned(), vec![4, 32, 3, 3]),
+    ];
+    for at in [
+        "input_blocks.1",
+        "middle_block",
+        "output_blocks.0",
+        "output_blocks.1",
+    ] {
+        tensors.extend(crossed(at));
+    }
+    let layouts: Vec<TensorLayout> = tensors
+        .into_iter()
+        .map(|(name, shape)| TensorLayout {
+            name: format!("model.diffusion_model.{name}"),
+            dtype: Dtype::U8,
+            shape,
+        })
+        .collect();
+    let mut writer = SafetensorsWriter::create(&path, &layouts).unwrap();
+    for layout in &layouts {
+        writer
+            .write(&layout.name, &vec![0; layout.bytes().0 as usize])
+            .unwrap();
+    }
+    writer.finish().unwrap();
+    path
+}
+
 const INDEX: &str = "model_index.json";
 
 fn models(root: &Path) -> Vec<Case> {
@@ -92,12 +134,42 @@ fn models(root: &Path) -> Vec<Case> {
             ModelFolder::open(&root.join("nowhere")),
         )),
         case(Wrong(
-            "a file",
-            "NotAModel",
+            "a file of text",
+            "Truncated",
             "a-file",
             None,
-            &["but a file"],
+            &["half a download"],
             ModelFolder::open(&root.join("a-file")),
+        )),
+        case(Wrong(
+            "a file of something else",
+            "UnknownCheckpoint",
+            "other.safetensors",
+            None,
+            &["not those of"],
+            {
+                let path = root.join("other.safetensors");
+                write(&path, &["a"]);
+                ModelFolder::open(&path)
+            },
+        )),
+        case(Wrong(
+            "a component of something else",
+            "UnknownCheckpoint",
+            "other.safetensors",
+            None,
+            &["config.json"],
+            ModelFolder::open(&root.join("m-good"))
+                .unwrap()
+                .with_component("unet", &root.join("other.safetensors")),
+        )),
+        case(Wrong(
+            "a file without a part",
+            "ComponentNotInFile",
+            "bare.safetensors",
+            None,
+            &["has no vae"],
+            ModelFolder::open(&bare(root)).unwrap().check_complete(),
         )),
         case(Wrong(
             "empty folder",
@@ -256,11 +328,11 @@ fn weights(root: &Path) -> Vec<Case> {
             open("w-empty", &[]),
         )),
         case(Wrong(
-            "pickles only",
-            "NoWeights",
-            "w-bin",
+            "an empty file of torch",
+            "Truncated",
+            "pytorch_model.bin",
             None,
-            &["pytorch_model.bin", "can run code"],
+            &["half a download"],
             open("w-bin", &pickle),
         )),
         case(Wrong(
