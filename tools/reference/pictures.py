@@ -113,7 +113,7 @@ def resizes() -> list:
     cases = []
     for (width, height), (to_width, to_height) in [
         ((61, 47), (16, 24)), ((61, 47), (24, 16)), ((20, 13), (56, 40)), ((33, 33), (33, 64)), ((90, 10), (32, 32)),
-        ((7, 50), (40, 8)), ((48, 48), (48, 48)), ((64, 40), (32, 16)),
+        ((7, 50), (40, 8)), ((40, 20), (21, 21)), ((20, 40), (21, 21)), ((48, 48), (48, 48)), ((64, 40), (32, 16)),
     ]:  # fmt: skip
         for ours, theirs in modes.items():
             result = processor.resize(drawn(width, height), to_height, to_width, resize_mode=theirs)
@@ -129,7 +129,7 @@ def resizes() -> list:
 def masks() -> dict:
     processor = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
     blurs = []
-    for width, height, radius in [(40, 28, 4), (40, 28, 0.7), (31, 9, 12.5), (16, 16, 0), (5, 4, 3), (40, 28, 33)]:
+    for width, height, radius in [(40, 28, 4), (40, 28, 0.7), (40, 28, 1), (31, 9, 12.5), (16, 16, 0), (5, 4, 3), (40, 28, 33)]:
         blurs.append({"radius": radius, "mask": raw(VaeImageProcessor.blur(shape_mask(width, height), radius))})
     latents = []
     for width, height, to_width, to_height in [(64, 48, 8, 6), (64, 48, 64, 48), (40, 40, 7, 3)]:

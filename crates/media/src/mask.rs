@@ -4,7 +4,7 @@ use crate::raster::{Mask, Picture, Region, same_size};
 use crate::{Fit, Result};
 
 /// Box blurs that stand for one Gaussian.
-const BOXES: f64 = 3.0;
+const BOXES: usize = 3;
 
 /// Bits behind the point of a box blur's weights.
 const BLUR_BITS: u32 = 24;
@@ -198,26 +198,28 @@ impl BoxBlur {
     /// # Source
     /// P. Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering" (2011).
     fn new(radius: f32) -> Option<BoxBlur> {
-        let variance = f64::from(radius.min(BLUR_RADIUS_MAX)).powi(2) / BOXES;
+        // In f32 where Pillow has it: a weight has as many bits as an f32, so its last one shows.
+        let variance = radius.min(BLUR_RADIUS_MAX).powi(2) / BOXES as f32;
         if radius.is_nan() || radius <= 0.0 {
             return None;
         }
-        let whole = (((12.0 * variance + 1.0).sqrt() - 1.0) / 2.0).floor();
+        let width = (12.0 * f64::from(variance) + 1.0).sqrt() as f32;
+        let whole = ((width - 1.0) / 2.0).floor();
         let part = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
-            / (6.0 * (variance - (whole + 1.0).powi(2)));
+            / (6.0 * (variance - (whole + 1.0) * (whole + 1.0)));
         let one = 1u64 << BLUR_BITS;
-        let weight = (one as f64 / ((whole + part) * 2.0 + 1.0)) as u64;
+        let weight = (one as f32 / ((whole + part) * 2.0 + 1.0)) as u64;
         let whole = whole as usize;
         Some(BoxBlur {
             whole,
             weight,
-            end_weight: (one - (2 * whole as u64 + 1) * weight) / 2,
+            end_weight: one.saturating_sub((2 * whole as u64 + 1) * weight) / 2,
         })
     }
 
     /// Blurs a line three times; beyond its ends it goes on as it ends.
     fn apply(&self, line: &mut [u8], before: &mut Vec<u8>) {
-        for _ in 0..BOXES as usize {
+        for _ in 0..BOXES {
             before.clear();
             before.extend_from_slice(line);
             let last = line.len() as isize - 1;
