@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod adapters;
+pub mod clip_prompt;
 mod course;
 mod defaults;
 pub mod device;

@@ -10,6 +10,7 @@
 
 pub mod adapters;
 pub mod autoencoder_kl;
+pub mod clip_text;
 pub mod config;
 mod error;
 pub mod flow_match;
