@@ -27,7 +27,7 @@ ENCODERS = {
     "plain-names": dict(seed=2, names="new", dtype=torch.bfloat16, eos=58, act="gelu", tokens=24),
     "projected": dict(seed=3, names="old", dtype=torch.float16, eos=2, act="gelu", tokens=24, projection=20),
     "projected-first-end": dict(seed=4, names="old", dtype=torch.float32, eos=58, act="quick_gelu", tokens=24, projection=40),
-    "projected-columns": dict(seed=5, names="old", dtype=torch.float32, eos=58, act="gelu_new", tokens=24, projection=24, columns=True),
+    "tanh": dict(seed=5, names="old", dtype=torch.bfloat16, eos=58, act="gelu_new", tokens=24),
 }
 
 TEXTS = [
@@ -68,8 +68,6 @@ def stored(module: torch.nn.Module, spec: dict) -> dict:
     if spec["names"] == "old" and "embeddings.token_embedding.weight" in weights:
         weights = {f"text_model.{name}": value for name, value in weights.items()}
         weights["text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
-    if spec.get("columns"):
-        weights["text_projection"] = weights.pop("text_projection.weight").T.contiguous()
     return weights
 
 

@@ -233,6 +233,22 @@ fn learned_rows_stand_where_their_name_is() {
 }
 
 #[test]
+fn the_web_uis_pickles_are_read_without_running_them() {
+    let path = "../weights/tests/fixtures/torch/embedding.pt";
+    let file = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let inversion = Inversion::load("style", &file).unwrap();
+    assert_eq!(inversion.names(), ["style"]);
+    let (rows, width) = (inversion.rows(), inversion.widths()[0]);
+    assert!(
+        inversion
+            .row(rows - 1, width)
+            .unwrap()
+            .iter()
+            .any(|value| *value != 0.0)
+    );
+}
+
+#[test]
 fn files_that_are_no_textual_inversion_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     for (tensors, complaint) in [

@@ -25,7 +25,7 @@ const CASES: [&str; 5] = [
     "plain-names",
     "projected",
     "projected-first-end",
-    "projected-columns",
+    "tanh",
 ];
 
 fn ids(file: &Checkpoint, sequence: usize) -> Vec<u32> {

@@ -15,7 +15,7 @@ mod config;
 
 use lowtide_core::{ComponentLayout, TensorLayout};
 
-use crate::layers::{LayerNorm, Linear, Transposed};
+use crate::layers::{LayerNorm, Linear};
 use crate::tensor::{Compute, Tensor};
 use crate::weights::{BlockSource, Headers, Weights, record};
 use crate::{Error, Result};
@@ -166,19 +166,10 @@ impl<'w> Layer<'w> {
     }
 }
 
-/// How the pooled state is projected.
-enum Projection<'w> {
-    None,
-    /// As transformers stores it.
-    Rows(Linear<'w>),
-    /// As OpenCLIP stores it.
-    Columns(Transposed<'w>),
-}
-
 /// What comes after the layers.
 struct Final<'w> {
     norm: LayerNorm,
-    projection: Projection<'w>,
+    projection: Option<Linear<'w>>,
 }
 
 impl<'w> Final<'w> {
@@ -188,15 +179,10 @@ impl<'w> Final<'w> {
             config.eps,
             &format!("{root}final_layer_norm"),
         )?;
-        let projection = match config.projection {
-            None => Projection::None,
-            Some(dim) if w.has("text_projection") => {
-                Projection::Columns(w.transposed(config.hidden, dim, "text_projection")?)
-            }
-            Some(dim) => {
-                Projection::Rows(w.linear_no_bias(config.hidden, dim, "text_projection")?)
-            }
-        };
+        let projection = config
+            .projection
+            .map(|dim| w.linear_no_bias(config.hidden, dim, "text_projection"))
+            .transpose()?;
         Ok(Final { norm, projection })
     }
 
@@ -216,9 +202,8 @@ impl<'w> Final<'w> {
     fn pool(&self, compute: Compute, state: &Tensor, end: usize) -> Result<Tensor> {
         let normed = self.norm.forward(state.part(end..end + 1))?;
         match &self.projection {
-            Projection::None => Ok(normed),
-            Projection::Rows(linear) => linear.forward(compute, &normed),
-            Projection::Columns(transposed) => transposed.forward(&normed),
+            None => Ok(normed),
+            Some(linear) => linear.forward(compute, &normed),
         }
     }
 }

@@ -149,45 +149,6 @@ pub fn geglu<'a>(compute: Compute, x: impl Into<Part<'a>>, proj: &Linear<'_>) ->
     Ok(out)
 }
 
-/// `y = x W` for a matrix that is stored the other way round, for a few rows of `x`: it is read row by row.
-#[derive(Debug)]
-pub struct Transposed<'w> {
-    pub(crate) weight: Matrix<'w>,
-}
-
-impl Transposed<'_> {
-    /// Applies it to rows.
-    ///
-    /// # Shapes
-    /// `x` (R, dim_in) to (R, dim_out), f32; the weight is `[dim_in, dim_out]`.
-    ///
-    /// # Errors
-    /// When the columns do not match, or memory is refused.
-    pub fn forward<'a>(&self, x: impl Into<Part<'a>>) -> Result<Tensor> {
-        let (x, weight) = (x.into(), &self.weight);
-        if x.columns() != weight.rows {
-            return Err(Error::Shape {
-                what: "transposed linear",
-                expected: vec![x.rows(), weight.rows],
-                found: vec![x.rows(), x.columns()],
-            });
-        }
-        let mut row = Tensor::new(&[1, weight.cols])?;
-        let mut out = Tensor::zeros(&[x.rows(), weight.cols])?;
-        let stored = weight
-            .bytes
-            .chunks_exact(weight.cols * weight.stored.size());
-        for (k, bytes) in stored.enumerate() {
-            kernels::to_f32(weight.stored, bytes, row.data_mut());
-            let sums = out.data_mut().chunks_exact_mut(weight.cols);
-            for (sums, x) in sums.zip(x.data().chunks_exact(weight.rows)) {
-                kernels::add_scaled(sums, x[k], row.data());
-            }
-        }
-        Ok(out)
-    }
-}
-
 /// Root-mean-square norm with a learned scale.
 #[derive(Debug)]
 pub struct RmsNorm {

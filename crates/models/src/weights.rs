@@ -12,7 +12,7 @@ use lowtide_core::{BlockLayout, Dtype, TensorLayout};
 use lowtide_kernels::{Matrix, Stored, to_f32};
 
 use crate::adapters::{Adapters, Added};
-use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm, Transposed};
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm};
 use crate::{Error, Result};
 
 /// Hands out a component's blocks. Where they live, and when they arrive, is not the model's business.
@@ -228,15 +228,6 @@ impl<'w> Weights<'w> {
             bias: None,
             added: self.added(name, (dim_out, dim_in, 1))?,
         })
-    }
-
-    /// A matrix `[dim_in, dim_out]` under `name` itself, as OpenCLIP stores its projection.
-    ///
-    /// # Errors
-    /// As [`Weights::linear_no_bias`].
-    pub fn transposed(&self, dim_in: usize, dim_out: usize, name: &str) -> Result<Transposed<'w>> {
-        let weight = self.matrix(name, &[&[dim_in, dim_out]])?;
-        Ok(Transposed { weight })
     }
 
     /// A linear layer with bias.

@@ -11,8 +11,9 @@ use crate::{Error, Result};
 const WIDTH_MAX: usize = 65_536;
 /// The longest name, in bytes.
 const NAME_BYTES_MAX: usize = 256;
-/// What the web UI calls the rows in safetensors, and how a pickle's `string_to_param["*"]` is named once it is flat.
-const WEB_NAMES: [&str; 3] = ["emb_params", "string_to_param.*", "string_to_param"];
+/// What the web UI calls the rows: in safetensors, and in the `string_to_param` of its pickles, where every file has the
+/// same token.
+const WEB_NAMES: [&str; 2] = ["emb_params", "*"];
 /// What SDXL's two encoders call theirs.
 const PAIR: [&str; 2] = ["clip_l", "clip_g"];
 

@@ -101,8 +101,7 @@ impl Opened {
         let file = Checkpoint::open(&folder.join("model.safetensors")).unwrap();
         let json = json(&folder.join("config.json"));
         let class = Class::of(json["architectures"][0].as_str().unwrap_or_else(|| {
-            let projected = file.get("text_projection.weight").is_some()
-                || file.get("text_projection").is_some();
+            let projected = file.get("text_projection.weight").is_some();
             if projected {
                 "CLIPTextModelWithProjection"
             } else {
