@@ -90,6 +90,16 @@ pub enum Error {
         /// What it is, or what does not fit.
         why: String,
     },
+    /// A LoRA of a kind that is not applied, or whose matrices do not go together.
+    #[error("{file}: '{}': {}", shown(.module), shown(.why))]
+    Lora {
+        /// The file.
+        file: String,
+        /// The layer, as the file calls it.
+        module: String,
+        /// What is wrong.
+        why: String,
+    },
     /// No weight file in a component's folder.
     #[error(
         "{folder}: no weights: looked for model.safetensors, diffusion_pytorch_model.safetensors, \

@@ -13,7 +13,7 @@
 //!
 //! In reading order: [`Source`] (a file or built-in bytes), [`Header`] (one safetensors header), [`Checkpoint`] (all
 //! tensors of a component, across shards), [`ModelFolder`] (the diffusers layout), [`ModelSummary`] (what
-//! `models show` prints), [`SafetensorsWriter`] (the way back).
+//! `models show` prints), [`lora`] (additions to layers), [`SafetensorsWriter`] (the way back).
 
 #![forbid(unsafe_code)]
 
@@ -24,6 +24,7 @@ mod folder;
 mod header;
 mod index;
 mod json;
+pub mod lora;
 mod pickle;
 mod place;
 mod single_file;

@@ -23,6 +23,7 @@ use crate::folder::Component;
 use crate::{Checkpoint, Error, Result, TensorEntry};
 pub(crate) use configs::settings;
 pub(crate) use family::Family;
+pub(crate) use unet::rename as unet_name;
 
 /// Tensors by what follows a prefix of their names.
 type Named<'a> = BTreeMap<String, &'a TensorEntry>;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use lowtide_core::{Dtype, TensorLayout};
+use lowtide_weights::lora::Lora;
 use lowtide_weights::{Checkpoint, Result, SafetensorsWriter, TensorEntry};
 
 use super::Case;
@@ -40,6 +41,38 @@ fn case<T>(
 pub(crate) fn cases(root: &Path) -> Vec<Case> {
     let path = root.join(FILE);
     let mut cases = reading(&path);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    cases.push(case(
+        "no LoRA for anything",
+        "NotFound",
+        None,
+        &["check the path"],
+        {
+            let missing = path.with_file_name("not-good.safetensors");
+            Lora::open(&missing, &[])
+        },
+    ));
+    let half = root.join("half-good.safetensors");
+    let name = "unet.a.lora_A.weight";
+    let mut writer =
+        SafetensorsWriter::create(&half, &[layout(name, Dtype::F32, &[1, 1])]).unwrap();
+    writer.write(name, &[0; 4]).unwrap();
+    writer.finish().unwrap();
+    let components = [("unet", vec!["a".to_owned()])];
+    let lora = Lora::open(&half, &components);
+    cases.push(case(
+        "half a LoRA",
+        "Lora",
+        Some("unet.a"),
+        &["missing"],
+        lora,
+    ));
+    assert!(
+        Lora::of(checkpoint, &components)
+            .unwrap()
+            .targets
+            .is_empty()
+    );
     cases.extend(writing(&path));
     let left: Vec<_> = root
         .read_dir()
