@@ -43,10 +43,10 @@ fn capabilities(memory: Option<&Memory>) -> Vec<Capability> {
             name: "native bf16 products",
             available: native,
             why: if native {
-                "avx512bf16; --precision auto means bf16".to_owned()
+                format!("{}; --precision auto means bf16", kernels::isa())
             } else {
                 format!(
-                    "needs avx512bf16, in use is {}; --precision auto means f32",
+                    "needs amx or avx512bf16, in use is {}; --precision auto means f32",
                     kernels::isa()
                 )
             },
@@ -80,9 +80,14 @@ fn text(isa: kernels::Isa, memory: Option<&Memory>, capabilities: &[Capability])
     let mut table = Table::new(&[]);
     table.row(["device".to_owned(), format!("cpu: {}", cpu::name())]);
     table.row(["threads".to_owned(), kernels::threads().to_string()]);
+    let unused = kernels::amx_refused().map(|why| format!("; amx is not used: {why}"));
     table.row([
         "instruction sets".to_owned(),
-        format!("{}; in use: {isa}", isa_names().join(", ")),
+        format!(
+            "{}; in use: {isa}{}",
+            isa_names().join(", "),
+            unused.unwrap_or_default()
+        ),
     ]);
     match memory {
         Some(memory) => {

@@ -159,7 +159,7 @@ struct Buffers<'a> {
     queries: &'a mut [f32],
     /// `[keys][steps of D]`.
     keys: &'a mut [f32],
-    /// `[steps of keys][D]`.
+    /// `[steps of keys][D]`; for tiles `[D][steps of a tile of keys]`.
     values: &'a mut [f32],
     /// `[keys][PANEL]`.
     scores: &'a mut [f32],
@@ -283,6 +283,16 @@ impl Job<'_> {
                 to.copy_from_slice(key);
             }
         }
+        if self.isa.has_tiles() && self.format == Format::Pairs {
+            let from = &self.v.data[first * self.v.stride + kv_head * d..];
+            assert!(from.len() >= (keys - 1) * self.v.stride + d);
+            let steps = self.format.steps(self.spec.tile());
+            assert!(buffers.values.len() >= d * steps && keys <= 2 * steps);
+            let rows = (from.as_ptr(), self.v.stride);
+            // SAFETY: just checked.
+            unsafe { turn_values(self.isa, rows, keys, d, buffers.values, steps) };
+            return;
+        }
         let value = |i: usize| &self.v.row(first + i)[kv_head * d..][..d];
         if self.format == Format::Pairs {
             for i in (0..keys).step_by(2) {
@@ -302,6 +312,20 @@ impl Job<'_> {
                 round_to_bf16(self.isa, buffers.keys.as_mut_ptr(), keys * steps);
                 round_to_bf16(self.isa, buffers.values.as_mut_ptr(), keys * d);
             }
+        }
+    }
+
+    /// Packed values as the weights of the second product.
+    fn values(&self, values: &[f32]) -> Operand {
+        let (row_bytes, step_bytes) = if self.isa.has_tiles() && self.format == Format::Pairs {
+            (self.format.steps(self.spec.tile()) * 4, 4)
+        } else {
+            (4, self.spec.head_dim * 4)
+        };
+        Operand {
+            data: values.as_ptr().cast(),
+            row_bytes,
+            step_bytes,
         }
     }
 
@@ -357,11 +381,7 @@ impl Job<'_> {
             lanes,
             used: queries.count,
             steps: self.format.steps(keys),
-            weights: Operand {
-                data: buffers.values.as_ptr().cast(),
-                row_bytes: 4,
-                step_bytes: d * 4,
-            },
+            weights: self.values(buffers.values),
             outputs: d,
             sums: sums.as_mut_ptr(),
             add: first_key > 0,
@@ -500,7 +520,51 @@ unsafe fn pair_values_generic<V: Vector>(low: &[f32], high: Option<&[f32]>, out:
     }
 }
 
+/// Pairs of neighbouring rows' numbers, `[number][pair]`.
+#[inline(always)]
+unsafe fn turn_values_generic<V: Vector>(
+    (from, stride): (*const f32, usize),
+    rows: usize,
+    numbers: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let pairs = rows.div_ceil(2);
+    for number in (0..numbers).step_by(LANES) {
+        let count = (numbers - number).min(LANES);
+        for pair in (0..pairs).step_by(LANES) {
+            let mut square = [0f32; LANES * LANES];
+            let mut turned = [0f32; LANES * LANES];
+            // SAFETY: the caller promises rows and numbers; the squares are whole blocks.
+            unsafe {
+                let read = |row: usize| {
+                    let from = from.wrapping_add(row * stride + number);
+                    match (row < rows, count == LANES) {
+                        (false, _) => V::splat(0.0),
+                        (true, true) => V::load(from),
+                        (true, false) => V::load_part(from, count),
+                    }
+                };
+                for i in 0..(pairs - pair).min(LANES) {
+                    let (low, high) = (read(2 * (pair + i)), read(2 * (pair + i) + 1));
+                    low.store_bf16_pairs(high, square.as_mut_ptr().add(i * LANES).cast());
+                }
+                V::transpose(square.as_ptr(), LANES, turned.as_mut_ptr(), LANES);
+            }
+            for (i, line) in turned.chunks_exact(LANES).take(count).enumerate() {
+                let here = (pairs - pair).min(LANES);
+                out[(number + i) * out_stride + pair..][..here].copy_from_slice(&line[..here]);
+            }
+        }
+    }
+}
+
 per_isa! {
+    /// Interleaves neighbouring rows as bf16 and transposes them.
+    ///
+    /// # Safety
+    /// `rows` rows of `numbers` numbers must be there.
+    fn turn_values(from: (*const f32, usize), rows: usize, numbers: usize, out: &mut [f32], out_stride: usize) = turn_values_generic;
     /// The softmax of a tile.
     ///
     /// # Safety

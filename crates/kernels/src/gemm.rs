@@ -10,6 +10,7 @@
 //! numbers, in ascending order, of sums started at zero and run in ascending k. So a row has the
 //! same bits alone and among others, and on any number of threads.
 
+pub(crate) mod amx;
 pub(crate) mod tile;
 
 #[cfg(target_arch = "x86_64")]
@@ -139,7 +140,9 @@ impl Cut {
         let output_blocks = (fewest_blocks..fewest_blocks + 2 * threads)
             .min_by_key(|blocks| cost(*blocks))
             .unwrap_or(fewest_blocks);
-        let block_outputs = outputs.div_ceil(output_blocks).next_multiple_of(6);
+        let block_outputs = outputs
+            .div_ceil(output_blocks)
+            .next_multiple_of(together(problem.isa));
         Self {
             panels: block_panels,
             run_blocks,
@@ -148,6 +151,11 @@ impl Cut {
             output_blocks: outputs.div_ceil(block_outputs),
         }
     }
+}
+
+/// Outputs that the widest inner loop computes together.
+fn together(isa: Isa) -> usize {
+    if isa.has_tiles() { 32 } else { 6 }
 }
 
 /// Computes all products and hands the sums of each block to `sink`, in parallel.

@@ -1,5 +1,10 @@
 //! Which instruction set the kernels run on, chosen once at run time.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::state as amx_state;
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -14,10 +19,22 @@ pub enum Isa {
     Avx512,
     /// The same with native products of bf16 pairs.
     Avx512Bf16,
+    /// The same with AMX tiles for products of bf16.
+    Amx,
+    /// The kernels for AMX with its instructions emulated one number at a time: for tests on
+    /// machines without it. Never chosen by itself.
+    AmxEmulated,
 }
 
 impl Isa {
-    const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    const ALL: [Isa; 6] = [
+        Isa::Portable,
+        Isa::Avx2,
+        Isa::Avx512,
+        Isa::Avx512Bf16,
+        Isa::Amx,
+        Isa::AmxEmulated,
+    ];
 
     /// The word that `LOWTIDE_ISA` takes for it.
     pub fn name(self) -> &'static str {
@@ -26,6 +43,8 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Amx => "amx",
+            Isa::AmxEmulated => "amx-emulated",
         }
     }
 
@@ -44,16 +63,22 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
         };
         match self {
-            Isa::Portable => true,
+            Isa::Portable | Isa::AmxEmulated => true,
             Isa::Avx2 => avx2(),
             Isa::Avx512 => avx512(),
             Isa::Avx512Bf16 => avx512() && is_x86_feature_detected!("avx512bf16"),
+            Isa::Amx => avx512() && amx_state().is_ok(),
         }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
     fn is_available(self) -> bool {
-        self == Isa::Portable
+        matches!(self, Isa::Portable | Isa::AmxEmulated)
+    }
+
+    /// Whether products of bf16 are tiles'.
+    pub(crate) fn has_tiles(self) -> bool {
+        matches!(self, Isa::Amx | Isa::AmxEmulated)
     }
 }
 
@@ -63,12 +88,21 @@ impl fmt::Display for Isa {
     }
 }
 
-/// The instruction sets this machine can run, slowest first.
+/// The instruction sets this machine can run, slowest first; [`Isa::AmxEmulated`] is not one.
 pub fn available_isas() -> Vec<Isa> {
     Isa::ALL
         .into_iter()
-        .filter(|isa| isa.is_available())
+        .filter(|isa| isa.is_available() && *isa != Isa::AmxEmulated)
         .collect()
+}
+
+/// Why AMX is not used although the processor has it, if that is so: the operating system must
+/// permit it, and a known product come out right.
+pub fn amx_refused() -> Option<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    return amx_state().err().flatten();
+    #[cfg(not(target_arch = "x86_64"))]
+    None
 }
 
 /// Reads `LOWTIDE_ISA`; without it, the fastest set this machine has.
@@ -129,5 +163,5 @@ pub fn force_isa(isa: Isa) -> Result<(), String> {
 
 /// Whether products of bf16 pairs are one instruction here; elsewhere they are emulated in f32.
 pub fn native_bf16() -> bool {
-    isa() == Isa::Avx512Bf16
+    matches!(isa(), Isa::Avx512Bf16 | Isa::Amx | Isa::AmxEmulated)
 }

@@ -21,8 +21,9 @@
 //! of them is packed into the first-level cache, and weights are broadcast against it from where
 //! they lie ([`linear`], [`conv2d`], both products of [`attention`]); a call with a few rows turns
 //! the weights round instead. Kernels are written once over sixteen f32 lanes and compiled for
-//! each [`Isa`], chosen at the first call or by `LOWTIDE_ISA`. Missing for now: AMX tiles, and
-//! kernels for NEON other than what the compiler makes of the portable ones.
+//! each [`Isa`], chosen at the first call or by `LOWTIDE_ISA`. AMX takes weights and panels as tiles
+//! as they lie; it is used only after a known product came out right. Missing for now: kernels for
+//! NEON other than what the compiler makes of the portable ones.
 //!
 //! Work is dealt to rayon's global pool ([`set_threads`]), the caller taking part; a call waits
 //! for no thread that has not begun.
@@ -48,7 +49,7 @@ pub use conv::{
     ChannelAffine, Conv2d, MapRows, Padding, conv2d, conv2d_in_place_add, conv2d_padded,
 };
 pub use elementwise::{activate, add, add_scaled, mul};
-pub use isa::{Isa, available_isas, force_isa, isa, isa_from_env, native_bf16};
+pub use isa::{Isa, amx_refused, available_isas, force_isa, isa, isa_from_env, native_bf16};
 pub use linear::{linear, linear_add, linear_geglu, linear_swiglu};
 pub use map::{
     channel_affine, channel_affine_in_place, group_affine, group_sums, upsample_nearest_2x,

@@ -141,10 +141,12 @@ macro_rules! per_isa {
                 unsafe { $generic::<$crate::simd::avx512::F32x16<true>>($($arg),*) }
             }
             match isa {
-                // SAFETY: an `Isa` other than portable is only ever one that this processor has;
+                // SAFETY: an `Isa` whose vectors are not portable is only ever one that this processor has;
                 // the rest is the caller's promise.
                 #[cfg(target_arch = "x86_64")]
-                $crate::isa::Isa::Avx512Bf16 => unsafe { avx512bf16($($arg),*) },
+                $crate::isa::Isa::Avx512Bf16 | $crate::isa::Isa::Amx => unsafe {
+                    avx512bf16($($arg),*)
+                },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },

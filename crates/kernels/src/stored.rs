@@ -35,8 +35,8 @@ pub enum Precision {
     /// Both factors f32; stored weights are widened exactly.
     F32,
     /// Both factors rounded to the nearest bf16. Where the machine multiplies bf16 itself,
-    /// subnormal factors, products and sums count as zero, and the two products of a pair are
-    /// added to the sum one after the other; elsewhere the product is an f32's.
+    /// subnormal factors, products and sums count as zero, and its instruction says in which
+    /// order the products of pairs are added; elsewhere the product is an f32's.
     Bf16,
 }
 
@@ -241,8 +241,8 @@ impl Format {
     pub(crate) fn of(precision: Precision, isa: Isa) -> Self {
         match (precision, isa) {
             (Precision::F32, _) => Format::F32,
-            (Precision::Bf16, Isa::Avx512Bf16) => Format::Pairs,
-            (Precision::Bf16, _) => Format::Rounded,
+            (Precision::Bf16, Isa::Avx512Bf16 | Isa::Amx | Isa::AmxEmulated) => Format::Pairs,
+            (Precision::Bf16, Isa::Portable | Isa::Avx2 | Isa::Avx512) => Format::Rounded,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The inner loops: a panel of activations against rows of broadcast weights.
 
+use super::amx;
 use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::simd::{LANES, Vector, per_isa};
@@ -52,19 +53,23 @@ impl Product {
     pub(crate) unsafe fn run(&self, isa: Isa, format: Format) {
         // SAFETY: the caller's promise.
         unsafe {
-            #[cfg(target_arch = "x86_64")]
-            if format == Format::Pairs {
-                assert_eq!(isa, Isa::Avx512Bf16, "bf16 pairs need their instruction");
-                return super::avx512bf16::product(self);
+            if format != Format::Pairs {
+                return product_f32(isa, self);
             }
-            debug_assert_ne!(format, Format::Pairs);
-            product_f32(isa, self);
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Bf16 => super::avx512bf16::product(self),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Amx => amx::product::<amx::Instructions>(self),
+                Isa::AmxEmulated => amx::product::<amx::Emulated>(self),
+                _ => panic!("bf16 pairs need their instruction, {isa} has none"),
+            }
         }
     }
 
     /// The same for the outputs from `output`.
     #[inline(always)]
-    fn at_output(&self, output: usize) -> Self {
+    pub(super) fn at_output(&self, output: usize) -> Self {
         let mut rest = *self;
         rest.weights.data = self
             .weights
@@ -77,7 +82,7 @@ impl Product {
 
     /// The same for the lanes from `lane`.
     #[inline(always)]
-    fn at_lane(&self, lane: usize) -> Self {
+    pub(super) fn at_lane(&self, lane: usize) -> Self {
         let mut rest = *self;
         rest.panel = self.panel.wrapping_add(lane);
         rest.sums = self.sums.wrapping_add(lane);

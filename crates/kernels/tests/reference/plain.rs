@@ -15,7 +15,7 @@ pub(crate) const STORED: [Stored; 5] = [
 pub(crate) fn on_every_isa(test: impl Fn()) {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    for isa in available_isas() {
+    for isa in available_isas().into_iter().chain([Isa::AmxEmulated]) {
         force_isa(isa).expect("it is available");
         test();
     }
