@@ -119,14 +119,37 @@ fn numbers(count: usize) -> Vec<f32> {
         .collect()
 }
 
-fn weights(stored: Stored, count: usize) -> Vec<u8> {
+/// Bytes as a loader hands them out: aligned to a cache line.
+struct Weights {
+    numbers: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl std::ops::Deref for Weights {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.numbers[self.start..][..self.length]
+    }
+}
+
+fn weights(stored: Stored, count: usize) -> Weights {
     let values = numbers(count);
-    match stored {
-        Stored::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        _ => values
-            .iter()
-            .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
-            .collect(),
+    let length = count * stored.size();
+    let mut numbers = vec![0; length + memory::BUFFER_ALIGNMENT];
+    let start = numbers.as_ptr().align_offset(memory::BUFFER_ALIGNMENT);
+    let to = numbers[start..][..length].chunks_exact_mut(stored.size());
+    for (to, v) in to.zip(values) {
+        match stored {
+            Stored::F32 => to.copy_from_slice(&v.to_le_bytes()),
+            _ => to.copy_from_slice(&half::bf16::from_f32(v).to_le_bytes()),
+        }
+    }
+    Weights {
+        numbers,
+        start,
+        length,
     }
 }
 

@@ -18,10 +18,11 @@ mod avx512bf16;
 
 use crate::isa::Isa;
 use crate::scratch::{self, Buffer, Scratch};
+use crate::simd::LANES;
 use crate::stored::{Format, Matrix, Stored, round_to_bf16, to_bf16_pairs, widen_to_f32};
 use crate::threads::{parallel, threads};
 use std::ops::Range;
-use tile::{Operand, Product};
+use tile::{FEW, Operand, Product, TURNED};
 
 /// Lanes of a full panel.
 pub(crate) const PANEL: usize = 64;
@@ -31,6 +32,9 @@ const BLOCK_SUMS: usize = 128 * 1024;
 
 /// Outputs of one block over all its weights, whose stretch may have to be converted: 576 KiB.
 const BLOCK_OUTPUTS: usize = 1024;
+
+/// Outputs of a few lanes whose sums are finished together: they stay in the first cache.
+const FEW_OUTPUTS: usize = 128;
 
 /// Products below which a second thread costs more than it brings.
 const SERIAL_PRODUCTS: usize = 400_000;
@@ -67,6 +71,21 @@ pub(crate) trait Source: Sync {
 
     /// Packs a panel's stretch, `[steps][width]`, zeros in the lanes beyond its own.
     fn pack(&self, panel: usize, k: &Range<usize>, from: (&Self::Staged, &[f32]), to: Panel<'_>);
+
+    /// Packs a stretch of the only panel, of at most [`FEW`] lanes: `[steps][lanes]`.
+    fn pack_few(&self, k: &Range<usize>, scratch: (&mut Buffer, &mut Buffer), to: &mut [f32]) {
+        let (panel, stage) = scratch;
+        let lanes = self.lanes(0);
+        let data = &mut panel.take(to.len() / lanes * LANES)[..to.len() / lanes * LANES];
+        let staged = self.stage(&(0..1), k, stage);
+        let width = LANES;
+        self.pack(0, k, (&staged, stage.all()), Panel { data, width });
+        for (step, to) in to.chunks_exact_mut(lanes).enumerate() {
+            for (lane, to) in to.iter_mut().enumerate() {
+                *to = data[step * LANES + lane];
+            }
+        }
+    }
 }
 
 /// Where a source packs to.
@@ -203,6 +222,9 @@ impl Block {
         sink: &impl Sink,
         scratch: &mut Scratch,
     ) {
+        if problem.lanes <= FEW && !(problem.isa.has_tiles() && problem.format == Format::Pairs) {
+            return self.run_few(problem, source, sink, scratch);
+        }
         let Scratch {
             panel,
             weights,
@@ -254,6 +276,71 @@ impl Block {
             }
         }
         sink.finish(sums, self.panels.clone(), self.outputs.clone());
+    }
+}
+
+impl Block {
+    /// The same for a few lanes, which the weights are read for but once: some rows at a time, each
+    /// from its beginning to its end, as memory likes to be read. The order of sums is the same.
+    fn run_few(
+        &self,
+        problem: &Problem<'_>,
+        source: &impl Source,
+        sink: &impl Sink,
+        scratch: &mut Scratch,
+    ) {
+        let Scratch {
+            panel,
+            weights,
+            sums,
+            stage,
+            small,
+        } = scratch;
+        let cols = problem.weights[0].cols;
+        let lanes = problem.lanes;
+        let stretch = problem.format.stretch();
+        let stretch_steps = problem.format.steps(stretch);
+        let all = small.take(problem.format.steps(cols) * lanes);
+        for (i, start) in (0..cols).step_by(stretch).enumerate() {
+            let k = start..(start + stretch).min(cols);
+            let steps = problem.format.steps(k.len());
+            let to = &mut all[i * stretch_steps * lanes..][..steps * lanes];
+            source.pack_few(&k, (panel, stage), to);
+        }
+        for first in self.outputs.clone().step_by(FEW_OUTPUTS) {
+            let outputs = first..(first + FEW_OUTPUTS).min(self.outputs.end);
+            let count = outputs.len();
+            let sums = sums.take(problem.weights.len() * count * PANEL);
+            if cols == 0 {
+                sums.fill(0.0);
+            }
+            for (i, weight) in problem.weights.iter().enumerate() {
+                for output in (0..count).step_by(TURNED) {
+                    let rows = output..(output + TURNED).min(count);
+                    for (s, start) in (0..cols).step_by(stretch).enumerate() {
+                        let k = start..(start + stretch).min(cols);
+                        let steps = problem.format.steps(k.len());
+                        let room = weights.take(rows.len() * steps);
+                        let of_all = first + rows.start..first + rows.end;
+                        let product = Product {
+                            panel: all[s * stretch_steps * lanes..].as_ptr(),
+                            width: lanes,
+                            lanes: 0,
+                            used: lanes,
+                            steps,
+                            weights: operand(problem, weight, &of_all, &k, room),
+                            outputs: rows.len(),
+                            sums: sums[(i * count + output) * PANEL..].as_mut_ptr(),
+                            add: start > 0,
+                        };
+                        // SAFETY: the panel has `steps * lanes` numbers, the operand its rows of
+                        // `steps`, the sums a line for each.
+                        unsafe { product.run(problem.isa, problem.format) };
+                    }
+                }
+            }
+            sink.finish(sums, self.panels.clone(), outputs);
+        }
     }
 }
 

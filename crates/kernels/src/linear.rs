@@ -169,6 +169,54 @@ impl Source for RowSource<'_> {
             );
         }
     }
+
+    fn pack_few(&self, k: &Range<usize>, _scratch: (&mut Buffer, &mut Buffer), to: &mut [f32]) {
+        let lanes = self.x.rows;
+        assert!(to.len() >= self.format.steps(k.len()) * lanes);
+        for lane in 0..lanes {
+            let from = &self.x.row(lane)[k.clone()];
+            let to = to[lane..].as_mut_ptr();
+            // SAFETY: just checked.
+            unsafe { pack_row(self.isa, self.format, from.as_ptr(), from.len(), to, lanes) };
+        }
+    }
+}
+
+/// Packs one row of `k` numbers, `stride` steps apart.
+#[inline(always)]
+unsafe fn pack_row_generic<V: Vector>(
+    format: Format,
+    from: *const f32,
+    k: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    let block = format.numbers(LANES);
+    let mut line = [0f32; 2 * LANES];
+    for start in (0..k).step_by(block) {
+        let length = (k - start).min(block);
+        // SAFETY: the caller promises both sides; the line has a block's numbers.
+        unsafe {
+            let read = |first: usize| {
+                let count = length.saturating_sub(first).min(LANES);
+                if count == LANES {
+                    V::load(from.add(start + first))
+                } else {
+                    V::load_part(from.wrapping_add(start + first), count)
+                }
+            };
+            let low = read(0);
+            match format {
+                Format::F32 => low.store(line.as_mut_ptr()),
+                Format::Rounded => low.to_bf16().store(line.as_mut_ptr()),
+                Format::Pairs => low.store_bf16(read(LANES), line.as_mut_ptr().cast()),
+            }
+            let to = to.add(format.steps(start) * stride);
+            for (step, number) in line.iter().take(format.steps(length)).enumerate() {
+                to.add(step * stride).write(*number);
+            }
+        }
+    }
 }
 
 /// Packs `rows` rows of `k` numbers, transposed, as panel `[steps][width]`.
@@ -184,11 +232,7 @@ unsafe fn pack_rows_generic<V: Vector>(
 ) {
     let mut edge = [0f32; 2 * LANES * LANES];
     // Numbers of k that one transposition takes.
-    let block = if format == Format::Pairs {
-        2 * LANES
-    } else {
-        LANES
-    };
+    let block = format.numbers(LANES);
     let steps = format.steps(k);
     for row in (0..width).step_by(LANES) {
         let here = rows.saturating_sub(row).min(LANES);
@@ -421,6 +465,11 @@ unsafe fn store_rows_generic<V: Vector>(
 }
 
 per_isa! {
+    /// Packs one row.
+    ///
+    /// # Safety
+    /// `k` numbers, and as many steps as they make at `stride`, must be there.
+    fn pack_row(format: Format, from: *const f32, k: usize, to: *mut f32, stride: usize) = pack_row_generic;
     /// Packs rows, transposed, as a panel.
     ///
     /// # Safety

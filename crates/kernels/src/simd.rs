@@ -38,6 +38,10 @@ pub(crate) trait Vector: Copy {
     #[inline(always)]
     fn prefetch<const WRITE: bool>(_line: *const f32) {}
 
+    /// Asks for a cache line long before its use.
+    #[inline(always)]
+    fn prefetch_far(_line: *const f32) {}
+
     fn add(self, other: Self) -> Self;
     fn sub(self, other: Self) -> Self;
     fn mul(self, other: Self) -> Self;
@@ -92,6 +96,17 @@ pub(crate) trait Vector: Copy {
 
     /// Transposes a 16 x 16 block from rows at `stride` to rows at `to_stride`.
     unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize);
+
+    /// A 16 x 16 block from rows at `stride`, transposed.
+    #[inline(always)]
+    unsafe fn transposed(from: *const f32, stride: usize) -> [Self; LANES] {
+        let mut square = [0f32; LANES * LANES];
+        // SAFETY: the caller promises the block, and the square is one.
+        unsafe {
+            Self::transpose(from, stride, square.as_mut_ptr(), LANES);
+            std::array::from_fn(|row| Self::load(square.as_ptr().add(row * LANES)))
+        }
+    }
 
     /// The sum over lanes, always in the same order.
     #[inline(always)]

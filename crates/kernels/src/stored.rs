@@ -246,6 +246,14 @@ impl Format {
         }
     }
 
+    /// Numbers of k in so many steps.
+    pub(crate) fn numbers(self, steps: usize) -> usize {
+        match self {
+            Format::F32 | Format::Rounded => steps,
+            Format::Pairs => 2 * steps,
+        }
+    }
+
     /// Steps of the products along `k` numbers.
     pub(crate) fn steps(self, k: usize) -> usize {
         match self {

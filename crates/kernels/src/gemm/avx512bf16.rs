@@ -30,6 +30,12 @@ impl Multiply for Pairs {
     }
 
     #[inline(always)]
+    fn bits(v: F32x16) -> Pair {
+        // SAFETY: a vector exists only where AVX-512 was found.
+        Pair(unsafe { _mm512_castps_si512(v.0) })
+    }
+
+    #[inline(always)]
     fn step(sum: F32x16, x: Pair, w: Pair) -> F32x16 {
         // SAFETY: a `Pair` exists only where AVX-512 with bf16 was found, and any 512 bits are one.
         unsafe {

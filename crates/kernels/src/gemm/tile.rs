@@ -108,6 +108,8 @@ pub(crate) trait Multiply {
     /// # Safety
     /// Four bytes must be there, and the instruction set.
     unsafe fn broadcast(from: *const u8) -> Self::Step;
+    /// Sixteen 32-bit steps by their bits.
+    fn bits(v: Self::Sum) -> Self::Step;
     /// `sum + x * w`.
     fn step(sum: Self::Sum, x: Self::Step, w: Self::Step) -> Self::Sum;
 }
@@ -129,6 +131,11 @@ impl<V: Vector> Multiply for Single<V> {
     unsafe fn broadcast(from: *const u8) -> V {
         // SAFETY: the caller's promise.
         unsafe { V::splat(from.cast::<f32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn bits(v: V) -> V {
+        v
     }
 
     #[inline(always)]
@@ -209,40 +216,53 @@ unsafe fn columns<M: Multiply, const W: usize, const N: usize>(p: &Product) {
 }
 
 /// Lanes up to which it pays to turn the weights round.
-const FEW: usize = 4;
+pub(crate) const FEW: usize = 4;
 
-/// Sixteen times `G` outputs for the first `L` lanes of a panel, the lanes of a vector being
+/// Outputs that are turned together.
+pub(crate) const TURNED: usize = GROUPS * LANES;
+
+/// Groups of sixteen outputs.
+const GROUPS: usize = 2;
+
+/// Up to sixteen times `G` outputs for the first `L` lanes of a panel, the lanes of a vector being
 /// outputs: few lanes would leave most of a vector of activations empty. The sums of an element
-/// run over the same products in the same order as in a [`tile`].
+/// run over the same products in the same order as in a [`tile`], so that several groups of
+/// outputs are needed for one addition not to wait for another.
 #[inline(always)]
 unsafe fn turned<M: Multiply, const G: usize, const L: usize>(p: &Product) {
-    // SAFETY: the caller promises `16 G` outputs and `L` lanes of panel, weights and sums.
+    // SAFETY: the caller promises the outputs and `L` lanes of panel, weights and sums.
     unsafe {
         let mut sums = [[M::Sum::splat(0.0); L]; G];
-        let mut squares = [[0f32; LANES * LANES]; G];
         for step in (0..p.steps).step_by(LANES) {
             let here = (p.steps - step).min(LANES);
-            for (g, square) in squares.iter_mut().enumerate() {
+            let x = p.panel.add(step * L);
+            for (g, sums) in sums.iter_mut().enumerate() {
                 let first = g * LANES * p.weights.row_bytes + step * 4;
-                turn::<M::Sum>(&p.weights, first, here, square);
-            }
-            let mut x = p.panel.add(step * p.width);
-            for s in 0..here {
-                let x_here: [M::Step; L] = std::array::from_fn(|l| M::broadcast(x.add(l).cast()));
-                for (sums, square) in sums.iter_mut().zip(&squares) {
-                    let w = M::load(square.as_ptr().add(s * LANES));
-                    for (sum, x) in sums.iter_mut().zip(x_here) {
-                        *sum = M::step(*sum, x, w);
+                let rows = p.outputs.saturating_sub(g * LANES).min(LANES);
+                let turned = turn::<M::Sum>(&p.weights, first, (rows, here));
+                if here == LANES {
+                    for (s, w) in turned.iter().enumerate() {
+                        for (l, sum) in sums.iter_mut().enumerate() {
+                            let x = M::broadcast(x.add(s * L + l).cast());
+                            *sum = M::step(*sum, x, M::bits(*w));
+                        }
+                    }
+                    continue;
+                }
+                for (s, w) in turned.iter().take(here).enumerate() {
+                    for (l, sum) in sums.iter_mut().enumerate() {
+                        let x = M::broadcast(x.add(s * L + l).cast());
+                        *sum = M::step(*sum, x, M::bits(*w));
                     }
                 }
-                x = x.wrapping_add(p.width);
             }
         }
         for (g, sums) in sums.iter().enumerate() {
             for (lane, sum) in sums.iter().enumerate() {
                 let mut numbers = [0f32; LANES];
                 sum.store(numbers.as_mut_ptr());
-                for (n, number) in numbers.iter().enumerate() {
+                let rows = p.outputs.saturating_sub(g * LANES);
+                for (n, number) in numbers.iter().take(rows).enumerate() {
                     let to = p.sums.add((g * LANES + n) * PANEL + lane);
                     to.write(if p.add { *to + number } else { *number });
                 }
@@ -251,60 +271,51 @@ unsafe fn turned<M: Multiply, const G: usize, const L: usize>(p: &Product) {
     }
 }
 
-/// Transposes `here` (at most sixteen) steps of sixteen rows of weights.
+/// `here` steps of `rows` rows of weights, both at most sixteen, transposed.
 #[inline(always)]
 unsafe fn turn<V: Vector>(
     weights: &Operand,
     first: usize,
-    here: usize,
-    square: &mut [f32; LANES * LANES],
-) {
+    (rows, here): (usize, usize),
+) -> [V; LANES] {
     let mut row = weights.data.wrapping_add(first);
     // SAFETY: the caller promises the weights; nothing is read through a prefetch.
     unsafe {
-        if here == LANES && weights.row_bytes.is_multiple_of(4) {
-            V::transpose(
-                row.cast(),
-                weights.row_bytes / 4,
-                square.as_mut_ptr(),
-                LANES,
-            );
+        if here == LANES && rows == LANES && weights.row_bytes.is_multiple_of(4) {
+            let turned = V::transposed(row.cast(), weights.row_bytes / 4);
             for _ in 0..LANES {
                 V::prefetch::<false>(row.wrapping_add(AHEAD_BYTES).cast());
+                V::prefetch_far(row.wrapping_add(TURNED * weights.row_bytes).cast());
                 row = row.wrapping_add(weights.row_bytes);
             }
-            return;
+            return turned;
         }
-        for n in 0..LANES {
+        let mut square = [0f32; LANES * LANES];
+        for n in 0..rows {
             for s in 0..here {
-                square[s * LANES + n] = row.cast::<f32>().add(s).read_unaligned();
+                square[n * LANES + s] = row.cast::<f32>().add(s).read_unaligned();
             }
             row = row.wrapping_add(weights.row_bytes);
         }
+        V::transposed(square.as_ptr(), LANES)
     }
 }
 
 /// How far ahead weights are asked for that are read once, in many rows at a time.
-const AHEAD_BYTES: usize = 256;
+const AHEAD_BYTES: usize = 128;
 
-/// All whole sixteens of outputs for a few lanes; says how many outputs that were.
+/// Outputs of a few lanes, at most [`TURNED`].
 #[inline(always)]
-unsafe fn product_of_few<M: Multiply>(p: &Product) -> usize {
-    let mut output = 0;
-    // SAFETY: the caller's promise; no tile goes beyond `outputs`.
+unsafe fn product_of_few<M: Multiply>(p: &Product) {
+    // SAFETY: the caller's promise.
     unsafe {
-        while output + 2 * LANES <= p.outputs {
-            let rest = p.at_output(output);
-            match p.used {
-                1 => turned::<M, 2, 1>(&rest),
-                2 => turned::<M, 2, 2>(&rest),
-                3 => turned::<M, 2, 3>(&rest),
-                _ => turned::<M, 2, FEW>(&rest),
-            }
-            output += 2 * LANES;
+        match p.used {
+            1 => turned::<M, GROUPS, 1>(p),
+            2 => turned::<M, GROUPS, 2>(p),
+            3 => turned::<M, GROUPS, 3>(p),
+            _ => turned::<M, GROUPS, FEW>(p),
         }
     }
-    output
 }
 
 /// A whole product, by tiles that fit 32 wide registers or 16 narrower ones.
@@ -312,12 +323,10 @@ unsafe fn product_of_few<M: Multiply>(p: &Product) -> usize {
 pub(crate) unsafe fn product<M: Multiply>(p: &Product) {
     // SAFETY: the caller's promise.
     unsafe {
-        let done = if p.used <= FEW && p.weights.step_bytes == 4 {
-            product_of_few::<M>(p)
-        } else {
-            0
-        };
-        let p = &p.at_output(done);
+        if p.width <= FEW {
+            debug_assert!(p.used <= FEW && p.outputs <= TURNED && p.weights.step_bytes == 4);
+            return product_of_few::<M>(p);
+        }
         if M::Sum::WIDE {
             match p.lanes / LANES {
                 4 => columns::<M, 4, 6>(p),

@@ -147,6 +147,11 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    fn prefetch_far(line: *const f32) {
+        op!(_mm_prefetch::<_MM_HINT_T1>(line.cast()));
+    }
+
+    #[inline(always)]
     fn prefetch<const WRITE: bool>(line: *const f32) {
         op!(if WRITE {
             _mm_prefetch::<_MM_HINT_ET0>(line.cast());

@@ -67,6 +67,11 @@ impl<const BF16: bool> Vector for F32x16<BF16> {
     }
 
     #[inline(always)]
+    fn prefetch_far(line: *const f32) {
+        op!(_mm_prefetch::<_MM_HINT_T1>(line.cast()));
+    }
+
+    #[inline(always)]
     fn prefetch<const WRITE: bool>(line: *const f32) {
         op!(if WRITE {
             _mm_prefetch::<_MM_HINT_ET0>(line.cast());
@@ -184,6 +189,22 @@ impl<const BF16: bool> Vector for F32x16<BF16> {
                 _mm512_storeu_ps(to.add(row * to_stride).cast(), *r);
             }
         });
+    }
+
+    #[inline(always)]
+    unsafe fn transposed(from: *const f32, stride: usize) -> [Self; LANES] {
+        op!({
+            let mut r = [_mm512_setzero_ps(); LANES];
+            for (row, r) in r.iter_mut().enumerate() {
+                *r = _mm512_loadu_ps(from.add(row * stride));
+            }
+            transpose_registers(&mut r);
+            let mut turned = [Self(r[0]); LANES];
+            for (turned, r) in turned.iter_mut().zip(r) {
+                *turned = Self(r);
+            }
+            turned
+        })
     }
 
     #[inline(always)]
