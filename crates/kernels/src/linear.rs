@@ -412,7 +412,6 @@ unsafe fn store_rows_generic<V: Vector>(
     act: Activation,
     (out, stride): (*mut f32, usize),
 ) {
-    let mut square = [0f32; LANES * LANES];
     let mut edge = [0f32; LANES * PANEL];
     for lane in (0..lanes).step_by(LANES) {
         let here = (lanes - lane).min(LANES);
@@ -429,7 +428,7 @@ unsafe fn store_rows_generic<V: Vector>(
                     std::ptr::copy_nonoverlapping(from, edge.as_mut_ptr(), length * PANEL);
                     from = edge.as_ptr();
                 }
-                V::transpose(from.add(lane % PANEL), PANEL, square.as_mut_ptr(), LANES);
+                let square = V::transposed(from.add(lane % PANEL), PANEL);
                 let added = bias.map(|bias| {
                     let from = bias.as_ptr().add(n);
                     if length == LANES {
@@ -438,8 +437,8 @@ unsafe fn store_rows_generic<V: Vector>(
                         V::load_part(from, length)
                     }
                 });
-                for i in 0..here {
-                    let mut v = V::load(square.as_ptr().add(i * LANES));
+                for (i, v) in square.into_iter().take(here).enumerate() {
+                    let mut v = v;
                     if let Some(added) = added {
                         v = v.add(added);
                     }

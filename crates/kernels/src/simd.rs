@@ -97,6 +97,18 @@ pub(crate) trait Vector: Copy {
     /// Transposes a 16 x 16 block from rows at `stride` to rows at `to_stride`.
     unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize);
 
+    /// Every second of 32 numbers, from the first.
+    #[inline(always)]
+    unsafe fn load_every_second(from: *const f32) -> Self {
+        let mut lanes = [0f32; LANES];
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            // SAFETY: the caller promises 32 numbers.
+            *lane = unsafe { *from.add(2 * i) };
+        }
+        // SAFETY: the array has sixteen elements; the instruction set is the caller's promise.
+        unsafe { Self::load(lanes.as_ptr()) }
+    }
+
     /// A 16 x 16 block from rows at `stride`, transposed.
     #[inline(always)]
     unsafe fn transposed(from: *const f32, stride: usize) -> [Self; LANES] {

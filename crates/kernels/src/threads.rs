@@ -1,6 +1,7 @@
 //! The thread pool, and how work is dealt out.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -54,7 +55,7 @@ fn build(threads: usize) -> Result<usize, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Makes the pool with `n` threads (0: one for each core); later calls may only repeat the number.
+/// Makes the pool with `n` threads (0: one for each physical core); later calls may only repeat the number.
 ///
 /// # Errors
 /// [`ThreadsError::Running`] when the pool has another size, [`ThreadsError::Refused`] when it
@@ -79,8 +80,44 @@ pub fn threads() -> usize {
     }
 }
 
+/// Physical cores this process may run on: the products fill a core's multipliers, so that a
+/// second thread on it only takes cache from the first. A limit on processor time counts as well.
 fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    let logical = std::thread::available_parallelism().map_or(1, usize::from);
+    physical_cores().map_or(logical, |physical| physical.min(logical))
+}
+
+/// Distinct cores among the processors of this process' affinity, as Linux tells.
+fn physical_cores() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let allowed = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let core = |processor: usize| {
+        let read = |what| {
+            let folder = format!("/sys/devices/system/cpu/cpu{processor}/topology");
+            std::fs::read_to_string(format!("{folder}/{what}")).ok()
+        };
+        Some((read("physical_package_id")?, read("core_id")?))
+    };
+    let cores: Option<BTreeSet<_>> = processors(allowed)?.map(core).collect();
+    cores.map(|cores| cores.len()).filter(|cores| *cores > 0)
+}
+
+/// The numbers of a list such as `0-3,8`.
+fn processors(list: &str) -> Option<impl Iterator<Item = usize> + use<>> {
+    /// More than any machine has; a list that says so is not believed.
+    const MOST: usize = 1 << 16;
+    let mut all = Vec::new();
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+        if last >= MOST {
+            return None;
+        }
+        all.extend(first..=last);
+    }
+    Some(all.into_iter())
 }
 
 /// Runs `f(0..tasks)`, each once, the caller taking part. Tasks are taken in ascending order by
@@ -204,6 +241,21 @@ mod tests {
         }
         assert_eq!(set_threads(2), Err(ThreadsError::Running { threads: 3 }));
         assert_eq!(set_threads(3), Ok(()));
+    }
+
+    #[test]
+    fn lists_of_processors_are_read() {
+        let read = |list| processors(list).map(Iterator::collect::<Vec<_>>);
+        assert_eq!(read("0-3,8\n"), Some(vec![0, 1, 2, 3, 8]));
+        assert_eq!(read("5"), Some(vec![5]));
+        assert_eq!(read("0-"), None);
+        assert_eq!(read("0-4000000000"), None);
+    }
+
+    #[test]
+    fn there_are_no_more_cores_than_processors() {
+        let logical = std::thread::available_parallelism().map_or(1, usize::from);
+        assert!((1..=logical).contains(&cores()));
     }
 
     #[test]

@@ -199,12 +199,10 @@ impl<'a> MapSource<'a> {
         if self.stride == 1 && !self.upsample {
             middle.copy_from_slice(&line[start..start + middle.len()]);
         } else if self.stride == 2 && !self.upsample {
-            for (to, two) in middle
-                .iter_mut()
-                .zip(line[start.min(self.width)..].chunks(2))
-            {
-                *to = two[0];
-            }
+            let from = &line[start.min(self.width)..];
+            assert!(middle.is_empty() || 2 * (middle.len() - 1) < from.len());
+            // SAFETY: just checked.
+            unsafe { every_second(self.isa, from, middle) };
         } else if self.stride == 1 {
             // Doubled: each number twice, but for halves at the ends.
             let (odd, even) = middle.split_at_mut(middle.len().min(start % 2));
@@ -407,6 +405,23 @@ unsafe fn pack_pixels_generic<V: Vector>(
     }
 }
 
+/// `to[i] = from[2 i]`.
+#[inline(always)]
+unsafe fn every_second_generic<V: Vector>(from: &[f32], to: &mut [f32]) {
+    let mut done = 0;
+    while done + LANES <= to.len() && 2 * (done + LANES) <= from.len() {
+        // SAFETY: just checked.
+        unsafe {
+            let v = V::load_every_second(from.as_ptr().add(2 * done));
+            v.store(to.as_mut_ptr().add(done));
+        }
+        done += LANES;
+    }
+    for (i, to) in to.iter_mut().enumerate().skip(done) {
+        *to = from[2 * i];
+    }
+}
+
 #[inline(always)]
 unsafe fn affine_generic<V: Vector>(
     data: *mut f32,
@@ -431,6 +446,11 @@ unsafe fn affine_generic<V: Vector>(
 }
 
 per_isa! {
+    /// Copies every second number.
+    ///
+    /// # Safety
+    /// None beyond the instruction set.
+    fn every_second(from: &[f32], to: &mut [f32]) = every_second_generic;
     /// Packs pixels as a panel.
     ///
     /// # Safety

@@ -266,6 +266,18 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    unsafe fn load_every_second(from: *const f32) -> Self {
+        op!({
+            let half = |from: *const f32| {
+                let (low, high) = (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8)));
+                let even = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(low, high));
+                _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(even))
+            };
+            Self(half(from), half(from.add(LANES)))
+        })
+    }
+
+    #[inline(always)]
     unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
         op!({
             transpose_8x8(from, stride, to, to_stride);

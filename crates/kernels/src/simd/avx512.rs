@@ -192,6 +192,15 @@ impl<const BF16: bool> Vector for F32x16<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn load_every_second(from: *const f32) -> Self {
+        op!({
+            let (low, high) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(LANES)));
+            let places = _mm512_loadu_si512(EVEN.as_ptr().cast());
+            Self(_mm512_permutex2var_ps(low, places, high))
+        })
+    }
+
+    #[inline(always)]
     unsafe fn transposed(from: *const f32, stride: usize) -> [Self; LANES] {
         op!({
             let mut r = [_mm512_setzero_ps(); LANES];
@@ -232,6 +241,9 @@ static ZIP: [u16; 2 * LANES] = {
     }
     places
 };
+
+/// Even places of 32 numbers.
+static EVEN: [u32; LANES] = [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30];
 
 /// Places of the upper halves of 32 numbers of 32 bits.
 static UPPER_HALVES: [u16; 2 * LANES] = {
