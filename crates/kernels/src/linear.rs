@@ -418,7 +418,7 @@ unsafe fn store_rows_generic<V: Vector>(
         let panel = &sums[lane / PANEL * outputs * PANEL..][..outputs * PANEL];
         for n in (0..outputs).step_by(LANES) {
             let length = (outputs - n).min(LANES);
-            // SAFETY: the square and the edge are large enough; the caller promises `out`.
+            // SAFETY: the edge is large enough; the caller promises `out`.
             unsafe {
                 for i in 0..here {
                     V::prefetch::<true>(out.wrapping_add((lane + i) * stride + n + 2 * LANES));
