@@ -1,7 +1,8 @@
 //! One prediction of a U-Net whose weights follow from their names: what `tools/reference/unet.py` compares and times.
 //!
-//! `predict_unet FOLDER [f32|bf16] [THREADS] [TIMES]`: FOLDER has config.json, case.json and perhaps lora.json; `output.f32` is written there,
-//! and the seconds of each prediction are printed. Weights are stored in the precision that is asked for when it is timed.
+//! `predict_unet FOLDER [f32|bf16] [THREADS] [TIMES]`: FOLDER has config.json, case.json and perhaps lora.json;
+//! `output.f32` is written there, and the seconds of each prediction are printed, the process's (where it is known) and
+//! the clock's. Weights are stored in the precision that is asked for when it is timed.
 
 #![allow(clippy::print_stdout, reason = "what it says is what it is for")]
 
@@ -24,6 +25,17 @@ use store::{Inputs, Store};
 
 #[global_allocator]
 static ALLOCATOR: memory::CountingAllocator = memory::CountingAllocator;
+
+/// Seconds that all threads together have computed, by the system's count of hundredths; 0 where it has none.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let fields = after_name.split_whitespace().skip(11).take(2);
+    fields
+        .filter_map(|field| field.parse::<f64>().ok())
+        .sum::<f64>()
+        / 100.0
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -57,11 +69,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut values = Vec::new();
     for _ in 0..times.max(1) {
         let before = memory::reset_peak();
-        let start = Instant::now();
+        let (start, start_cpu) = (Instant::now(), cpu_seconds());
         let all = inputs.sequences();
         let maps = store.predict((Compute { precision }, chunk_rows), &inputs, &all);
-        let seconds = start.elapsed().as_secs_f64();
-        println!("{} bytes, seconds {seconds:.3}", memory::peak() - before);
+        let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - start_cpu);
+        let bytes = memory::peak() - before;
+        println!("{bytes} bytes, seconds {cpu:.2} {wall:.2}");
         values = maps.iter().flat_map(|map| map.data().to_vec()).collect();
     }
     let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
