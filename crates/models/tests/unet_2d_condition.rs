@@ -121,7 +121,6 @@ fn every_family_predicts_as_the_reference() {
             &store.predict((BF16, WHOLE), &inputs, &all),
             &expected(case),
         );
-        println!("{case}: {exact:e} {rounded:e}");
         assert!(
             rounded > exact && rounded < 0.2,
             "{case}: {rounded} with rounded factors"
@@ -182,6 +181,45 @@ fn any_chunk_and_any_split_of_a_batch_give_the_same_bytes() {
             reversed.reverse();
             assert!(bits(&reversed) == bits(&whole), "{case} backwards");
         }
+    }
+}
+
+const THREADS: &str = "LOWTIDE_TEST_THREADS";
+
+/// The pool is made once a process, so the test runs itself again with other numbers.
+#[test]
+fn any_number_of_threads_gives_the_same_bytes() {
+    let _alone = alone();
+    if let Ok(threads) = std::env::var(THREADS) {
+        lowtide_kernels::set_threads(threads.parse().unwrap()).unwrap();
+        let (mut store, inputs) = recorded("sdxl-odd");
+        for compute in [F32, BF16] {
+            let maps = store.predict((compute, 100), &inputs, &inputs.sequences());
+            let digest = bits(&maps)
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325, |digest: u64, bits| {
+                    (digest ^ u64::from(*bits)).wrapping_mul(0x0100_0000_01b3)
+                });
+            println!("digest {digest:x}");
+        }
+        return;
+    }
+    let digests = |threads: usize| {
+        let name = "any_number_of_threads_gives_the_same_bytes";
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(THREADS, threads.to_string())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines = text.lines().filter(|line| line.contains("digest "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let one = digests(1);
+    assert_eq!(one.len(), 2, "{one:?}");
+    for threads in [2, 3] {
+        assert_eq!(digests(threads), one, "{threads} threads");
     }
 }
 
