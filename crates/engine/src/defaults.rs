@@ -34,22 +34,48 @@ impl Default for Defaults {
 }
 
 impl Defaults {
-    /// The defaults of a model; those of [`Defaults::default`] where it says nothing.
+    /// Those of diffusers' pipeline of this class, where the network's configuration says how large pictures are.
+    fn of_class(folder: &ModelFolder) -> Defaults {
+        let plain = Defaults::default();
+        let config = |component: &str| folder.component(component).map(|found| &found.config);
+        let Some(unet) = config("unet") else {
+            return plain;
+        };
+        let number = |value: &Value| value.as_u64().filter(|side| (1..=2048).contains(side));
+        let levels = config("vae").and_then(|vae| vae["block_out_channels"].as_array());
+        let scale = levels.map_or(8, |levels| 1 << (levels.len().clamp(1, 8) - 1));
+        let side = number(&unet["sample_size"]).map_or(512, |side| side as usize * scale);
+        let (steps, guidance) = match &folder.class_name[..] {
+            "LatentConsistencyModelPipeline" => (4, 8.5),
+            class if class.contains("XL") => (50, 5.0),
+            _ => (50, 7.5),
+        };
+        Defaults {
+            width: side,
+            height: side,
+            steps,
+            guidance,
+        }
+    }
+
+    /// The defaults of a model: of its own file, else of its kind.
     ///
     /// # Errors
     /// [`Error::Incomplete`] when its `lowtide.json` cannot be understood.
     pub fn of(folder: &ModelFolder) -> Result<Defaults> {
         match folder.read_text(FILE)? {
-            Some(text) => Defaults::from_json(&text).map_err(|problem| Error::Incomplete {
-                model: folder.name.clone(),
-                what: format!("{FILE}: {problem}"),
-            }),
-            None => Ok(Defaults::default()),
+            Some(text) => Defaults::of_class(folder)
+                .with_json(&text)
+                .map_err(|problem| Error::Incomplete {
+                    model: folder.name.clone(),
+                    what: format!("{FILE}: {problem}"),
+                }),
+            None => Ok(Defaults::of_class(folder)),
         }
     }
 
     /// The defaults in the text of a `lowtide.json`; what it leaves out stays as it is without one.
-    fn from_json(text: &str) -> std::result::Result<Defaults, String> {
+    fn with_json(self, text: &str) -> std::result::Result<Defaults, String> {
         let json: Value =
             serde_json::from_str(text).map_err(|cause| format!("not JSON ({cause})"))?;
         let given = &json["defaults"];
@@ -60,7 +86,7 @@ impl Defaults {
                 .and_then(|number| u32::try_from(number).ok())
                 .ok_or_else(|| format!("defaults.{key} is {value}, not a whole number below 2^32")),
         };
-        let plain = Defaults::default();
+        let plain = self;
         let guidance = match &given["guidance"] {
             Value::Null => f64::from(plain.guidance),
             value => value
@@ -89,15 +115,15 @@ mod tests {
             steps: 20,
             guidance: 4.0,
         };
-        assert_eq!(Defaults::from_json(all), Ok(expected));
-        assert_eq!(Defaults::from_json("{}"), Ok(Defaults::default()));
+        assert_eq!(Defaults::default().with_json(all), Ok(expected));
+        assert_eq!(Defaults::default().with_json("{}"), Ok(Defaults::default()));
         for wrong in [
             "",
             "{\"defaults\": {\"steps\": \"many\"}}",
             "{\"defaults\": {\"width\": -1}}",
             "{\"defaults\": {\"guidance\": [4]}}",
         ] {
-            assert!(Defaults::from_json(wrong).is_err(), "{wrong}");
+            assert!(Defaults::default().with_json(wrong).is_err(), "{wrong}");
         }
     }
 }

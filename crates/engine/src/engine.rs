@@ -15,9 +15,9 @@ use crate::course::Course;
 use crate::device::{cpu, figures};
 use crate::job::{self, Habits, Job, Planned};
 use crate::pipeline::{self, Origin, Pass, Pipeline, Shape};
-use crate::processor::CacheFigures;
+use crate::processor::{CacheFigures, Files, NoFiles};
 use crate::prompt_cache::PromptCache;
-use crate::request::ImageRequest;
+use crate::request::{ImageRequest, Upscaler};
 use crate::session::work::{TextKey, Work};
 use crate::session::{Makings, Saved, Session};
 use crate::stream::Failure;
@@ -94,12 +94,24 @@ impl Engine {
     /// # Errors
     /// When the folder is not a model that can be run, or the threads cannot be set.
     pub fn open(folder: ModelFolder, options: Options) -> Result<Engine> {
+        Engine::with_files(folder, options, Arc::new(NoFiles))
+    }
+
+    /// As [`Engine::open`], with files that requests may name.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn with_files(
+        folder: ModelFolder,
+        options: Options,
+        files: Arc<dyn Files>,
+    ) -> Result<Engine> {
         cpu::settle_allocator();
         if let Some(threads) = options.threads {
             kernels::set_threads(threads).map_err(|e| Error::Threads(e.to_string()))?;
         }
         let folder = Arc::new(folder);
-        let model = pipeline::open(&folder)?;
+        let model = pipeline::open(&folder, &files)?;
         let precision = options.precision.resolve();
         let profile = cpu::profile(precision);
         Ok(Engine {
@@ -157,24 +169,50 @@ impl Engine {
     /// [`Error::Request`].
     pub fn check(&self, request: &ImageRequest) -> Result<()> {
         request.check(self.model.multiple())?;
+        let hires_pixels = request
+            .hires
+            .filter(|hires| hires.upscaler == Upscaler::Lanczos);
+        if (request.source.is_some() || hires_pixels.is_some()) && !self.model.vae().encodes() {
+            let problem = format!(
+                "needs the VAE's encoder, which {} does not have; fetch the model again",
+                self.model.name()
+            );
+            return Err(Error::request("image", problem));
+        }
         self.model.check(request)
     }
 
     /// The passes of a job, and their schedules.
     fn passes(&self, request: &ImageRequest) -> Result<(Vec<Pass>, Vec<Course>)> {
         let scale = self.model.vae().config.scale();
-        let (width, height) = (request.width, request.height);
-        let latent = (height / scale, width / scale);
-        let course = self.model.course(request, 0, latent)?;
-        let pass = Pass {
+        let pass = |(width, height): (usize, usize), origin| Pass {
             width,
             height,
-            latent,
-            evaluations: course.evaluations(),
-            origin: Origin::Noise,
+            latent: (height / scale, width / scale),
+            evaluations: 0,
+            origin,
             decodes: true,
         };
-        Ok((vec![pass], vec![course]))
+        let first = match request.source {
+            Some(_) => Origin::Given,
+            None => Origin::Noise,
+        };
+        let mut passes = vec![pass((request.width, request.height), first)];
+        if let Some(hires) = request.hires {
+            let origin = match hires.upscaler {
+                Upscaler::Lanczos => Origin::Picture,
+                latent => Origin::Latents(latent),
+            };
+            passes[0].decodes = origin == Origin::Picture;
+            passes.push(pass((hires.width, hires.height), origin));
+        }
+        let mut courses = Vec::with_capacity(passes.len());
+        for (k, pass) in passes.iter_mut().enumerate() {
+            let course = self.model.course(request, k, pass.latent)?;
+            pass.evaluations = course.evaluations();
+            courses.push(course);
+        }
+        Ok((passes, courses))
     }
 
     fn shape(
@@ -192,7 +230,10 @@ impl Engine {
             texts,
             members,
             keep_values,
-            masked: false,
+            masked: request
+                .source
+                .as_ref()
+                .is_some_and(|source| source.mask.is_some()),
             passes: passes.to_vec(),
             history: courses.iter().map(Course::history).max().unwrap_or(0),
         };
@@ -345,9 +386,11 @@ impl Engine {
         let saved = Saved::open(file, &*self.model, self.compute)?;
         let same = ImageRequest {
             noise: request.noise.clone(),
+            source: request.source.clone(),
             ..saved.request()
         };
-        match same == *request {
+        let source = request.source.as_ref().map(|source| source.digest());
+        match same == *request && source == saved.source() {
             true => Ok(saved),
             false => {
                 let problem = format!("{}: belongs to another request", file.display());

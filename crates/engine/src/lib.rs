@@ -30,7 +30,7 @@ pub use engine::{Engine, Options, PrecisionChoice, Start};
 pub use error::{Blame, Error, Result};
 pub use parameters::MadeBy;
 pub use request::{
-    COUNT_MAX, Image, ImageRequest, Outcome, PROMPT_BYTES_MAX, Progress, Report, SIDE_MAX,
-    STEPS_MAX, Sketch, Step, drawn_seed,
+    COUNT_MAX, Hires, Image, ImageRequest, LoraUse, NoiseOf, Outcome, PROMPT_BYTES_MAX, Progress,
+    Reading, Report, SIDE_MAX, STEPS_MAX, Sketch, Source, Step, Upscaler, drawn_seed,
 };
 pub use session::Session;

@@ -5,6 +5,7 @@
 //! noise, the VAE, what is saved.
 
 pub(crate) mod pictures;
+pub(crate) mod stable_diffusion;
 pub(crate) mod z_image;
 
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use lowtide_models::{Compute, Headers, Tensor};
 use lowtide_weights::{Checkpoint, ModelFolder};
 
 use crate::course::Course;
-use crate::request::ImageRequest;
+use crate::processor::Files;
+use crate::request::{ImageRequest, Upscaler};
 use crate::session::sketch::Sketcher;
 use crate::session::work::{Text, TextKey};
 use crate::stream::{Blocks, Stream};
@@ -87,7 +89,7 @@ pub(crate) enum Origin {
     /// The picture of the pass before, enlarged and encoded, with noise.
     Picture,
     /// The latents of the pass before, enlarged, with noise.
-    Latents,
+    Latents(Upscaler),
 }
 
 /// One pass of denoising.
@@ -232,6 +234,11 @@ pub(crate) trait Pipeline: Send + Sync {
     /// What the sides of a picture must be divisible by.
     fn multiple(&self) -> usize;
 
+    /// Whether its network reads mask and picture beside the latents.
+    fn inpaints(&self) -> bool {
+        false
+    }
+
     /// Names of the stages in which texts are made into what the network reads.
     fn text_stages(&self) -> &'static [&'static str];
 
@@ -302,9 +309,12 @@ pub(crate) trait Pipeline: Send + Sync {
 ///
 /// # Errors
 /// When a part is missing, of an unsupported kind, or not what its configuration says.
-pub(crate) fn open(folder: &Arc<ModelFolder>) -> Result<Arc<dyn Pipeline>> {
+pub(crate) fn open(folder: &Arc<ModelFolder>, files: &Arc<dyn Files>) -> Result<Arc<dyn Pipeline>> {
     match &folder.class_name[..] {
         z_image::CLASS => Ok(Arc::new(z_image::ZImage::open(folder)?)),
+        class if stable_diffusion::runs(class) => Ok(Arc::new(
+            stable_diffusion::StableDiffusion::open(folder, files.clone())?,
+        )),
         class => Err(Error::UnsupportedPipeline {
             model: folder.name.clone(),
             class: class.to_owned(),
@@ -314,7 +324,7 @@ pub(crate) fn open(folder: &Arc<ModelFolder>) -> Result<Arc<dyn Pipeline>> {
 
 /// Whether a model is of a family that is built in.
 pub(crate) fn runs(class: &str) -> bool {
-    class == z_image::CLASS
+    class == z_image::CLASS || stable_diffusion::runs(class)
 }
 
 impl dyn Pipeline + '_ {
@@ -341,6 +351,12 @@ impl dyn Pipeline + '_ {
             .into_iter()
             .map(|part| part.blocks.held())
             .sum()
+    }
+
+    /// Channels, rows and columns of the latents of a pass.
+    pub(crate) fn latent_shape(&self, pass: &Pass) -> [usize; 3] {
+        let (h, w) = pass.latent;
+        [self.vae().config.latent_channels, h, w]
     }
 
     /// Bytes of all its weights.

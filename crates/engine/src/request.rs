@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lowtide_core::{Bytes, Plan, Quality};
+use lowtide_media::{Mask, Picture};
+use lowtide_models::samplers::{Method, Schedule};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -21,6 +24,9 @@ pub const COUNT_MAX: usize = 256;
 
 /// Longest prompt in bytes; far above what the tokens of any model hold.
 pub const PROMPT_BYTES_MAX: usize = 64 << 10;
+
+/// How much of a given picture changes unless a request says otherwise.
+pub(crate) const DEFAULT_STRENGTH: f32 = 0.75;
 
 /// A seed for a job that names none. It has 32 bits: PyTorch's generator uses no more, and every JSON reader keeps them.
 pub fn drawn_seed() -> u64 {
@@ -57,6 +63,177 @@ pub struct ImageRequest {
     /// Whether approximate rungs are allowed.
     #[serde(with = "quality")]
     pub quality: Quality,
+    /// How a step is computed; `None`: as the checkpoint's scheduler says.
+    #[serde(with = "word")]
+    pub sampler: Option<Method>,
+    /// How noise levels are spread over the steps; `None`: as the checkpoint's scheduler says.
+    #[serde(with = "word")]
+    pub schedule: Option<Schedule>,
+    /// DDIM's share of fresh noise, 0 to 1.
+    pub eta: f32,
+    /// How much of the spread of a guided prediction is taken back, 0 (none) to 1.
+    pub guidance_rescale: f32,
+    /// Layers at the end of a CLIP text encoder that are left out, as diffusers counts them: 0 is none.
+    pub clip_skip: usize,
+    /// How the prompt is read.
+    pub reading: Reading,
+    /// Whose noise a seed stands for.
+    pub noise_of: NoiseOf,
+    /// How much of the way is gone when there is a picture to begin from, above 0 to 1.
+    pub strength: f32,
+    /// The picture to begin from.
+    #[serde(skip)]
+    pub source: Option<Arc<Source>>,
+    /// A second pass at a larger size.
+    pub hires: Option<Hires>,
+    /// What is added to the model's weights.
+    pub loras: Vec<LoraUse>,
+}
+
+/// A LoRA, and how strong it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoraUse {
+    /// What it is called.
+    pub name: String,
+    /// In the network that denoises.
+    pub strength: f32,
+    /// In the text encoders.
+    pub text_strength: f32,
+}
+
+/// How a prompt is read by models with CLIP text encoders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reading {
+    /// Brackets weigh words, long texts come in chunks, as users of web UIs write them.
+    #[default]
+    Weighted,
+    /// Every character stands for itself, and what is beyond one chunk is cut off, as diffusers does.
+    Literal,
+}
+
+/// Whose random numbers a seed stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoiseOf {
+    /// PyTorch's on a CPU, as diffusers draws.
+    #[default]
+    Cpu,
+    /// PyTorch's on an NVIDIA GPU, as web UIs draw.
+    Gpu,
+}
+
+/// A picture to begin from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// It, of the request's width and height.
+    pub picture: Picture,
+    /// Where it is to change, of the same size: 128 and more.
+    pub mask: Option<Mask>,
+}
+
+impl Source {
+    /// A digest by which a saved session knows it again.
+    pub(crate) fn digest(&self) -> u64 {
+        // FNV-1a: the same in every process and version.
+        let mask = self.mask.iter().flat_map(|mask| mask.values());
+        let bytes = self.picture.values().iter().chain(mask);
+        bytes.fold(0xcbf2_9ce4_8422_2325, |digest, &byte| {
+            (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+}
+
+/// A second pass at a larger size.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hires {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Steps of the whole way, of which `strength` are gone.
+    pub steps: usize,
+    /// How much of the way is gone again, above 0 to 1.
+    pub strength: f32,
+    /// How the first pass' result becomes larger.
+    pub upscaler: Upscaler,
+}
+
+/// How a picture becomes larger between two passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Upscaler {
+    /// Its latents, bilinear: fast, and needs a strength of about a half.
+    #[default]
+    Latent,
+    /// Its latents, by the nearest.
+    LatentNearest,
+    /// The picture itself, by Lanczos' filter.
+    Lanczos,
+}
+
+impl Upscaler {
+    /// All of them.
+    pub const ALL: [Upscaler; 3] = [Upscaler::Latent, Upscaler::LatentNearest, Upscaler::Lanczos];
+
+    /// As requests name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Upscaler::Latent => "latent",
+            Upscaler::LatentNearest => "latent-nearest",
+            Upscaler::Lanczos => "lanczos",
+        }
+    }
+}
+
+/// The name of a sampler or schedule in a file.
+mod word {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// What has a name and is found by it.
+    pub(super) trait Named: Copy + 'static {
+        fn name(self) -> &'static str;
+        fn all() -> &'static [Self];
+    }
+
+    impl Named for super::Method {
+        fn name(self) -> &'static str {
+            self.name()
+        }
+        fn all() -> &'static [Self] {
+            &Self::ALL
+        }
+    }
+
+    impl Named for super::Schedule {
+        fn name(self) -> &'static str {
+            self.name()
+        }
+        fn all() -> &'static [Self] {
+            &Self::ALL
+        }
+    }
+
+    pub(super) fn serialize<T: Named, S: Serializer>(
+        word: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match word {
+            Some(word) => serializer.serialize_some(word.name()),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, T: Named, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<T>, D::Error> {
+        let Some(name) = Option::<String>::deserialize(deserializer)? else {
+            return Ok(None);
+        };
+        let found = T::all().iter().find(|one| one.name() == name);
+        let unknown = || serde::de::Error::custom(format!("'{name}' is not known"));
+        found.copied().map(Some).ok_or_else(unknown)
+    }
 }
 
 /// A quality in a file: whether it is exact.
@@ -97,6 +274,17 @@ impl Default for ImageRequest {
             count: 1,
             noise: None,
             quality: Quality::Exact,
+            sampler: None,
+            schedule: None,
+            eta: 0.0,
+            guidance_rescale: 0.0,
+            clip_skip: 0,
+            reading: Reading::Weighted,
+            noise_of: NoiseOf::Cpu,
+            strength: DEFAULT_STRENGTH,
+            source: None,
+            hires: None,
+            loras: Vec::new(),
         }
     }
 }
@@ -154,6 +342,16 @@ impl ImageRequest {
                 "must be 0 (off) or more",
             ));
         }
+        let share = |what: &str, value: f32| match (0.0..=1.0).contains(&value) {
+            true => Ok(()),
+            false => {
+                let problem = format!("is {value}; it must be from 0 to 1");
+                Err(Error::request(what, problem))
+            }
+        };
+        share("eta", self.eta)?;
+        share("guidance-rescale", self.guidance_rescale)?;
+        self.check_begin(multiple)?;
         if !self.cfg_truncation.is_finite() {
             return Err(Error::request("cfg-truncation", "must be a number"));
         }
@@ -172,16 +370,83 @@ impl ImageRequest {
         Ok(())
     }
 
-    /// Whether `other` can share a batch: everything but texts, seed and given noise is the same.
+    fn check_begin(&self, multiple: usize) -> Result<()> {
+        let gone = |what: &str, strength: f32, steps: usize| {
+            if !(strength > 0.0 && strength <= 1.0) {
+                let problem = format!("is {strength}; it must be above 0 and at most 1");
+                return Err(Error::request(what, problem));
+            }
+            if ((steps as f32 * strength) as usize) < 1 {
+                let problem = format!(
+                    "is {strength}: of {steps} steps not one would be gone; use more of either"
+                );
+                return Err(Error::request(what, problem));
+            }
+            Ok(())
+        };
+        if let Some(source) = &self.source {
+            gone("strength", self.strength, self.steps)?;
+            let size = (self.width as u32, self.height as u32);
+            let picture = &source.picture;
+            let mask = source
+                .mask
+                .as_ref()
+                .map(|mask| (mask.width(), mask.height()));
+            if (picture.width(), picture.height()) != size || mask.is_some_and(|mask| mask != size)
+            {
+                let problem = "is not of the size asked for (this is a bug)";
+                return Err(Error::request("image", problem));
+            }
+        }
+        if let Some(hires) = &self.hires {
+            gone("hires-strength", hires.strength, hires.steps)?;
+            if !(1..=STEPS_MAX).contains(&hires.steps) {
+                let problem = format!("is {}; it must be between 1 and {STEPS_MAX}", hires.steps);
+                return Err(Error::request("hires-steps", problem));
+            }
+            for side in [hires.width, hires.height] {
+                if side == 0 || side > SIDE_MAX || side % multiple != 0 {
+                    let problem = format!(
+                        "gives sides of {} x {}; they must be multiples of {multiple} up to {SIDE_MAX}",
+                        hires.width, hires.height
+                    );
+                    return Err(Error::request("hires-scale", problem));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps of the whole way of a pass, and how much of it is gone where it does not begin from noise.
+    pub(crate) fn way(&self, pass: usize) -> (usize, Option<f32>) {
+        match (pass, &self.hires) {
+            (0, _) | (_, None) => (self.steps, self.source.as_ref().map(|_| self.strength)),
+            (_, Some(hires)) => (hires.steps, Some(hires.strength)),
+        }
+    }
+
+    /// Pixels (width, height) of the result.
+    pub fn result_size(&self) -> (usize, usize) {
+        self.hires.map_or((self.width, self.height), |hires| {
+            (hires.width, hires.height)
+        })
+    }
+
+    /// Whether `other` can share a batch: everything but texts, seed, given noise and pictures is the same.
     pub fn agrees_with(&self, other: &ImageRequest) -> bool {
         let theirs = ImageRequest {
             prompt: self.prompt.clone(),
             negative: self.negative.clone(),
             seed: self.seed,
             noise: self.noise.clone(),
+            source: self.source.clone(),
             ..other.clone()
         };
-        *self == theirs
+        let shape = |request: &ImageRequest| {
+            let source = request.source.as_ref();
+            source.map(|source| source.mask.is_some())
+        };
+        *self == theirs && shape(self) == shape(other)
     }
 }
 

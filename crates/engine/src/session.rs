@@ -6,6 +6,7 @@
 
 mod denoise;
 mod phases;
+mod pictures;
 mod saved;
 pub(crate) mod sketch;
 pub(crate) mod work;

@@ -1,10 +1,11 @@
 //! From latents to pictures and back: the VAE, the same for all families.
 
-use lowtide_core::{Formula, PhaseLayout};
+use lowtide_core::{ComponentLayout, Formula, PhaseLayout};
+use lowtide_media::{Mask, Picture};
 use lowtide_models::Tensor;
-use lowtide_models::autoencoder_kl::{self, Config, DecodeMode};
+use lowtide_models::autoencoder_kl::{self, Config, DecodeMode, EncodeMode, Moments};
 
-use crate::pipeline::{F32, Opener, Part, Running, Shape, phase};
+use crate::pipeline::{F32, Opener, Origin, Part, Running, Shape, latent_bytes, phase};
 use crate::request::Image;
 use crate::{Error, Result};
 
@@ -30,8 +31,20 @@ impl Vae {
         let decoder = opener.part(VAE, &checkpoint, |headers| {
             autoencoder_kl::layout(headers, &config)
         })?;
+        // Some checkpoints come without this half; then pictures can only be decoded.
+        let encoder = match checkpoint.get("encoder.conv_in.weight") {
+            Some(_) => Some(opener.part(VAE, &checkpoint, |headers| {
+                let layout = autoencoder_kl::encoder_layout(headers, &config)?;
+                // Both halves are one network to whoever looks at it.
+                Ok(ComponentLayout {
+                    name: VAE.to_owned(),
+                    ..layout
+                })
+            })?),
+            None => None,
+        };
         Ok(Vae {
-            encoder: None,
+            encoder,
             config,
             decoder,
         })
@@ -42,6 +55,16 @@ impl Vae {
         self.encoder
             .as_ref()
             .expect("a request that needs it was refused without it")
+    }
+
+    /// Its parts, the one that every job needs first.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Part> {
+        std::iter::once(&self.decoder).chain(&self.encoder)
+    }
+
+    /// Whether pictures can be encoded.
+    pub(crate) fn encodes(&self) -> bool {
+        self.encoder.is_some()
     }
 
     /// What decoding the latents of a pass costs.
@@ -67,12 +90,47 @@ impl Vae {
     /// What encoding the pictures a pass begins from costs.
     pub(crate) fn encode_layout(
         &self,
-        _name: &str,
-        _shape: &Shape,
-        _pass: usize,
-        _scratch: f64,
+        name: &str,
+        shape: &Shape,
+        pass: usize,
+        scratch: f64,
     ) -> PhaseLayout {
-        unimplemented!()
+        let size = &shape.passes[pass];
+        let modes = autoencoder_kl::encode_modes(&self.config, size.height, size.width);
+        let channels = self.config.latent_channels as f64;
+        let pixels = (size.width * size.height) as f64;
+        // The picture as numbers and as bytes; means and deviations of it and of what a mask leaves.
+        let held = Formula::sum(&[
+            (
+                latent_bytes(shape, self.config.latent_channels),
+                &["count", "latent_values"],
+            ),
+            (F32 * 6.0, &["latent_values"]),
+            (3.0, &["count", "width", "height"]),
+            (pixels * (3.0 * F32 + 3.0) + scratch + channels, &[]),
+        ]);
+        let pictures = match size.origin {
+            Origin::Picture => shape.count,
+            _ => shape.members.len() * if shape.masked { 2 } else { 1 },
+        };
+        phase(name, &self.encoder().layout, pictures as u64, held, modes)
+    }
+
+    /// The moments of a picture's latents.
+    ///
+    /// # Errors
+    /// When a block cannot be had or memory is refused.
+    pub(crate) fn encode(
+        &self,
+        running: Running<'_>,
+        picture: &Tensor,
+        wrap: impl Fn(lowtide_models::Error) -> Error,
+    ) -> Result<Moments> {
+        let plan = running.plan;
+        let mode = EncodeMode::planned(&plan.mode, &plan.vars)
+            .expect("the mode is one of those the VAE offered");
+        let (source, compute) = (running.source, running.compute);
+        autoencoder_kl::encode(source, compute, &self.config, picture, &mode).map_err(wrap)
     }
 
     /// The picture of a latent, values -1..1: (3, H, W).
@@ -112,6 +170,25 @@ pub(crate) fn image(picture: &Tensor, seed: u64) -> Image {
         rgb,
         seed,
     }
+}
+
+/// A picture as a network takes it: (3, H, W), values -1..1. What `mask` lets change is grey.
+///
+/// # Errors
+/// When memory is refused.
+pub(crate) fn tensor(picture: &Picture, mask: Option<&Mask>) -> lowtide_models::Result<Tensor> {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let plane = width * height;
+    let mut tensor = Tensor::new(&[3, height, width])?;
+    for (k, x) in tensor.data_mut().iter_mut().enumerate() {
+        let (channel, at) = (k / plane, k % plane);
+        let hidden = mask.is_some_and(|mask| mask.values()[at] >= 128);
+        *x = match hidden {
+            true => 0.0,
+            false => f32::from(picture.values()[3 * at + channel]) / 255.0 * 2.0 - 1.0,
+        };
+    }
+    Ok(tensor)
 }
 
 /// From the network's -1..1 to 0..1.

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use lowtide_core::{PhaseLayout, TensorLayout, Vars};
 use lowtide_models::flow_match::FlowMatchEuler;
+use lowtide_models::samplers::{Method, Schedule};
 use lowtide_models::{Tensor, autoencoder_kl, qwen3, z_image};
 use lowtide_weights::{Checkpoint, ModelFolder};
 
@@ -154,12 +155,10 @@ impl Pipeline for ZImage {
     }
 
     fn parts(&self) -> Vec<&Part> {
-        vec![
-            &self.transformer,
-            &self.vae.decoder,
-            &self.captions,
-            &self.text_encoder,
-        ]
+        let mut parts = vec![&self.transformer];
+        parts.extend(self.vae.parts());
+        parts.extend([&self.captions, &self.text_encoder]);
+        parts
     }
 
     fn part(&self, phase: Phase) -> &Part {
@@ -197,8 +196,28 @@ impl Pipeline for ZImage {
         request.guidance > 0.0
     }
 
-    fn check(&self, _request: &ImageRequest) -> Result<()> {
-        Ok(())
+    fn check(&self, request: &ImageRequest) -> Result<()> {
+        let flow = |sampler: &Method| *sampler == Method::FlowMatchEuler;
+        let unknown = [
+            (
+                "sampler",
+                request.sampler.is_some_and(|sampler| !flow(&sampler)),
+            ),
+            (
+                "schedule",
+                request
+                    .schedule
+                    .is_some_and(|schedule| schedule != Schedule::Normal),
+            ),
+            ("clip-skip", request.clip_skip != 0),
+        ];
+        match unknown.iter().find(|(_, asked)| *asked) {
+            None => Ok(()),
+            Some((what, _)) => {
+                let problem = format!("is nothing that {} has; leave it out", self.folder.name);
+                Err(Error::request(*what, problem))
+            }
+        }
     }
 
     fn texts(&self, requests: &[&ImageRequest]) -> Result<Vec<Vec<TextKey>>> {
@@ -254,12 +273,13 @@ impl Pipeline for ZImage {
     fn course(
         &self,
         request: &ImageRequest,
-        _pass: usize,
+        pass: usize,
         latent: (usize, usize),
     ) -> Result<Course> {
         let scheduler = self.scheduler.clone();
-        let sigmas = scheduler.sigmas(request.steps, z_image::image_tokens(latent));
-        Ok(Course::Flow { scheduler, sigmas })
+        let (steps, strength) = request.way(pass);
+        let sigmas = scheduler.sigmas(steps, z_image::image_tokens(latent));
+        Ok(Course::flow(scheduler, sigmas, strength.unwrap_or(1.0)))
     }
 
     fn layout(&self, phase: Phase, shape: &Shape, scratch: f64) -> PhaseLayout {

@@ -111,6 +111,17 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A list of at most `most` things.
+    pub(super) fn list(&mut self, name: &'static str, most: usize) -> Result<&'a [Value]> {
+        let Some(value) = self.get(name) else {
+            return Ok(&[]);
+        };
+        match value.as_array() {
+            Some(list) if list.len() <= most => Ok(list),
+            _ => Err(wrong(name, value, &format!("a list of at most {most}"))),
+        }
+    }
+
     /// Refuses a field that nobody asked for.
     pub(super) fn done(self) -> Result<()> {
         match self.all.keys().find(|key| !self.known.contains(&key[..])) {

@@ -1,5 +1,7 @@
 //! `text-to-image`: pictures from a text, by a diffusion model in a folder.
 
+mod given;
+mod loras;
 mod request;
 
 use std::path::Path;
@@ -15,13 +17,14 @@ use crate::defaults::Defaults;
 use crate::device::cpu::precision_word;
 use crate::parameters::MadeBy;
 use crate::processor::{
-    BatchForecast, BatchKey, CacheFigures, Card, File, Forecast, Opened, Order, Processor, Product,
-    Run, Setup, Stepped,
+    BatchForecast, BatchKey, CacheFigures, Card, File, Files, Forecast, Opened, Order, Processor,
+    Product, Run, Setup, Stepped,
 };
 use crate::request::{Image, Outcome};
 use crate::session::Session;
 use crate::{Engine, Error, Result, Start, Step};
-use request::Request;
+use given::Under;
+use request::{Against, Request};
 
 /// The kind.
 pub(super) struct TextToImages;
@@ -54,11 +57,12 @@ impl Processor for TextToImages {
             what: "text-to-image needs a model's folder".to_owned(),
         })?;
         let defaults = Defaults::of(&folder)?;
-        let engine = Engine::open(folder, setup.options)?;
+        let engine = Engine::with_files(folder, setup.options, setup.files.clone())?;
         let name = model.to_owned();
         Ok(Arc::new(Painter(Arc::new(Studio {
             engine,
             defaults,
+            files: setup.files,
             name,
         }))))
     }
@@ -68,12 +72,18 @@ impl Processor for TextToImages {
 struct Studio {
     engine: Engine,
     defaults: Defaults,
+    files: Arc<dyn Files>,
     name: String,
 }
 
 impl Studio {
     fn read(&self, request: &Value) -> Result<Request> {
-        Request::read(request, &self.defaults, self.engine.model().multiple())
+        let against = Against {
+            defaults: &self.defaults,
+            multiple: self.engine.model().multiple(),
+            files: &*self.files,
+        };
+        Request::read(request, against)
     }
 }
 
@@ -145,8 +155,18 @@ impl Opened for Painter {
         let began = Instant::now();
         let mut requests = Vec::with_capacity(orders.len());
         let mut starts = Vec::with_capacity(orders.len());
+        let mut under = Vec::with_capacity(orders.len());
         for order in &orders {
-            let request = self.0.read(&order.request)?;
+            let mut request = self.0.read(&order.request)?;
+            let size = (request.engine.width, request.engine.height);
+            let given = request.given.as_ref();
+            let ready = given.map(|given| given.ready(&*self.0.files, size));
+            let (source, below) = match ready.transpose()? {
+                Some((source, below)) => (Some(Arc::new(source)), below),
+                None => (None, None),
+            };
+            request.engine.source = source;
+            under.push(below);
             starts.push(Start {
                 request: request.engine.clone(),
                 resume: order.resume,
@@ -157,6 +177,7 @@ impl Opened for Painter {
         Ok(Box::new(Painting {
             studio: self.0.clone(),
             requests,
+            under,
             session,
             start_s: began.elapsed().as_secs_f64(),
         }))
@@ -183,6 +204,8 @@ impl Opened for Painter {
 struct Painting {
     studio: Arc<Studio>,
     requests: Vec<Request>,
+    /// What results are put over, where a part of a given picture is drawn.
+    under: Vec<Option<Under>>,
     session: Session,
     /// Seconds it took to read prompts and plan.
     start_s: f64,
@@ -190,17 +213,21 @@ struct Painting {
 
 impl Painting {
     fn products(&self, outcome: &Outcome) -> Result<Vec<Option<Product>>> {
-        let product = |(request, images): (&Request, &Option<std::ops::Range<usize>>)| {
-            let images = images.clone().map(|range| &outcome.images[range]);
-            images
-                .map(|images| self.product(request, images, outcome))
-                .transpose()
+        let product = |member: usize, images: &Option<std::ops::Range<usize>>| {
+            let Some(range) = images.clone() else {
+                return Ok(None);
+            };
+            let images = outcome.images[range].iter().cloned();
+            let images = images.map(|image| match &self.under[member] {
+                Some(under) => under.over(image),
+                None => Ok(image),
+            });
+            let images = images.collect::<Result<Vec<_>>>()?;
+            let product = self.product(&self.requests[member], &images, outcome)?;
+            Ok(Some(product))
         };
-        self.requests
-            .iter()
-            .zip(&outcome.members)
-            .map(product)
-            .collect()
+        let members = outcome.members.iter().enumerate();
+        members.map(|(k, images)| product(k, images)).collect()
     }
 
     fn product(&self, request: &Request, images: &[Image], outcome: &Outcome) -> Result<Product> {

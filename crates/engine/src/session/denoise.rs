@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use lowtide_models::{Compute, Tensor};
+use lowtide_models::Tensor;
+use lowtide_models::resample::{Resampling, resample};
+use lowtide_models::samplers::Noise;
 
 use crate::Result;
 use crate::course::Course;
-use crate::pipeline::{Call, Phase, Pipeline, Round, Running, Seen, Shape};
+use crate::pipeline::{Call, Origin, Phase, Pipeline, Round, Running, Seen, Shape};
+use crate::request::Upscaler;
 use crate::session::work::{Picture, TextKey, Work};
 
 /// Pictures that go through a pass together. They have the same number of steps behind them.
@@ -80,15 +83,75 @@ impl Going {
         };
         let outputs = self.round.predict(running, &call)?;
         for (&i, output) in self.pictures.iter().zip(&outputs) {
-            let picture = &mut work.pictures[i];
-            let latent = picture.latent.as_mut().expect("made before");
-            let ahead = |k: usize| course.ahead(at, latent, output, k);
-            picture.sketch = model.sketcher().sketch(latent.shape(), ahead);
-            course.step(at, latent, output);
-            picture.steps += 1;
+            let mask = work.mask(&work.pictures[i]);
+            move_on(model, course, (&mut work.pictures[i], mask), output)?;
         }
         Ok(())
     }
+}
+
+/// Moves one picture on by what the network said. When memory is refused, the picture is as it was.
+fn move_on(
+    model: &dyn Pipeline,
+    course: &Course,
+    (picture, mask): (&mut Picture, Option<Vec<f32>>),
+    output: &Tensor,
+) -> Result<()> {
+    let at = picture.steps;
+    let wrap = model.wrap("scheduler");
+    let latent = picture.latent.as_mut().expect("made before");
+    let ahead = course.ahead(at, latent, output).map_err(&wrap)?;
+    let noise = match course.noise(at) {
+        Noise::None => None,
+        Noise::Normal => Some(picture.generator.normal(latent.data().len())),
+        Noise::Brownian { from, to } => {
+            let between = course
+                .path(picture.seed)
+                .normal(from, to, latent.data().len());
+            Some(between.map_err(&wrap)?.data().to_vec())
+        }
+    };
+    let moved = course.step(at, (latent, &mut picture.history), output, noise.as_deref());
+    if moved.is_err() && course.noise(at) == Noise::Normal {
+        picture.generator.undo();
+    }
+    moved.map_err(&wrap)?;
+    if let (Some(mask), Some(given), Some(noise)) = (mask, &picture.given, &picture.noise) {
+        let mut kept = vec![0.0; given.data().len()];
+        let kept_at = course.noise_at(at, (given, noise), &mut kept);
+        kept_at.map_err(&wrap)?;
+        let plane = mask.len();
+        for (k, x) in latent.data_mut().iter_mut().enumerate() {
+            let mask = mask[k % plane];
+            *x = (1.0 - mask) * kept[k] + mask * *x;
+        }
+    }
+    picture.sketch = model.sketcher().sketch(latent.shape(), |k| ahead[k]);
+    picture.steps += 1;
+    Ok(())
+}
+
+/// A picture whose pass ended with latents goes on to the next one.
+fn pass_on(model: &dyn Pipeline, work: &mut Work, picture: usize) -> Result<()> {
+    let noise_of = work.settings().noise_of;
+    let Work {
+        pictures, passes, ..
+    } = work;
+    let picture = &mut pictures[picture];
+    let next = &passes[picture.pass + 1];
+    let Origin::Latents(upscaler) = next.origin else {
+        return Ok(());
+    };
+    let latent = picture.latent.as_ref().expect("made before");
+    let method = match upscaler {
+        Upscaler::LatentNearest => Resampling::NearestExact,
+        Upscaler::Latent | Upscaler::Lanczos => Resampling::Bilinear { antialias: false },
+    };
+    let larger =
+        resample(latent, next.latent.0, next.latent.1, method).map_err(model.wrap("latents"))?;
+    picture.next_pass(noise_of);
+    picture.given = Some(larger);
+    Ok(())
 }
 
 /// What the network sees of a picture.
@@ -101,7 +164,7 @@ fn seen(work: &Work, picture: usize) -> Seen<'_> {
     };
     Seen {
         latent: picture.latent.as_ref().expect("made before"),
-        beside: None,
+        beside: picture.beside.as_ref(),
         positive: caption(member.positive),
         negative: member.negative.map(caption),
     }
@@ -110,14 +173,15 @@ fn seen(work: &Work, picture: usize) -> Seen<'_> {
 /// Makes the latents that a pass begins with, of pictures that have none yet.
 pub(crate) fn begin(
     model: &dyn Pipeline,
+    course: &Course,
     work: &mut Work,
     pass: usize,
-    compute: Compute,
 ) -> Result<()> {
-    let _ = compute;
-    let (h, w) = work.passes[pass].latent;
-    let shape = [model.vae().config.latent_channels, h, w];
+    let shape = model.latent_shape(&work.passes[pass]);
     for i in work.waiting(Phase::Denoise(pass)) {
+        if work.pictures[i].pass < pass {
+            pass_on(model, work, i)?;
+        }
         let Work {
             pictures, members, ..
         } = work;
@@ -126,22 +190,29 @@ pub(crate) fn begin(
             continue;
         }
         let member = &members[picture.member];
-        let latent = noise(
-            picture,
-            i - member.pictures.start,
-            &member.request.noise,
-            &shape,
-        );
-        picture.latent = Some(latent.map_err(model.wrap("latents"))?);
+        let given = member.request.noise.as_deref().filter(|_| pass == 0);
+        let noise = noise(picture, i - member.pictures.start, given, &shape);
+        let mut noise = noise.map_err(model.wrap("latents"))?;
+        picture.latent = Some(match picture.given.take() {
+            None => {
+                course.begin(&mut noise);
+                noise
+            }
+            Some(mut latent) => {
+                let added = course.add_noise(&mut latent, &noise);
+                added.map_err(model.wrap("scheduler"))?;
+                latent
+            }
+        });
     }
     Ok(())
 }
 
 /// The noise picture `index` of its job begins with: given, or drawn.
-fn noise(
+pub(crate) fn noise(
     picture: &mut Picture,
     index: usize,
-    given: &Option<Vec<f32>>,
+    given: Option<&[f32]>,
     shape: &[usize],
 ) -> lowtide_models::Result<Tensor> {
     let len: usize = shape.iter().product();

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use lowtide_core::{Bytes, Offload, PhasePlan};
 use lowtide_kernels::memory;
+use lowtide_models::samplers::History;
 
 use super::denoise::{self, Going, visits_left};
 use super::work::Work;
-use super::{Context, Session, rung};
+use super::{Context, Session, pictures, rung};
 use crate::Result;
 use crate::pipeline::pictures::{image, unit};
 use crate::pipeline::{Part, Phase, Running};
@@ -182,8 +183,12 @@ impl Context {
         stream: &mut Option<Stream>,
         work: &mut Work,
     ) -> Result<()> {
-        let _ = (phase, pass, stream, work);
-        Ok(())
+        let waiting = work.waiting(Phase::Picture(pass));
+        let inpaints = self.makings.model.inpaints();
+        let visits = pictures::visits(work, pass, &waiting, inpaints);
+        let running = self.open(stream, phase, visits)?;
+        let about = (&*self.makings.model, &self.planned.courses[pass]);
+        pictures::begin(about, (work, pass), waiting[0], running)
     }
 
     fn denoise(
@@ -194,7 +199,7 @@ impl Context {
         going: &mut Option<Going>,
     ) -> Result<()> {
         let (model, shape) = (&*self.makings.model, &self.planned.shape);
-        denoise::begin(model, work, pass, self.makings.compute)?;
+        denoise::begin(model, &self.planned.courses[pass], work, pass)?;
         let batch = rung(&self.planned.plan.phases[phase], "batch");
         let visits = visits_left(work, going.as_ref(), pass, batch);
         let running = self.open(stream, phase, visits)?;
@@ -219,8 +224,19 @@ impl Context {
         let picture = &mut work.pictures[waiting[0]];
         let latent = picture.latent.as_ref().expect("denoised before");
         let decoded = model.vae().decode(running, latent, model.wrap("vae"))?;
-        picture.image = Some(image(&decoded, picture.seed));
+        let decoded_image = image(&decoded, picture.seed);
+        if pass + 1 < work.passes.len() {
+            let noise_of = work.members[picture.member].request.noise_of;
+            let (width, height) = (decoded_image.width as u32, decoded_image.height as u32);
+            let between = lowtide_media::Picture::new(width, height, decoded_image.rgb)?;
+            picture.between = Some(between);
+            picture.next_pass(noise_of);
+            return Ok(());
+        }
+        picture.image = Some(decoded_image);
         picture.sketch = Vec::new();
+        (picture.given, picture.noise, picture.beside) = (None, None, None);
+        picture.history = History::new();
         if self.planned.shape.keep_values {
             picture.values = decoded.data().iter().map(|&x| unit(x)).collect();
         }

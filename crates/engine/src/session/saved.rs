@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowtide_core::{Dtype, TensorLayout};
+use lowtide_models::samplers::History;
 use lowtide_models::{Compute, Tensor};
 use lowtide_weights::{Checkpoint, SafetensorsWriter};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,8 @@ struct State {
     weights: u64,
     precision: String,
     request: ImageRequest,
+    /// A digest of the picture it began from.
+    source: Option<u64>,
     keep_values: bool,
     noise: bool,
     /// The prompt and, with guidance, the negative prompt.
@@ -56,6 +59,10 @@ struct SavedPicture {
     steps: usize,
     drawn: Drawn,
     latent: bool,
+    /// Tensors of a latent's size beside the latent itself, by name.
+    more: Vec<String>,
+    /// The picture between two passes, (width, height).
+    between: Option<(usize, usize)>,
     image: bool,
 }
 
@@ -100,7 +107,8 @@ impl Session {
         let entries = entries(&texts, pictures, &self.noise_to_save(member, pictures));
         let state = self.state(member, &texts, pictures);
         let reached = |text: &SavedText| text.stages > 0;
-        if !state.texts.iter().any(reached) && !state.pictures.iter().any(|p| p.latent || p.image) {
+        let begun = |picture: &SavedPicture| picture.latent || picture.image || picture.pass > 0;
+        if !state.texts.iter().any(reached) && !state.pictures.iter().any(begun) {
             return Ok(false);
         }
         write(file, &state, &entries)?;
@@ -126,8 +134,13 @@ impl Session {
         let picture = |picture: &Picture| SavedPicture {
             pass: picture.pass,
             steps: picture.steps,
-            drawn: picture.generator.drawn(),
+            drawn: picture.generator.drawn().clone(),
             latent: picture.latent.is_some(),
+            more: more(picture).into_iter().map(|(name, _)| name).collect(),
+            between: picture
+                .between
+                .as_ref()
+                .map(|image| (image.width() as usize, image.height() as usize)),
             image: picture.image.is_some(),
         };
         State {
@@ -136,6 +149,7 @@ impl Session {
             weights: makings.model.bytes().0,
             precision: precision_word(makings.compute.precision).to_owned(),
             request: request.clone(),
+            source: request.source.as_ref().map(|source| source.digest()),
             keep_values: self.context.planned.shape.keep_values,
             noise: self.noise_to_save(member, pictures).is_some(),
             texts: texts.iter().map(text).collect(),
@@ -145,8 +159,20 @@ impl Session {
 }
 
 /// What was made of a text so far.
-fn tensors_of<'t>(text: &'t Text) -> &'t [Tensor] {
+fn tensors_of(text: &Text) -> &[Tensor] {
     text.caption.as_deref().unwrap_or(&text.made)
+}
+
+/// What else there is of a picture's latents.
+fn more(picture: &Picture) -> Vec<(String, &Tensor)> {
+    let named = [
+        ("given", &picture.given),
+        ("noise", &picture.noise),
+        ("beside", &picture.beside),
+    ];
+    let named = named.into_iter();
+    let named = named.filter_map(|(name, tensor)| Some((name.to_owned(), tensor.as_ref()?)));
+    named.chain(picture.history.tensors()).collect()
 }
 
 /// Every tensor of a job.
@@ -169,15 +195,30 @@ fn entries<'a>(texts: &[&Text], pictures: &'a [Picture], noise: &Option<&[f32]>)
                 latent.data(),
             ));
         }
-        if let Some(image) = &picture.image {
+        for (name, tensor) in more(picture) {
+            entries.push(f32_entry(
+                format!("{name}.{i}"),
+                tensor.shape(),
+                tensor.data(),
+            ));
+        }
+        // There is one or the other.
+        let decoded = picture.image.as_ref();
+        let decoded = decoded.map(|image| ((image.height, image.width), &image.rgb[..]));
+        let between = picture.between.as_ref();
+        let between = between.map(|image| {
+            let size = (image.height() as usize, image.width() as usize);
+            (size, image.values())
+        });
+        if let Some(((height, width), rgb)) = decoded.or(between) {
             let layout = TensorLayout {
                 name: format!("image.{i}"),
                 dtype: Dtype::U8,
-                shape: vec![image.height, image.width, 3],
+                shape: vec![height, width, 3],
             };
             entries.push(Entry {
                 layout,
-                bytes: (&image.rgb[..]).into(),
+                bytes: rgb.into(),
             });
         }
         if !picture.values.is_empty() {
@@ -269,6 +310,11 @@ impl Saved {
         texts.map(|text| text.key.clone()).collect()
     }
 
+    /// A digest of the picture it began from.
+    pub(crate) fn source(&self) -> Option<u64> {
+        self.state.source
+    }
+
     pub(crate) fn keep_values(&self) -> bool {
         self.state.keep_values
     }
@@ -310,6 +356,8 @@ impl Saved {
             let last = saved.pass + 1 == work.passes.len();
             let unlikely = saved.steps > pass.evaluations
                 || (saved.steps > 0 && !saved.latent && !saved.image)
+                || (saved.between.is_some() && (saved.pass == 0 || saved.latent || saved.image))
+                || (saved.pass > 0 && !saved.latent && !saved.image && saved.between.is_none())
                 || (saved.image && !(last && saved.steps == pass.evaluations))
                 || saved.drawn.0.iter().any(|&len| len > DRAW_MAX)
                 || saved.drawn.0.len() > DRAWS_MAX;
@@ -319,12 +367,27 @@ impl Saved {
             let picture = &mut work.pictures[place];
             picture.pass = saved.pass;
             picture.steps = saved.steps;
-            picture.generator = Generator::after(picture.seed, saved.drawn.clone());
+            picture.generator = Generator::after(
+                picture.seed,
+                self.state.request.noise_of,
+                saved.drawn.clone(),
+            );
+            let shape = model.latent_shape(&pass);
             if saved.latent {
-                let (h, w) = pass.latent;
-                let shape = [model.vae().config.latent_channels, h, w];
                 picture.latent = Some(self.tensor(&format!("latent.{i}"), &shape)?);
             }
+            self.restore_more(picture, (i, &saved.more), shape)?;
+            if let Some(size) = saved.between {
+                let before = &work.passes[saved.pass - 1];
+                if size != (before.width, before.height) {
+                    return Err(damaged(format!("picture {i}")));
+                }
+                let image = self.image(i, size)?;
+                let (width, height) = (image.width as u32, image.height as u32);
+                let between = lowtide_media::Picture::new(width, height, image.rgb)?;
+                work.pictures[place].between = Some(between);
+            }
+            let picture = &mut work.pictures[place];
             if saved.image {
                 picture.image = Some(self.image(i, (pass.width, pass.height))?);
                 if self.state.keep_values {
@@ -332,6 +395,32 @@ impl Saved {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// What else there was of the latents of picture `i`.
+    fn restore_more(
+        &self,
+        picture: &mut Picture,
+        (i, names): (usize, &[String]),
+        shape: [usize; 3],
+    ) -> Result<()> {
+        let mut remembered = Vec::new();
+        let [channels, h, w] = shape;
+        for name in names {
+            let entry = format!("{name}.{i}");
+            match &name[..] {
+                "given" => picture.given = Some(self.tensor(&entry, &shape)?),
+                "noise" => picture.noise = Some(self.tensor(&entry, &shape)?),
+                "beside" => {
+                    picture.beside = Some(self.tensor(&entry, &[channels + 1, h, w])?);
+                }
+                // What a sampler remembers has no rows.
+                _ => remembered.push((name.clone(), self.tensor(&entry, &[channels * h * w])?)),
+            }
+        }
+        let restored = History::restore(remembered);
+        picture.history = restored.map_err(|error| damaged(format!("picture {i}: {error}")))?;
         Ok(())
     }
 

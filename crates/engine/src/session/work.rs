@@ -5,11 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lowtide_models::Tensor;
+use lowtide_models::samplers::History;
 use serde::{Deserialize, Serialize};
 
 use crate::generator::Generator;
-use crate::pipeline::{Caption, Pass, Phase};
-use crate::request::{Image, ImageRequest};
+use crate::pipeline::{Caption, Origin, Pass, Phase};
+use crate::request::{Image, ImageRequest, NoiseOf};
 
 /// Everything that decides what is made of a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -19,6 +20,12 @@ pub(crate) struct TextKey {
     /// Weights of the tokens as bits of f32, by text encoder; none where all are 1.
     #[serde(default)]
     pub(crate) weights: Vec<Vec<u32>>,
+    /// Nothing is made of it but zeros: what some models take an empty negative prompt for.
+    #[serde(default)]
+    pub(crate) zeros: bool,
+    /// Layers of the text encoders that are left out.
+    #[serde(default)]
+    pub(crate) clip_skip: usize,
     /// A digest of whatever else.
     #[serde(default)]
     pub(crate) settings: u64,
@@ -84,6 +91,16 @@ pub(crate) struct Picture {
     pub(crate) steps: usize,
     /// (C, h, w); made when the pass begins.
     pub(crate) latent: Option<Tensor>,
+    /// What the schedule remembers of the steps before.
+    pub(crate) history: History,
+    /// The latents of the picture the pass began from, as long as they are needed.
+    pub(crate) given: Option<Tensor>,
+    /// The noise the pass began with, where it is needed again.
+    pub(crate) noise: Option<Tensor>,
+    /// What the network reads beside the latents: mask, and latents of what the mask leaves.
+    pub(crate) beside: Option<Tensor>,
+    /// The picture of the pass before, which the next one begins from.
+    pub(crate) between: Option<lowtide_media::Picture>,
     pub(crate) generator: Generator,
     /// A small look at it: 3 bytes a latent pixel; empty before the first step.
     pub(crate) sketch: Vec<u8>,
@@ -94,14 +111,19 @@ pub(crate) struct Picture {
 }
 
 impl Picture {
-    fn new(member: usize, seed: u64) -> Picture {
+    fn new(member: usize, seed: u64, noise_of: NoiseOf) -> Picture {
         Picture {
             member,
             seed,
             pass: 0,
             steps: 0,
             latent: None,
-            generator: Generator::new(seed),
+            history: History::new(),
+            given: None,
+            noise: None,
+            beside: None,
+            between: None,
+            generator: Generator::new(seed, noise_of),
             sketch: Vec::new(),
             image: None,
             values: Vec::new(),
@@ -113,10 +135,28 @@ impl Picture {
         if self.image.is_some() {
             return None;
         }
-        Some(match self.steps < passes[self.pass].evaluations {
-            true => Phase::Denoise(self.pass),
-            false => Phase::Decode(self.pass),
+        let pass = &passes[self.pass];
+        if pass.encodes() && self.latent.is_none() {
+            return Some(Phase::Picture(self.pass));
+        }
+        Some(match (self.steps < pass.evaluations, pass.decodes) {
+            (true, _) => Phase::Denoise(self.pass),
+            (false, true) => Phase::Decode(self.pass),
+            // Its latents are passed on when the next pass begins.
+            (false, false) => Phase::Denoise(self.pass + 1),
         })
+    }
+
+    /// Begins the next pass, from nothing but what is kept between passes.
+    pub(crate) fn next_pass(&mut self, noise_of: NoiseOf) {
+        self.pass += 1;
+        self.steps = 0;
+        self.latent = None;
+        self.noise = None;
+        self.beside = None;
+        self.history = History::new();
+        self.sketch = Vec::new();
+        self.generator = Generator::new(self.seed, noise_of);
     }
 
     /// Network calls of `pass` done.
@@ -129,8 +169,19 @@ impl Picture {
     }
 
     fn bytes(&self) -> usize {
-        self.latent.as_ref().map_or(0, tensor_bytes)
+        let tensors = [&self.latent, &self.given, &self.noise, &self.beside];
+        let tensors = tensors.into_iter().flatten();
+        let remembered = self.history.tensors();
+        tensors.map(tensor_bytes).sum::<usize>()
+            + remembered
+                .iter()
+                .map(|(_, tensor)| tensor_bytes(tensor))
+                .sum::<usize>()
             + self.sketch.len()
+            + self
+                .between
+                .as_ref()
+                .map_or(0, |picture| picture.values().len())
             + self.image.as_ref().map_or(0, |image| image.rgb.len())
             + size_of_val(&self.values[..])
     }
@@ -175,7 +226,8 @@ impl Work {
             let positive = texts.next().expect("every member has a prompt");
             let (first, member) = (work.pictures.len(), work.members.len());
             let seeds = (0..request.count).map(|k| request.seed.wrapping_add(k as u64));
-            let pictures = seeds.map(|seed| Picture::new(member, seed));
+            let noise_of = request.noise_of;
+            let pictures = seeds.map(|seed| Picture::new(member, seed, noise_of));
             work.pictures.extend(pictures);
             work.members.push(Member {
                 positive,
@@ -213,6 +265,18 @@ impl Work {
 
     fn wanted(&self) -> impl Iterator<Item = &Picture> {
         self.pictures.iter().filter(|picture| self.wants(picture))
+    }
+
+    /// Where the picture changes, by latent pixel from 0 to 1, when its job keeps part of what was given.
+    pub(crate) fn mask(&self, picture: &Picture) -> Option<Vec<f32>> {
+        let pass = &self.passes[picture.pass];
+        let source = self.members[picture.member].request.source.as_ref()?;
+        let mask = source
+            .mask
+            .as_ref()
+            .filter(|_| pass.origin == Origin::Given)?;
+        let (h, w) = pass.latent;
+        Some(mask.latents(w as u32, h as u32))
     }
 
     /// What comes next; `None` when there is nothing left to do. Pictures go through a pass together, and what was
@@ -332,7 +396,7 @@ impl Work {
         };
         dropped.wanted = false;
         for picture in &mut self.pictures[dropped.pictures.clone()] {
-            *picture = Picture::new(member, picture.seed);
+            *picture = Picture::new(member, picture.seed, NoiseOf::Cpu);
         }
         self.forget_texts();
     }

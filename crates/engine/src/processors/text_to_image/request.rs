@@ -1,11 +1,16 @@
 //! The fields of a `text-to-image` request.
 
 use lowtide_core::Quality;
-use lowtide_media::Format;
+use lowtide_media::{Fit, Format};
+use lowtide_models::samplers::{Method, Schedule};
 use serde_json::{Value, json};
 
+use super::given::Given;
+use super::loras;
 use crate::defaults::Defaults;
+use crate::processor::Files;
 use crate::processors::fields::Fields;
+use crate::request::{DEFAULT_STRENGTH, Hires, NoiseOf, Reading, Upscaler};
 use crate::{COUNT_MAX, Error, ImageRequest, Result, SIDE_MAX, STEPS_MAX, drawn_seed};
 
 /// Longest prompt in bytes: many times what a text encoder reads, and prompt and negative prompt together stay within
@@ -20,33 +25,85 @@ const GUIDANCE_MAX: f32 = 1_000.0;
 pub(super) struct Request {
     pub(super) engine: ImageRequest,
     pub(super) format: Format,
+    /// The picture to begin from.
+    pub(super) given: Option<Given>,
+}
+
+const READINGS: [&str; 2] = ["weighted", "literal"];
+const NOISES: [&str; 2] = ["cpu", "gpu"];
+const AREAS: [&str; 2] = ["whole", "masked"];
+
+/// Most LoRAs of a request.
+const LORAS_MAX: usize = 16;
+
+/// How much of the way is gone again in a second pass unless a request says otherwise.
+const HIRES_STRENGTH_DEFAULT: f32 = 0.6;
+
+/// Longest name of a sampler or schedule.
+const WORD_BYTES_MAX: usize = 64;
+
+/// Longest name of an input file.
+const INPUT_BYTES_MAX: usize = 256;
+
+/// The largest factor between two passes.
+const HIRES_SCALE_MAX: f32 = 8.0;
+
+/// Most layers of a text encoder that can be left out.
+const CLIP_SKIP_MAX: u64 = 32;
+
+/// Blur and surroundings of a mask, pixels.
+const MASK_BLUR_MAX: f32 = 256.0;
+const PADDING_MAX: u64 = 1024;
+const MASK_BLUR_DEFAULT: f32 = 4.0;
+const PADDING_DEFAULT: usize = 32;
+
+/// What a request is read against.
+#[derive(Clone, Copy)]
+pub(super) struct Against<'a> {
+    pub(super) defaults: &'a Defaults,
+    /// What sides must be divisible by.
+    pub(super) multiple: usize,
+    /// Files that it may name.
+    pub(super) files: &'a dyn Files,
 }
 
 impl Request {
-    /// Reads a request; what it leaves out is the model's default, a seed is drawn. Sides are divisible by `multiple`.
-    pub(super) fn read(request: &Value, defaults: &Defaults, multiple: usize) -> Result<Request> {
+    /// Reads a request; what it leaves out is the model's default, a seed is drawn.
+    pub(super) fn read(request: &Value, against: Against<'_>) -> Result<Request> {
+        let Against {
+            defaults,
+            multiple,
+            files,
+        } = against;
         let mut fields = Fields::of(request)?;
         let prompt = fields.text("prompt", TEXT_BYTES_MAX)?;
         let prompt =
             prompt.ok_or_else(|| Error::request("prompt", "is missing: say what to draw"))?;
         let negative = fields.text("negative", TEXT_BYTES_MAX)?;
-        let mut whole = |name, most: usize, otherwise: usize| -> Result<usize> {
+        let given = read_given(&mut fields)?;
+        let mut whole = |name, most: usize| -> Result<Option<usize>> {
             let found = fields.whole(name, 1..=most as u64)?;
-            Ok(found.map_or(otherwise, |value| value as usize))
+            Ok(found.map(|value| value as usize))
         };
-        let width = whole("width", SIDE_MAX, defaults.width)?;
-        let height = whole("height", SIDE_MAX, defaults.height)?;
-        let steps = whole("steps", STEPS_MAX, defaults.steps as usize)?;
-        let count = whole("count", COUNT_MAX, 1)?;
+        let sides = (whole("width", SIDE_MAX)?, whole("height", SIDE_MAX)?);
+        let (width, height) = match (sides, &given) {
+            ((None, None), Some(given)) => given.size(files, defaults, multiple)?,
+            ((width, height), _) => (
+                width.unwrap_or(defaults.width),
+                height.unwrap_or(defaults.height),
+            ),
+        };
+        let steps = whole("steps", STEPS_MAX)?.unwrap_or(defaults.steps as usize);
+        let count = whole("count", COUNT_MAX)?.unwrap_or(1);
         let guidance = fields.number("guidance", 0.0..=GUIDANCE_MAX)?;
         let cfg_normalization = fields.number("cfg_normalization", 0.0..=GUIDANCE_MAX)?;
         let cfg_truncation = fields.number("cfg_truncation", 0.0..=GUIDANCE_MAX)?;
         let seed = fields.whole("seed", 0..=u64::MAX)?;
         let quality = fields.word("quality", &["exact", "auto"])?;
         let format = fields.word("output_format", &Format::ALL.map(Format::name))?;
-        fields.done()?;
-        let engine = ImageRequest {
-            prompt: prompt.to_owned(),
+        let (prompt, tags) = loras::tagged(prompt)?;
+        let mut engine = ImageRequest {
+            prompt,
             negative: negative.map(str::to_owned),
             width,
             height,
@@ -61,8 +118,13 @@ impl Request {
                 Some("auto") => Quality::Auto,
                 _ => Quality::Exact,
             },
+            loras: loras::read(fields.list("loras", LORAS_MAX)?, tags)?,
             ..ImageRequest::default()
         };
+        read_way(&mut fields, &mut engine)?;
+        engine.hires = read_hires(&mut fields, &engine, multiple)?;
+        fields.done()?;
+        check_strength(&engine, given.is_some())?;
         engine.check(multiple)?;
         if engine.seed.checked_add(count as u64 - 1).is_none() {
             let problem =
@@ -72,12 +134,16 @@ impl Request {
         Ok(Request {
             engine,
             format: format.and_then(Format::named).unwrap_or(Format::Png),
+            given,
         })
     }
 
     /// The request with nothing left out.
     pub(super) fn json(&self) -> Value {
         let engine = &self.engine;
+        let given = self.given.as_ref();
+        let hires = engine.hires.as_ref();
+        let scale = |hires: &Hires| hires.width as f32 / engine.width as f32;
         json!({
             "prompt": engine.prompt,
             "negative": engine.negative,
@@ -85,10 +151,29 @@ impl Request {
             "height": engine.height,
             "steps": engine.steps,
             "guidance": engine.guidance,
+            "guidance_rescale": engine.guidance_rescale,
             "cfg_normalization": engine.cfg_normalization,
             "cfg_truncation": engine.cfg_truncation,
+            "sampler": engine.sampler.map(Method::name),
+            "schedule": engine.schedule.map(Schedule::name),
+            "eta": engine.eta,
+            "clip_skip": engine.clip_skip,
+            "prompt_reading": READINGS[usize::from(engine.reading == Reading::Literal)],
+            "noise": NOISES[usize::from(engine.noise_of == NoiseOf::Gpu)],
             "seed": engine.seed,
             "count": engine.count,
+            "loras": loras::json(&engine.loras),
+            "image": given.map(|given| &given.image),
+            "mask": given.and_then(|given| given.mask.as_ref()),
+            "strength": given.map(|_| engine.strength),
+            "resize": given.map(|given| given.fit.name()),
+            "mask_blur": given.map(|given| given.mask_blur),
+            "inpaint_area": given.map(|given| AREAS[usize::from(given.only_masked)]),
+            "inpaint_padding": given.map(|given| given.padding),
+            "hires_scale": hires.map(scale),
+            "hires_steps": hires.map(|hires| hires.steps),
+            "hires_strength": hires.map(|hires| hires.strength),
+            "hires_upscaler": hires.map(|hires| hires.upscaler.name()),
             "quality": quality_word(engine.quality),
             "output_format": self.format.name(),
         })
@@ -108,8 +193,122 @@ impl Request {
         );
         digest.add(u64::from(engine.cfg_truncation.to_bits()));
         digest.add(u64::from(engine.quality == Quality::Exact));
+        // Whatever came later is added only where it is asked for, so that older digests stay what they were.
+        let plain = ImageRequest::default();
+        let same = ImageRequest {
+            prompt: String::new(),
+            negative: None,
+            width: plain.width,
+            height: plain.height,
+            steps: plain.steps,
+            count: plain.count,
+            guidance: plain.guidance,
+            cfg_normalization: None,
+            cfg_truncation: plain.cfg_truncation,
+            seed: plain.seed,
+            quality: plain.quality,
+            ..engine.clone()
+        };
+        if same != plain || self.given.is_some() {
+            let more = serde_json::to_string(&same).expect("a request has only plain fields");
+            more.bytes().for_each(|byte| digest.add(u64::from(byte)));
+            let masked = self.given.as_ref().map(|given| given.mask.is_some());
+            digest.add(masked.map_or(0, |masked| 1 + u64::from(masked)));
+        }
         digest.0
     }
+}
+
+/// Fields about a given picture; without one they mean nothing and are refused.
+fn read_given(fields: &mut Fields<'_>) -> Result<Option<Given>> {
+    let image = fields.text("image", INPUT_BYTES_MAX)?;
+    let mask = fields.text("mask", INPUT_BYTES_MAX)?;
+    let fit = fields.word("resize", &Fit::ALL.map(Fit::name))?;
+    let mask_blur = fields.number("mask_blur", 0.0..=MASK_BLUR_MAX)?;
+    let area = fields.word("inpaint_area", &AREAS)?;
+    let padding = fields.whole("inpaint_padding", 0..=PADDING_MAX)?;
+    let Some(image) = image else {
+        return match mask {
+            None => Ok(None),
+            Some(_) => {
+                let problem = "needs a picture: give 'image' as well";
+                Err(Error::request("mask", problem))
+            }
+        };
+    };
+    Ok(Some(Given {
+        image: image.to_owned(),
+        mask: mask.map(str::to_owned),
+        fit: fit.and_then(Fit::named).unwrap_or_default(),
+        mask_blur: mask_blur.unwrap_or(MASK_BLUR_DEFAULT),
+        only_masked: area == Some(AREAS[1]),
+        padding: padding.map_or(PADDING_DEFAULT, |padding| padding as usize),
+    }))
+}
+
+/// Fields about sampler, noise and text encoders.
+fn read_way(fields: &mut Fields<'_>, engine: &mut ImageRequest) -> Result<()> {
+    let unknown = |field: &'static str| {
+        move |problem: lowtide_models::Error| Error::request(field, problem.to_string())
+    };
+    let sampler = fields.text("sampler", WORD_BYTES_MAX)?.map(str::parse);
+    engine.sampler = sampler.transpose().map_err(unknown("sampler"))?;
+    let schedule = fields.text("schedule", WORD_BYTES_MAX)?.map(str::parse);
+    engine.schedule = schedule.transpose().map_err(unknown("schedule"))?;
+    engine.eta = fields.number("eta", 0.0..=1.0)?.unwrap_or(0.0);
+    let rescale = fields.number("guidance_rescale", 0.0..=1.0)?;
+    engine.guidance_rescale = rescale.unwrap_or(0.0);
+    let clip_skip = fields.whole("clip_skip", 0..=CLIP_SKIP_MAX)?;
+    engine.clip_skip = clip_skip.unwrap_or(0) as usize;
+    if fields.word("prompt_reading", &READINGS)? == Some(READINGS[1]) {
+        engine.reading = Reading::Literal;
+    }
+    if fields.word("noise", &NOISES)? == Some(NOISES[1]) {
+        engine.noise_of = NoiseOf::Gpu;
+    }
+    let strength = fields.number("strength", 0.0..=1.0)?;
+    engine.strength = strength.unwrap_or(DEFAULT_STRENGTH);
+    Ok(())
+}
+
+/// Fields about a second pass.
+fn read_hires(
+    fields: &mut Fields<'_>,
+    engine: &ImageRequest,
+    multiple: usize,
+) -> Result<Option<Hires>> {
+    let scale = fields.number("hires_scale", 1.0..=HIRES_SCALE_MAX)?;
+    let steps = fields.whole("hires_steps", 1..=STEPS_MAX as u64)?;
+    let strength = fields.number("hires_strength", 0.0..=1.0)?;
+    let upscaler = fields.word("hires_upscaler", &Upscaler::ALL.map(Upscaler::name))?;
+    let Some(scale) = scale.filter(|&scale| scale > 1.0) else {
+        return Ok(None);
+    };
+    let side = |side: usize| {
+        let wanted = side as f32 * scale / multiple as f32;
+        (wanted.round() as usize * multiple).max(multiple)
+    };
+    let named = |word: &str| Upscaler::ALL.into_iter().find(|one| one.name() == word);
+    Ok(Some(Hires {
+        width: side(engine.width),
+        height: side(engine.height),
+        steps: steps.map_or(engine.steps, |steps| steps as usize),
+        strength: strength.unwrap_or(HIRES_STRENGTH_DEFAULT),
+        upscaler: upscaler.and_then(named).unwrap_or_default(),
+    }))
+}
+
+/// A strength that leaves nothing to do is said before the picture is there.
+fn check_strength(engine: &ImageRequest, given: bool) -> Result<()> {
+    let none = engine.strength <= 0.0 || ((engine.steps as f32 * engine.strength) as usize) < 1;
+    if given && none {
+        let problem = format!(
+            "is {}: of {} steps not one would be done; use more of either",
+            engine.strength, engine.steps
+        );
+        return Err(Error::request("strength", problem));
+    }
+    Ok(())
 }
 
 fn quality_word(quality: Quality) -> &'static str {
@@ -155,8 +354,23 @@ pub(super) fn schema() -> Value {
         json!({ "type": kind, "maxLength": TEXT_BYTES_MAX, "title": title, "format": "multiline" })
     };
     let number = |title: &str| json!({ "type": ["number", "null"], "minimum": 0, "maximum": GUIDANCE_MAX, "title": title });
+    let share = |title: &str, otherwise: f32| json!({ "type": ["number", "null"], "minimum": 0, "maximum": 1, "default": otherwise, "title": title });
+    let word = |title: &str, words: &[&str], otherwise: Option<&str>| {
+        let mut all: Vec<Value> = words.iter().map(|&word| word.into()).collect();
+        all.push(Value::Null);
+        let mut field = json!({ "type": ["string", "null"], "enum": all, "title": title });
+        if let Some(otherwise) = otherwise {
+            field["default"] = otherwise.into();
+        }
+        field
+    };
+    let input = |title: &str| json!({ "type": ["string", "null"], "maxLength": INPUT_BYTES_MAX, "title": title, "format": "input-picture" });
+    let (samplers, schedules) = (
+        Method::ALL.map(Method::name),
+        Schedule::ALL.map(Schedule::name),
+    );
     let mut side = whole("Width", 16, SIDE_MAX, "px");
-    side["multipleOf"] = 16.into();
+    side["multipleOf"] = 8.into();
     let mut height = side.clone();
     height["title"] = "Height".into();
     json!({
@@ -170,6 +384,30 @@ pub(super) fn schema() -> Value {
             "height": height,
             "steps": whole("Steps", 1, STEPS_MAX, ""),
             "guidance": number("Guidance; 0 is off"),
+            "guidance_rescale": share("Guidance rescale; 0 is off", 0.0),
+            "sampler": word("Sampler; the model's own when left out", &samplers, None),
+            "schedule": word("Noise schedule; the model's own when left out", &schedules, None),
+            "eta": share("Fresh noise of DDIM", 0.0),
+            "clip_skip": { "type": ["integer", "null"], "minimum": 0, "maximum": CLIP_SKIP_MAX, "default": 0,
+                           "title": "CLIP layers left out at the end" },
+            "prompt_reading": word("Brackets weigh words, or stand for themselves", &READINGS, Some(READINGS[0])),
+            "noise": word("Whose noise a seed stands for", &NOISES, Some(NOISES[0])),
+            "loras": loras::schema(LORAS_MAX),
+            "image": input("Picture to begin from"),
+            "mask": input("Mask: bright is drawn anew"),
+            "strength": share("How much of the picture changes", DEFAULT_STRENGTH),
+            "resize": word("How the picture becomes as large as the result", &Fit::ALL.map(Fit::name), Some(Fit::default().name())),
+            "mask_blur": { "type": ["number", "null"], "minimum": 0, "maximum": MASK_BLUR_MAX, "default": MASK_BLUR_DEFAULT,
+                           "unit": "px", "title": "Blur of the mask's edge" },
+            "inpaint_area": word("What is drawn: the whole picture, or what is masked", &AREAS, Some(AREAS[0])),
+            "inpaint_padding": { "type": ["integer", "null"], "minimum": 0, "maximum": PADDING_MAX,
+                                 "default": PADDING_DEFAULT, "unit": "px", "title": "Surroundings of what is masked" },
+            "hires_scale": { "type": ["number", "null"], "minimum": 1, "maximum": HIRES_SCALE_MAX,
+                             "title": "Second pass: factor" },
+            "hires_steps": whole("Second pass: steps", 1, STEPS_MAX, ""),
+            "hires_strength": share("Second pass: how much changes", HIRES_STRENGTH_DEFAULT),
+            "hires_upscaler": word("Second pass: upscaler", &Upscaler::ALL.map(Upscaler::name),
+                                   Some(Upscaler::default().name())),
             "cfg_normalization": number("Guidance normalization; 0 is off"),
             "cfg_truncation": number("Guidance stops at this time, 0 noise to 1 picture"),
             "seed": { "type": ["integer", "null"], "minimum": 0, "title": "Seed; drawn when left out" },
@@ -186,6 +424,15 @@ pub(super) fn schema() -> Value {
 mod tests {
     use super::*;
 
+    fn read(request: &Value, defaults: &Defaults) -> Result<Request> {
+        let against = Against {
+            defaults,
+            multiple: 16,
+            files: &crate::processor::NoFiles,
+        };
+        Request::read(request, against)
+    }
+
     const DEMO: Defaults = Defaults {
         width: 128,
         height: 64,
@@ -195,17 +442,12 @@ mod tests {
 
     #[test]
     fn a_read_request_reads_as_itself() {
-        let request = Request::read(&json!({"prompt": "x"}), &DEMO, 16).unwrap();
+        let request = read(&json!({"prompt": "x"}), &DEMO).unwrap();
         let whole = request.json();
         assert_eq!(whole["width"], 128);
         assert_eq!(whole["guidance"], 4.0);
         assert!(whole["seed"].as_u64().unwrap() < 1 << 32);
-        assert_eq!(
-            Request::read(&whole, &Defaults::default(), 16)
-                .unwrap()
-                .json(),
-            whole
-        );
+        assert_eq!(read(&whole, &Defaults::default()).unwrap().json(), whole);
     }
 
     #[test]
@@ -242,7 +484,7 @@ mod tests {
                 "model is not a field here",
             ),
         ] {
-            let text = Request::read(&request, &DEMO, 16).unwrap_err().to_string();
+            let text = read(&request, &DEMO).unwrap_err().to_string();
             assert!(text.starts_with(says), "{text}");
         }
     }
@@ -254,7 +496,7 @@ mod tests {
             for (key, value) in more.as_object().unwrap() {
                 request[key] = value.clone();
             }
-            Request::read(&request, &DEMO, 16).unwrap().settings()
+            read(&request, &DEMO).unwrap().settings()
         };
         let plain = settings(json!({}));
         // Stored digests are compared with those of later versions.

@@ -1,0 +1,245 @@
+//! Stable Diffusion against recorded results of diffusers: every family, sampler, schedule, img2img and inpainting; and
+//! the promises that hold for all models.
+
+#![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lowtide_core::{Bytes, Quality};
+use lowtide_engine::{
+    Engine, ImageRequest, Options, Outcome, PrecisionChoice, Reading, Session, Source, Start, Step,
+};
+use lowtide_media::{Limits, decode};
+use lowtide_weights::{Checkpoint, ModelFolder};
+use serde_json::Value;
+
+fn fixture(family: &str) -> PathBuf {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stable-diffusion");
+    fixtures.join(family)
+}
+
+fn engine(family: &str, budget: Option<Bytes>) -> Engine {
+    let options = Options {
+        precision: PrecisionChoice::F32,
+        threads: Some(2),
+        budget,
+        prompt_cache: Some(Bytes::ZERO),
+        ..Options::default()
+    };
+    let folder = ModelFolder::open(&fixture(family).join("checkpoint")).unwrap();
+    Engine::open(folder, options).unwrap()
+}
+
+fn cases(family: &str) -> Vec<(String, Value)> {
+    let text = std::fs::read_to_string(fixture(family).join("cases.json")).unwrap();
+    let cases: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
+    cases.into_iter().collect()
+}
+
+fn picture(family: &str, name: &Value) -> Option<lowtide_media::Picture> {
+    let file = std::fs::read(fixture(family).join(name.as_str()?)).unwrap();
+    Some(decode(&file, &Limits::default()).unwrap().picture)
+}
+
+fn request(family: &str, case: &Value) -> ImageRequest {
+    let whole = |key: &str| case[key].as_u64().map(|value| value as usize);
+    let number = |key: &str| case[key].as_f64().map(|value| value as f32);
+    let text = |key: &str| case[key].as_str();
+    let source = picture(family, &case["image"]).map(|given| {
+        let mask = picture(family, &case["mask"]).map(|mask| mask.luminance());
+        Arc::new(Source {
+            picture: given,
+            mask,
+        })
+    });
+    ImageRequest {
+        prompt: text("prompt").unwrap().to_owned(),
+        negative: text("negative").map(str::to_owned),
+        width: whole("width").unwrap(),
+        height: whole("height").unwrap(),
+        steps: whole("steps").unwrap(),
+        guidance: number("guidance").unwrap(),
+        guidance_rescale: number("guidance_rescale").unwrap_or(0.0),
+        sampler: text("sampler").map(|word| word.parse().unwrap()),
+        schedule: text("schedule").map(|word| word.parse().unwrap()),
+        eta: number("eta").unwrap_or(0.0),
+        clip_skip: whole("clip_skip").unwrap_or(0),
+        reading: Reading::Literal,
+        seed: case["seed"].as_u64().unwrap(),
+        count: whole("count").unwrap(),
+        strength: number("strength").unwrap(),
+        source,
+        quality: Quality::Exact,
+        ..ImageRequest::default()
+    }
+}
+
+fn finish(mut session: Session) -> Outcome {
+    loop {
+        if let Step::Finished(outcome) = session.step().unwrap() {
+            return *outcome;
+        }
+    }
+}
+
+fn values(checkpoint: &Checkpoint, name: &str) -> Option<Vec<f32>> {
+    let entry = checkpoint.get(name)?;
+    let mut bytes = vec![0; entry.bytes as usize];
+    checkpoint.read(entry, &mut bytes).unwrap();
+    let number = |b: &[u8]| f32::from_le_bytes(b.try_into().unwrap());
+    Some(bytes.chunks_exact(4).map(number).collect())
+}
+
+fn deviation(values: &[f32]) -> f32 {
+    let mean = values.iter().sum::<f32>() / values.len() as f32;
+    let square = values.iter().map(|x| (x - mean).powi(2)).sum::<f32>();
+    (square / values.len() as f32).sqrt()
+}
+
+fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+}
+
+/// Latents within 2e-3 of their standard deviation, pictures within 2/255.
+fn parity(family: &str) {
+    let expected = Checkpoint::open(&fixture(family).join("expected.safetensors")).unwrap();
+    let engine = engine(family, None);
+    let mut wrong = Vec::new();
+    for (name, case) in cases(family) {
+        let outcome = finish(engine.start(request(family, &case), true).unwrap());
+        let latents = values(&expected, &format!("{name}.latents")).unwrap();
+        let off = difference(&outcome.latents, &latents) / deviation(&latents);
+        if off.is_nan() || off > 2e-3 {
+            wrong.push(format!(
+                "{name}: latents differ by {off} of their deviation"
+            ));
+        }
+        if let Some(image) = values(&expected, &format!("{name}.image")) {
+            let off = difference(&outcome.values, &image) * 255.0;
+            if off.is_nan() || off > 2.0 {
+                wrong.push(format!("{name}: the picture differs by {off}/255"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{family}:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn stable_diffusion_1_is_as_diffusers_computes_it() {
+    parity("sd15");
+}
+
+#[test]
+fn stable_diffusion_1_inpainting_is_as_diffusers_computes_it() {
+    parity("sd15-inpaint");
+}
+
+#[test]
+fn stable_diffusion_2_is_as_diffusers_computes_it() {
+    parity("sd21");
+}
+
+#[test]
+fn stable_diffusion_xl_is_as_diffusers_computes_it() {
+    parity("sdxl");
+}
+
+#[test]
+fn stable_diffusion_xl_inpainting_is_as_diffusers_computes_it() {
+    parity("sdxl-inpaint");
+}
+
+#[test]
+fn the_refiner_is_as_diffusers_computes_it() {
+    parity("sdxl-refiner");
+}
+
+/// One request a family that uses as much as possible of it.
+fn telling(family: &str) -> Vec<ImageRequest> {
+    let cases = cases(family);
+    let all = cases.iter().map(|(_, case)| request(family, case));
+    let mut telling: Vec<ImageRequest> = all
+        .filter(|request| request.guidance > 1.0 && request.steps < 10)
+        .step_by(3)
+        .collect();
+    for request in &mut telling {
+        request.count = 2;
+        request.reading = Reading::Weighted;
+        request.prompt = "a (red cat:1.3), BREAK on a [blue] boat".to_owned();
+    }
+    telling
+}
+
+const FAMILIES: [&str; 6] = [
+    "sd15",
+    "sd15-inpaint",
+    "sd21",
+    "sdxl",
+    "sdxl-inpaint",
+    "sdxl-refiner",
+];
+
+#[test]
+fn budgets_change_no_byte_and_are_kept() {
+    for family in FAMILIES {
+        for request in telling(family) {
+            let free = finish(engine(family, None).start(request.clone(), true).unwrap());
+            let peak = free.report.peak.values().max().copied().unwrap();
+            for share in [10, 8, 7, 6] {
+                let budget = Bytes(peak.0 * share / 10);
+                let small = engine(family, Some(budget));
+                let Ok(session) = small.start(request.clone(), true) else {
+                    // The refusal names what would do; other tests look at that.
+                    break;
+                };
+                let outcome = finish(session);
+                assert_eq!(outcome.latents, free.latents, "{family} in {budget}");
+                assert_eq!(outcome.images, free.images, "{family} in {budget}");
+                assert_eq!(outcome.report.rungs_taken, 0, "{family} in {budget}");
+                for (phase, peak) in &outcome.report.peak {
+                    assert!(*peak <= budget, "{family}: {phase} took {peak} of {budget}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_saved_session_goes_on_elsewhere_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("session");
+    for family in FAMILIES {
+        for request in telling(family) {
+            let whole = finish(engine(family, None).start(request.clone(), true).unwrap());
+            for stop in 1.. {
+                let mut session = engine(family, None).start(request.clone(), true).unwrap();
+                let mut over = false;
+                for _ in 0..stop {
+                    over |= matches!(session.step().unwrap(), Step::Finished(_));
+                    if over {
+                        break;
+                    }
+                }
+                if over {
+                    break;
+                }
+                if !session.save(0, &file).unwrap() {
+                    continue;
+                }
+                drop(session);
+                let start = Start {
+                    request: request.clone(),
+                    resume: Some(&file),
+                };
+                let outcome = finish(engine(family, None).start_all(vec![start], true).unwrap());
+                assert_eq!(outcome.latents, whole.latents, "{family} after step {stop}");
+                assert_eq!(outcome.images, whole.images, "{family} after step {stop}");
+            }
+        }
+    }
+}
