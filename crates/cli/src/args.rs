@@ -1,7 +1,9 @@
 //! What the user typed. What it means is in [`crate::config`].
 
+mod models;
 mod service;
 
+pub(crate) use models::*;
 pub(crate) use service::*;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -77,7 +79,12 @@ pub(crate) enum Command {
                             programs that write the same text."
     )]
     PngInfo(PngInfoArgs),
-    /// List models, show what one consists of, or move one by hand
+    /// Fetch a model by its name on the hub, into the cache that other programs share
+    #[command(
+        after_help = "Examples:\n  lowtide pull org/name\n  lowtide pull org/name@v1 --variant fp16\n  lowtide pull org/name --include                             'vae/*'\n\nWhat stops halfway goes on where it ended. HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE and                             HF_HUB_OFFLINE mean what they mean to other programs."
+    )]
+    Pull(PullArgs),
+    /// List models, show, check, remove or shrink one, or move one by hand
     #[command(subcommand)]
     Models(ModelsCommand),
     /// Serve over HTTP, with a queue, a panel and one worker
@@ -123,9 +130,12 @@ pub(crate) enum Command {
 pub(crate) struct GenerateArgs {
     /// What the picture should show
     pub(crate) prompt: String,
-    /// `demo` (comes with the program), a model folder, or the name of a folder in $LOWTIDE_MODELS
+    /// `demo` (comes with the program), a folder, a file, org/name of the hub, or another name `models list` shows
     #[arg(short, long, default_value = crate::demo::NAME, value_name = "MODEL", value_hint = ValueHint::DirPath)]
     pub(crate) model: String,
+    /// Fetch the model from the hub where it is not here (`models.download = true` does so always)
+    #[arg(long)]
+    pub(crate) download: bool,
     /// What the picture should not show; works with guidance above 0
     #[arg(short, long, value_name = "PROMPT")]
     pub(crate) negative: Option<String>,
@@ -219,52 +229,6 @@ pub(crate) struct PngInfoArgs {
     /// The picture
     #[arg(value_hint = ValueHint::FilePath)]
     pub(crate) file: PathBuf,
-}
-
-/// The verbs of `models`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum ModelsCommand {
-    /// List the models: the one that comes with the program, and the folders in DIR
-    List {
-        /// A folder of model folders [default: $LOWTIDE_MODELS]
-        dir: Option<PathBuf>,
-        /// Print one line of JSON instead of the table
-        #[arg(long)]
-        json: bool,
-    },
-    /// Show a model's components, blocks, bytes and number types, from the files' headers alone
-    Show {
-        /// `demo`, a model folder, or the name of a folder in $LOWTIDE_MODELS
-        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
-        model: String,
-        /// Print one line of JSON instead of the table
-        #[arg(long)]
-        json: bool,
-    },
-    /// Bring a model to the device of a running server
-    Load {
-        /// The model's name
-        #[arg(value_name = "NAME")]
-        model: String,
-        #[command(flatten)]
-        server: ServerArgs,
-    },
-    /// Take a model off the device of a running server, and keep it in host memory
-    Offload {
-        /// The model's name [default: all]
-        #[arg(value_name = "NAME")]
-        model: Option<String>,
-        #[command(flatten)]
-        server: ServerArgs,
-    },
-    /// Take a model out of a running server's memory
-    Release {
-        /// The model's name [default: all]
-        #[arg(value_name = "NAME")]
-        model: Option<String>,
-        #[command(flatten)]
-        server: ServerArgs,
-    },
 }
 
 /// The arguments of `doctor`.

@@ -13,6 +13,8 @@ pub(crate) enum Failure {
     DoesNotFit(String),
     /// Ctrl-C, or a polite request to end. Exit code 130.
     Interrupted,
+    /// The same, where something is kept; the sentence says what. Exit code 130.
+    Paused(String),
     /// Everything else. Exit code 1.
     Other(anyhow::Error),
 }
@@ -28,7 +30,7 @@ impl Failure {
         match self {
             Failure::Mistake(_) => 2,
             Failure::DoesNotFit(_) => 3,
-            Failure::Interrupted => 130,
+            Failure::Interrupted | Failure::Paused(_) => 130,
             Failure::Other(_) => 1,
         }
     }
@@ -39,7 +41,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sentence = match self {
             Failure::Mistake(sentence) => sentence.clone(),
-            Failure::DoesNotFit(sentence) => sentence.clone(),
+            Failure::DoesNotFit(sentence) | Failure::Paused(sentence) => sentence.clone(),
             Failure::Interrupted => "interrupted; nothing was written".to_owned(),
             Failure::Other(cause) => format!("{cause:#}"),
         };
@@ -65,6 +67,37 @@ impl From<lowtide_weights::Error> for Failure {
         match cause {
             lowtide_weights::Error::Io { .. } => Failure::Other(cause.into()),
             _ => Failure::Mistake(cause.to_string()),
+        }
+    }
+}
+
+impl From<lowtide_hub::Error> for Failure {
+    /// What was asked for can be asked differently; what the world refuses cannot.
+    fn from(cause: lowtide_hub::Error) -> Failure {
+        use lowtide_hub::Error;
+        match cause {
+            Error::Stopped => Failure::Paused(cause.to_string()),
+            Error::Setting { .. }
+            | Error::BadName { .. }
+            | Error::Offline { .. }
+            | Error::Unauthorised { .. }
+            | Error::Gated { .. }
+            | Error::NoSuchRepo { .. }
+            | Error::NoSuchRevision { .. }
+            | Error::NoSuchFile { .. }
+            | Error::NothingToFetch { .. }
+            | Error::NotInstalled { .. } => Failure::Mistake(cause.to_string()),
+            Error::Unreachable { .. }
+            | Error::Refused { .. }
+            | Error::Busy { .. }
+            | Error::NotAHub { .. }
+            | Error::TooMuch { .. }
+            | Error::NoChecksum { .. }
+            | Error::Damaged { .. }
+            | Error::CutShort { .. }
+            | Error::DiskFull { .. }
+            | Error::InUse { .. }
+            | Error::Io { .. } => Failure::Other(cause.into()),
         }
     }
 }

@@ -28,6 +28,11 @@ impl Interrupt {
         Ok(Interrupt { asked })
     }
 
+    /// The flag itself, for those who wait in threads of their own.
+    pub(crate) fn flag(&self) -> Arc<AtomicBool> {
+        self.asked.clone()
+    }
+
     /// Stops here where somebody asked for it.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         if self.asked.load(Ordering::Relaxed) {

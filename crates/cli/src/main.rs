@@ -19,6 +19,7 @@ mod output;
 mod plan_view;
 mod png_info;
 mod progress;
+mod pull;
 mod run;
 mod service;
 mod tensor_files;
@@ -44,6 +45,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Generate(verb) => client::generate(&verb),
         Command::Plan(args) => run::plan(&args),
         Command::PngInfo(args) => png_info::run(&args),
+        Command::Pull(args) => pull::run(&args),
         Command::Models(command) => models::run(&command),
         Command::Serve(args) => service::serve(&args),
         Command::Worker(args) => service::worker(&args),

@@ -111,7 +111,7 @@ impl Job {
     fn open(args: &GenerateArgs) -> Result<Job, Failure> {
         // A wrong word in the environment is the user's to mend, and is said before the kernels trip over it.
         kernels::isa_from_env().map_err(Failure::Mistake)?;
-        let folder = models::open(&args.model)?;
+        let folder = models::open_or_fetch(&args.model, args.download, args.quiet || args.json)?;
         let config = Config::new(args, Defaults::of(&folder)?)?;
         let noise = match &args.noise {
             Some(path) => Some(tensor_files::read_noise(path, config.size, config.count)?),

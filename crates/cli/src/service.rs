@@ -28,6 +28,7 @@ use settings::Settings;
 pub(crate) use folders::Surroundings;
 pub(crate) use instance::running;
 pub(crate) use serve::run as serve;
+pub(crate) use settings::ModelsSettings;
 pub(crate) use work::run as worker;
 
 /// `lowtide config`: every setting, its value and where that came from.
@@ -42,6 +43,19 @@ pub(crate) fn show(args: &ConfigArgs) -> Result<(), Failure> {
         false => settings::shown(&settings),
     };
     Ok(console::print(&text)?)
+}
+
+/// Where models are to be looked for, by file and environment.
+///
+/// # Errors
+/// When the settings that say so are wrong.
+pub(crate) fn models_settings(around: &Surroundings) -> Result<ModelsSettings, Failure> {
+    let args = SettingArgs {
+        // Where jobs are kept does not matter here, not even whether there is such a place.
+        data_dir: around.data_folder().is_err().then(|| ".".to_owned()),
+        ..SettingArgs::default()
+    };
+    Ok(Settings::read(&args, args.given(), around)?.models)
 }
 
 /// Where the server that is meant keeps its data; `None` where the user has no folder for that.

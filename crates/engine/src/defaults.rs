@@ -8,6 +8,37 @@ use crate::{Error, Result};
 /// The file beside `model_index.json` that holds a model's defaults.
 const FILE: &str = "lowtide.json";
 
+/// The longest name of a variant.
+const VARIANT_CHARS_MAX: usize = 16;
+
+/// What a model calls itself if its weights were rounded to fewer bits, such as `fp8 variant`: the result names it. A user
+/// who names such a model means it, so `quality: exact` does not refuse it.
+///
+/// # Errors
+/// As [`Defaults::of`].
+pub(crate) fn variant_of(folder: &ModelFolder) -> Result<Option<String>> {
+    let Some(text) = folder.read_text(FILE)? else {
+        return Ok(None);
+    };
+    let incomplete = |what: String| Error::Incomplete {
+        model: folder.name.clone(),
+        what: format!("{FILE}: {what}"),
+    };
+    let json: Value =
+        serde_json::from_str(&text).map_err(|cause| incomplete(format!("not JSON ({cause})")))?;
+    let plain = |word: &&str| {
+        let letters = word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        letters && (1..=VARIANT_CHARS_MAX).contains(&word.len())
+    };
+    match &json["variant"]["type"] {
+        Value::Null => Ok(None),
+        value => match value.as_str().filter(plain) {
+            Some(word) => Ok(Some(format!("{word} variant"))),
+            None => Err(incomplete("variant.type is no name of a type".to_owned())),
+        },
+    }
+}
+
 /// Size, steps and guidance a model was made for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Defaults {

@@ -12,6 +12,7 @@ use lowtide_models::{Compute, Precision};
 use lowtide_weights::ModelFolder;
 
 use crate::course::Course;
+use crate::defaults;
 use crate::device::{cpu, figures};
 use crate::job::{self, Habits, Job, Planned};
 use crate::pipeline::{self, Origin, Pass, Pipeline, Shape};
@@ -86,6 +87,8 @@ pub struct Engine {
     compute: Compute,
     profile: DeviceProfile,
     prompts: Arc<PromptCache>,
+    /// What the model calls itself if its weights were rounded.
+    variant: Option<String>,
 }
 
 impl Engine {
@@ -114,8 +117,10 @@ impl Engine {
         let model = pipeline::open(&folder, &files)?;
         let precision = options.precision.resolve();
         let profile = cpu::profile(precision);
+        let variant = defaults::variant_of(&folder)?;
         Ok(Engine {
             model,
+            variant,
             folder,
             options,
             compute: Compute { precision },
@@ -530,7 +535,8 @@ impl Engine {
             reuse: self.options.keep_weights,
         };
         let pipeline = job::pipeline(&*self.model, &shape, habits);
-        let plan = plan(&pipeline, &vars, &self.profile, &budget, quality)?;
+        let mut plan = plan(&pipeline, &vars, &self.profile, &budget, quality)?;
+        plan.approximate.extend(self.variant.clone());
         Ok(Planned {
             phases: shape.phases(&*self.model),
             courses,

@@ -203,7 +203,7 @@ fn weights(
     }
     if picked.pickled {
         chosen.notes.push(format!(
-            "{component}: there are no safetensors, only PyTorch pickles, which are fetched but not read"
+            "{component}: there are no safetensors; PyTorch pickles are taken"
         ));
     }
     let files = inside

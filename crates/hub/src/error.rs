@@ -132,16 +132,6 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-    /// A path that may not be, from a server.
-    #[error("'{repo}' has a file '{}', which is refused: {problem}; nothing of it was fetched", shown(.path))]
-    BadPath {
-        /// The repository.
-        repo: String,
-        /// The path.
-        path: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
     /// More of something than any honest repository has.
     #[error("'{repo}': {what} is beyond the limit of {limit}")]
     TooMuch {
@@ -248,7 +238,6 @@ impl Error {
             | Error::NoSuchFile { .. }
             | Error::NothingToFetch { .. }
             | Error::NotAHub { .. }
-            | Error::BadPath { .. }
             | Error::TooMuch { .. }
             | Error::NoChecksum { .. }
             | Error::Damaged { .. }

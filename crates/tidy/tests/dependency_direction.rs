@@ -38,6 +38,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
         &[
             "lowtide-core",
             "lowtide-engine",
+            "lowtide-hub",
             "lowtide-jobs",
             "lowtide-kernels",
             "lowtide-media",

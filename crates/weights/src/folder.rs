@@ -20,6 +20,8 @@ const CONFIG_BYTES_MAX: u64 = 16 << 20;
 const TEXT_BYTES_MAX: u64 = 64 << 20;
 /// The most components: real pipelines have at most about ten.
 const COMPONENTS_MAX: usize = 64;
+/// The end of the class of components that may lack their weights.
+const NEVER_RUN: &str = "SafetyChecker";
 /// Files whose presence says that a component computes nothing and has no weights.
 const WEIGHTLESS: [&str; 7] = [
     "scheduler_config.json",
@@ -369,11 +371,17 @@ fn read_component(model: &Place, name: &str, (library, class): (&str, &str)) -> 
         let (folder, component) = (model.describe(), name.to_owned());
         return Err(Error::ComponentFolderMissing { folder, component });
     }
-    Ok(Component {
+    let mut component = Component {
         library: library.to_owned(),
         class: class.to_owned(),
         ..read_config(&place, name)?
-    })
+    };
+    // Who leaves its weights out leaves nothing out that is ever run.
+    if class.ends_with(NEVER_RUN) && matches!(Checkpoint::at(&place), Err(Error::NoWeights { .. }))
+    {
+        component.has_weights = false;
+    }
+    Ok(component)
 }
 
 /// The component in a folder of its own; library and class as far as its configuration tells.

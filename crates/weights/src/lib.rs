@@ -25,6 +25,7 @@ mod header;
 mod index;
 mod json;
 pub mod lora;
+mod narrow;
 mod pickle;
 mod place;
 mod single_file;
@@ -41,6 +42,7 @@ pub use header::{
     HEADER_BYTES_MAX, Header, NAME_BYTES_MAX, PREFIX_BYTES, RANK_MAX, TENSORS_MAX, header_bytes,
     parse_header,
 };
+pub use narrow::narrow;
 pub use source::Source;
 pub use summary::{BlockSummary, ComponentSummary, DtypeShare, ModelSummary, WeightsSummary};
 pub use write::{SafetensorsWriter, ShardedWriter, render_header};

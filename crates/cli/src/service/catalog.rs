@@ -1,76 +1,53 @@
-//! The models of a service by name: the one that comes with the program, and the folders in the configured places.
-
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+//! The models of a service by name: whatever the library has.
 
 use lowtide_weights::ModelFolder;
 
-use crate::demo;
+use super::folders::Surroundings;
+use super::settings::ModelsSettings;
 use crate::failure::one_line;
-
-/// What a model folder has in it.
-const INDEX: &str = "model_index.json";
+use crate::models::Library;
 
 /// The models that can be named. A name is only ever looked for among those found: no text of a client becomes a path.
 #[derive(Clone, Debug)]
 pub(crate) struct Catalog {
-    dirs: Vec<PathBuf>,
+    library: Library,
 }
 
 impl Catalog {
-    /// The folders in these places, and the demo.
-    pub(crate) fn new(dirs: Vec<PathBuf>) -> Catalog {
-        Catalog { dirs }
+    /// The models where these settings say, and the demo.
+    ///
+    /// # Errors
+    /// When what the environment says of the hub is wrong.
+    pub(crate) fn new(
+        settings: &ModelsSettings,
+        around: &Surroundings,
+    ) -> Result<Catalog, lowtide_hub::Error> {
+        let library = Library::new(settings, around)?;
+        Ok(Catalog { library })
     }
 
     /// The places that are not there.
     pub(crate) fn missing(&self) -> Vec<String> {
-        let missing = self.dirs.iter().filter(|dir| !dir.is_dir());
-        missing.map(|dir| dir.display().to_string()).collect()
-    }
-
-    /// Folders by name; where two have the same, the place named first wins.
-    fn folders(&self) -> BTreeMap<String, PathBuf> {
-        let mut found = BTreeMap::new();
-        for dir in &self.dirs {
-            // A place itself may be a model.
-            let inside = std::fs::read_dir(dir).into_iter().flatten();
-            let inside = inside.filter_map(|entry| Some(entry.ok()?.path()));
-            for path in std::iter::once(dir.clone()).chain(inside) {
-                let name = path.file_name().and_then(|name| name.to_str());
-                if let Some(name) = name.filter(|name| *name != demo::NAME)
-                    && path.join(INDEX).is_file()
-                {
-                    found.entry(name.to_owned()).or_insert(path);
-                }
-            }
-        }
-        found
+        self.library.missing()
     }
 
     /// All names, as of now.
     pub(crate) fn names(&self) -> Vec<String> {
-        let folders = self.folders();
-        std::iter::once(demo::NAME.to_owned())
-            .chain(folders.into_keys())
-            .collect()
+        let models = self.library.all().into_iter();
+        models.map(|model| model.name).collect()
     }
 
-    /// Opens the folder of one of these names.
+    /// Opens the model of one of these names.
     ///
     /// # Errors
-    /// A sentence: there is no such name, or the folder is no model.
+    /// A sentence: there is no such name, or its files are no model.
     pub(crate) fn open(&self, name: &str) -> Result<ModelFolder, String> {
-        let opened = if name == demo::NAME {
-            ModelFolder::embedded(demo::NAME, demo::FILES)
-        } else {
-            let folders = self.folders();
-            let path = folders
-                .get(name)
-                .ok_or_else(|| format!("there is no model '{name}'"))?;
-            ModelFolder::open(path)
-        };
-        opened.map_err(|cause| one_line(&cause.to_string()))
+        let model = self.library.find(name);
+        let model = model.ok_or_else(|| match name.contains('/') {
+            true => format!("there is no model '{name}'; 'lowtide pull {name}' may fetch it"),
+            false => format!("there is no model '{name}'"),
+        })?;
+        model.open().map_err(|cause| one_line(&cause.to_string()))
     }
 }
 
@@ -84,12 +61,17 @@ mod tests {
         let (one, two) = (folder.path().join("one"), folder.path().join("two"));
         for (dir, name) in [(&one, "mine"), (&two, "mine"), (&two, "other")] {
             std::fs::create_dir_all(dir.join(name)).unwrap();
-            std::fs::write(dir.join(name).join(INDEX), "{}").unwrap();
+            std::fs::write(dir.join(name).join("model_index.json"), "{}").unwrap();
         }
         std::fs::create_dir(one.join("no-model")).unwrap();
-        let catalog = Catalog::new(vec![one.clone(), two, folder.path().join("gone")]);
+        let settings = ModelsSettings {
+            dirs: vec![one.clone(), two, folder.path().join("gone")],
+            ..ModelsSettings::default()
+        };
+        let catalog = Catalog::new(&settings, &Surroundings::default()).unwrap();
         assert_eq!(catalog.names(), ["demo", "mine", "other"]);
-        assert_eq!(catalog.folders()["mine"], one.join("mine"));
+        let mine = catalog.library.find("mine").unwrap();
+        assert_eq!(mine.path(), Some(&*one.join("mine")));
         assert_eq!(catalog.missing().len(), 1);
         assert!(catalog.open("demo").is_ok());
         for name in ["../one/mine", "two/other", "/", ""] {

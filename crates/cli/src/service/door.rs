@@ -123,7 +123,14 @@ impl Desk {
             return Ok(kept);
         }
         let name = self.aliases.get(asked).map_or(asked, String::as_str);
-        match self.models_of(processor).iter().any(|known| known == name) {
+        let own = processor.own_models().contains(&name);
+        // Only the one that is asked for is opened: there may be hundreds.
+        let runs = |name| {
+            self.catalog
+                .open(name)
+                .is_ok_and(|folder| processor.runs(&folder))
+        };
+        match own || runs(name) {
             true => Ok(name.to_owned()),
             false => Err(unknown(asked)),
         }

@@ -29,12 +29,14 @@ impl Surroundings {
         }
     }
 
-    fn variable(&self, name: &str) -> Option<PathBuf> {
+    /// The folder a variable names, if it is set.
+    pub(crate) fn variable(&self, name: &str) -> Option<PathBuf> {
         let value = self.variables.get(name).filter(|value| !value.is_empty());
         value.map(PathBuf::from)
     }
 
-    fn home(&self) -> Option<PathBuf> {
+    /// The user's folder.
+    pub(crate) fn home(&self) -> Option<PathBuf> {
         self.variable("HOME")
             .or_else(|| self.variable("USERPROFILE"))
     }

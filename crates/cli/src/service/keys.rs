@@ -104,6 +104,9 @@ pub(crate) const KEYS: &[Key] = &[
         "normal",
     ),
     key("models.dirs", Kind::Paths, ""),
+    key("models.programs", Kind::Paths, ""),
+    key("models.elsewhere", Kind::Flag, "true"),
+    key("models.download", Kind::Flag, "false"),
     open("models.aliases.*", Kind::Text, "none"),
     open(
         "models.options.*.keep_alive",

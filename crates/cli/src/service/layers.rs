@@ -64,6 +64,7 @@ const FOREIGN: &[(&str, &str, &str)] = &[
     ("GPU_IDLE_TIMEOUT", "worker.idle_timeout", "s"),
     ("PORT", "server.port", ""),
     ("LOWTIDE_MODELS", "models.dirs", ""),
+    ("LOWTIDE_MODEL_DIRS", "models.programs", ""),
 ];
 
 impl Resolved {

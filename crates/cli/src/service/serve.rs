@@ -43,7 +43,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let instance = Instance::take(&settings.server.data_dir)?;
     let store = work::open_store(&settings)?;
     let artifacts = Arc::new(work::open_artifacts(&settings)?);
-    let catalog = Arc::new(Catalog::new(settings.models.dirs.clone()));
+    let catalog = Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?);
     for dir in catalog.missing() {
         log.say(
             Level::Warn,

@@ -110,9 +110,15 @@ pub(crate) struct QueueSettings {
 }
 
 /// Which models there are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ModelsSettings {
     pub(crate) dirs: Vec<PathBuf>,
+    /// Folders of other programs that have models.
+    pub(crate) programs: Vec<PathBuf>,
+    /// Whether the hub's cache and other programs' folders are looked through.
+    pub(crate) elsewhere: bool,
+    /// Whether a model that is asked for may be fetched.
+    pub(crate) download: bool,
     pub(crate) aliases: BTreeMap<String, String>,
     pub(crate) options: BTreeMap<String, ModelSettings>,
 }
@@ -290,10 +296,10 @@ impl ModelsSettings {
             }
         }
         ModelsSettings {
-            dirs: texts(resolved, "models.dirs")
-                .iter()
-                .map(PathBuf::from)
-                .collect(),
+            dirs: paths(resolved, "models.dirs"),
+            programs: paths(resolved, "models.programs"),
+            elsewhere: flag(resolved, "models.elsewhere"),
+            download: flag(resolved, "models.download"),
             aliases: aliases.collect(),
             options,
         }
@@ -335,6 +341,10 @@ fn texts(resolved: &Resolved, place: &str) -> Vec<String> {
     let items = resolved.get(place).and_then(Value::as_array);
     let items = items.into_iter().flatten().filter_map(Value::as_str);
     items.map(str::to_owned).collect()
+}
+
+fn paths(resolved: &Resolved, place: &str) -> Vec<PathBuf> {
+    texts(resolved, place).iter().map(PathBuf::from).collect()
 }
 
 fn count(resolved: &Resolved, place: &str) -> u64 {

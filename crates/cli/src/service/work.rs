@@ -131,7 +131,7 @@ fn work(
         id,
         sessions: settings.server.data_dir.join("sessions"),
         processors: enabled(&settings.kinds)?,
-        folders: Arc::new(Catalog::new(settings.models.dirs.clone())),
+        folders: Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?),
         device: device(settings),
         options: options(settings),
         log: lowtide_worker::Log::new(move |line| {

@@ -108,6 +108,7 @@ impl Service {
             .arg(self.folder.path())
             .arg("--config")
             .arg(file("lowtide.toml"))
+            .env("HOME", self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let log = std::fs::File::options()

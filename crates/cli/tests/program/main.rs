@@ -8,6 +8,7 @@ mod help;
 mod interruption;
 mod models;
 mod pictures;
+mod pulling;
 mod wrong_input;
 
 use serde_json::Value;
@@ -45,9 +46,16 @@ impl Place {
             .current_dir(self.folder.path())
             .env("XDG_DATA_HOME", self.folder.path().join("data"))
             .env("XDG_CONFIG_HOME", self.folder.path().join("config"))
+            .env("HOME", self.folder.path())
             .env_remove("LOWTIDE_SERVER")
             .env_remove("LOWTIDE_MODELS")
             .env_remove("LOWTIDE_ISA");
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy().into_owned();
+            if text.starts_with("HF_") || text == "XDG_CACHE_HOME" || text == "LOWTIDE_MODEL_DIRS" {
+                command.env_remove(name);
+            }
+        }
         command
     }
 

@@ -98,6 +98,21 @@ fn a_model_on_the_shelf_is_found_by_name() {
 }
 
 #[test]
+fn a_safety_checker_may_lack_its_weights_and_others_may_not() {
+    let place = Place::new();
+    let folder = place.copy_demo("mine");
+    let index = folder.join("model_index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    place.write("mine/checker/config.json", "{}");
+    for (class, code) in [("StableDiffusionSafetyChecker", 0), ("CLIPTextModel", 2)] {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["checker"] = serde_json::json!(["transformers", class]);
+        std::fs::write(&index, json.to_string()).unwrap();
+        assert_eq!(place.line("models show mine").code, Some(code), "{class}");
+    }
+}
+
+#[test]
 fn a_model_without_defaults_takes_those_of_its_pipeline() {
     let place = Place::new();
     let folder = place.copy_demo("plain");

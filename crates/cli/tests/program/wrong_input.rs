@@ -59,11 +59,7 @@ fn a_folder_that_is_not_a_model() {
         &["empty", "not a model folder", "model_index.json"],
     );
     place.write("file.txt", "not a model");
-    mistake(
-        &place,
-        "--model file.txt",
-        &["file.txt", "not a model folder"],
-    );
+    mistake(&place, "--model file.txt", &["file.txt", "not safetensors"]);
     place.write("broken/model_index.json", "{ \"_class_name\": ");
     mistake(&place, "--model broken", &["broken", "model_index.json"]);
 }

@@ -1,6 +1,7 @@
 //! `generate` through a running server: the same command, the same picture.
 
 use crate::{Place, Server};
+use std::path::{Path, PathBuf};
 
 const QUICK: &str = "generate heart --steps 2 --seed 5";
 
@@ -107,4 +108,47 @@ fn what_does_not_fit_the_server_is_refused_with_the_numbers() {
     place.refused(&format!("{QUICK} -o heart.png"), 3, &["1.0 MiB"]);
     assert!(!place.path("heart.png").exists());
     server.stop();
+}
+
+#[test]
+fn a_model_in_the_hubs_cache_is_one_of_the_servers() {
+    let place = Place::new();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let repo = place.path(".cache/huggingface/hub/models--org--name");
+    copy(&demo_folder(), &repo.join("snapshots").join(commit));
+    std::fs::create_dir_all(repo.join("refs")).unwrap();
+    std::fs::write(repo.join("refs/main"), commit).unwrap();
+    let server = Server::start(&place, "");
+    let list = server.get("/v1/models").to_string();
+    assert!(list.contains("\"org/name\""), "{list}");
+    let output = place.run(&format!("{QUICK} --model org/name -o there.png"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() && said.contains("handed over"),
+        "{said}"
+    );
+    place.ok("models offload org/name");
+    let output = place.run(&format!("{QUICK} --model org/other --no-wait"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains("'org/other'"),
+        "{said}"
+    );
+    server.stop();
+}
+
+fn demo_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in from.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        match path.is_dir() {
+            true => copy(&path, &target),
+            false => drop(std::fs::copy(&path, &target).unwrap()),
+        }
+    }
 }

@@ -42,9 +42,16 @@ impl Place {
         command.current_dir(self.folder.path());
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
-            if ["LOWTIDE_", "GPU_", "MODEL_CACHE_DIR", "PORT"]
-                .iter()
-                .any(|start| name.starts_with(start))
+            if [
+                "LOWTIDE_",
+                "GPU_",
+                "MODEL_CACHE_DIR",
+                "PORT",
+                "HF_",
+                "XDG_CACHE_HOME",
+            ]
+            .iter()
+            .any(|start| name.starts_with(start))
             {
                 command.env_remove(name);
             }

@@ -130,6 +130,19 @@ impl Cache {
         })
     }
 
+    /// Removes these files of a repository's, which are damaged, so that the next pull fetches them again.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] while a program fetches into it, and where one cannot be removed.
+    pub fn discard(&self, repo: &RepoName, blobs: &[PathBuf]) -> Result<()> {
+        let _locks = self.lock_all(repo)?;
+        let own = self.repo_folder(repo).join("blobs");
+        for blob in blobs.iter().filter(|blob| blob.parent() == Some(&own)) {
+            gone(fs::remove_file(blob), blob)?;
+        }
+        Ok(())
+    }
+
     /// Removes the beginnings of files, which a pull would go on with; returns their bytes.
     ///
     /// # Errors

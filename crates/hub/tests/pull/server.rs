@@ -59,6 +59,8 @@ struct State {
     faults: BTreeMap<String, Vec<Fault>>,
     listing: Option<String>,
     asked: Vec<Asked>,
+    /// How many of them are forgotten; requests in progress keep their number.
+    forgotten: usize,
     released: bool,
     storage: Option<SocketAddr>,
 }
@@ -121,11 +123,13 @@ impl Hub {
     }
 
     pub(crate) fn asked(&self) -> Vec<Asked> {
-        self.state.0.lock().unwrap().asked.clone()
+        let state = self.state.0.lock().unwrap();
+        state.asked[state.forgotten..].to_vec()
     }
 
     pub(crate) fn forget(&self) {
-        self.state.0.lock().unwrap().asked.clear();
+        let mut state = self.state.0.lock().unwrap();
+        state.forgotten = state.asked.len();
     }
 
     /// The description it gives unless told otherwise.

@@ -36,6 +36,19 @@ impl ShardedWriter {
         layouts: &[TensorLayout],
         shard_bytes: Bytes,
     ) -> Result<ShardedWriter> {
+        ShardedWriter::with_metadata(folder, base, (layouts, shard_bytes), &[])
+    }
+
+    /// The same with free text under `__metadata__` of every shard, beside the usual `format`.
+    ///
+    /// # Errors
+    /// As [`ShardedWriter::create`].
+    pub fn with_metadata(
+        folder: &Path,
+        base: &str,
+        (layouts, shard_bytes): (&[TensorLayout], Bytes),
+        metadata: &[(&str, &str)],
+    ) -> Result<ShardedWriter> {
         let mut shards: Vec<Vec<TensorLayout>> = vec![Vec::new()];
         let mut filled = 0u64;
         for layout in layouts {
@@ -58,7 +71,11 @@ impl ShardedWriter {
             turn: 0,
             missing: 0,
             writer: None,
-            metadata: vec![("format".to_owned(), "pt".to_owned())],
+            metadata: [("format", "pt")]
+                .iter()
+                .chain(metadata)
+                .map(|(key, text)| ((*key).to_owned(), (*text).to_owned()))
+                .collect(),
         };
         writer.open_shard()?;
         Ok(writer)
