@@ -256,9 +256,13 @@ impl SmallDisk {
             .output();
         let made = mount.is_ok_and(|output| output.status.success());
         if !made {
-            eprintln!(
-                "SKIPPED: no small disk can be made here (that needs root); a full one was not tried"
-            );
+            // Told at the end of the run, so that it is never taken for passed.
+            let line = "hub: a full disk: no small disk can be made here, which needs root\n";
+            eprint!("SKIPPED {line}");
+            if let Some(file) = std::env::var_os("LOWTIDE_TEST_SKIPS") {
+                let mut skips = std::fs::File::options().append(true).open(file).unwrap();
+                std::io::Write::write_all(&mut skips, line.as_bytes()).unwrap();
+            }
         }
         made.then(|| SmallDisk(folder.to_owned()))
     }
