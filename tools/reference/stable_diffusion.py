@@ -244,6 +244,16 @@ def mask(width: int, height: int) -> Image.Image:
     return drawn
 
 
+def merge_into_encoders(pipeline, texts: dict[str, torch.Tensor], strength: float) -> None:
+    """Adds strength * alpha / rank * up @ down to every layer that kohya's names mean."""
+    for prefix, component in (("lora_te_", "text_encoder"), ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2")):
+        for name, layer in getattr(pipeline, component, torch.nn.Module()).named_modules():
+            key = prefix + "text_model_" + name.removeprefix("text_model.").replace(".", "_")
+            if f"{key}.lora_up.weight" in texts:
+                up, down = texts[f"{key}.lora_up.weight"], texts[f"{key}.lora_down.weight"]
+                layer.weight.data += strength * texts[f"{key}.alpha"] / down.shape[0] * up @ down
+
+
 @torch.no_grad()
 def run(folder: Path, family: Family, request: dict, inputs: Path) -> dict[str, torch.Tensor]:
     """One call of diffusers; `latents` (N, C, h, w) and `image` (N, 3, H, W) in 0..1."""
@@ -252,6 +262,15 @@ def run(folder: Path, family: Family, request: dict, inputs: Path) -> dict[str, 
         name, options = SCHEDULERS[request["sampler"]]
         options = {**options, **SCHEDULES[request.get("schedule") or "normal"]}
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **options)
+    for index, (file, strength) in enumerate(request.get("loras", [])):
+        state = load_file(inputs / file)
+        # These diffusers do not find the layers of text encoders by the names these transformers give them.
+        texts = {name: value for name, value in state.items() if name.startswith("lora_te")}
+        pipeline.load_lora_weights({k: v for k, v in state.items() if k not in texts}, adapter_name=f"a{index}")
+        merge_into_encoders(pipeline, texts, strength)
+    if request.get("loras"):
+        names = [f"a{index}" for index in range(len(request["loras"]))]
+        pipeline.set_adapters(names, [strength for _, strength in request["loras"]])
     results = []
     for k in range(request.get("count", 1)):
         arguments = dict(
@@ -280,6 +299,35 @@ def run(folder: Path, family: Family, request: dict, inputs: Path) -> dict[str, 
         "latents": torch.cat([latents for latents, _ in results]).contiguous(),
         "image": torch.cat([image for _, image in results]).contiguous(),
     }
+
+
+def lora(folder: Path, file: Path, seed: int, style: str) -> None:
+    """A LoRA of rank 2 on every attention of a checkpoint's networks, named as `style` names things."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for component, prefix in (("unet", "lora_unet"), ("text_encoder", "lora_te"), ("text_encoder_2", "lora_te2")):
+        if not (folder / component).exists():
+            continue
+        if component == "text_encoder" and (folder / "text_encoder_2").exists():
+            prefix = "lora_te1"
+        file_name = "diffusion_pytorch_model" if component == "unet" else "model"
+        for name, weight in load_file(folder / component / f"{file_name}.safetensors").items():
+            parts = name.removesuffix(".weight").split(".")
+            wanted = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj", "out_proj")
+            if not name.endswith(".weight") or not (parts[-1] in wanted or parts[-2:] == ["to_out", "0"]):
+                continue
+            down = torch.randn((2, weight.shape[1]), generator=generator) / weight.shape[1] ** 0.5
+            up = torch.randn((weight.shape[0], 2), generator=generator) * 0.5
+            if style == "kohya":
+                if component != "unet" and parts[0] != "text_model":
+                    parts = ["text_model", *parts]
+                key = "_".join([prefix, *parts])
+                tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
+                tensors[f"{key}.alpha"] = torch.tensor(1.0)
+            elif component == "unet":
+                key = ".".join([component, *parts])
+                tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = down, up
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
 def request(**more) -> dict:
@@ -319,6 +367,10 @@ def cases(name: str, family: Family) -> dict[str, dict]:
         if sampler in SPACED and name == "sd15":
             for schedule in ("karras", "exponential", "beta"):
                 found[f"{schedule} {sampler}"] = request(sampler=sampler, schedule=schedule, steps=5)
+    if name != "sd21":
+        found["lora kohya"] = request(loras=[["kohya.safetensors", 0.8]])
+        found["lora peft"] = request(loras=[["peft.safetensors", -0.5]])
+        found["loras"] = request(loras=[["kohya.safetensors", 0.6], ["peft.safetensors", 1.1]], steps=2)
     found["eta"] = request(sampler="DDIM", eta=0.7)
     return found
 
@@ -329,6 +381,9 @@ def make(name: str, out: Path) -> None:
     write(family, folder / "checkpoint", seed=sum(map(ord, name)), dtype=torch.float16)
     picture(64, 48, 3).save(folder / "picture.png")
     mask(64, 48).save(folder / "mask.png")
+    if name in ("sd15", "sdxl"):
+        lora(folder / "checkpoint", folder / "kohya.safetensors", 1, "kohya")
+        lora(folder / "checkpoint", folder / "peft.safetensors", 2, "peft")
     expected, all_cases = {}, cases(name, family)
     for case, asked in all_cases.items():
         result = run(folder / "checkpoint", family, asked, folder)

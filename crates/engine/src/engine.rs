@@ -11,10 +11,12 @@ use lowtide_kernels::memory;
 use lowtide_models::{Compute, Precision};
 use lowtide_weights::ModelFolder;
 
+use crate::adapters::Active;
 use crate::course::Course;
 use crate::defaults;
 use crate::device::{cpu, figures};
 use crate::job::{self, Habits, Job, Planned};
+use crate::lora_files::{self, Added, LoraFiles};
 use crate::pipeline::{self, Origin, Pass, Pipeline, Shape};
 use crate::processor::{CacheFigures, Files, NoFiles};
 use crate::prompt_cache::PromptCache;
@@ -89,6 +91,7 @@ pub struct Engine {
     prompts: Arc<PromptCache>,
     /// What the model calls itself if its weights were rounded.
     variant: Option<String>,
+    loras: LoraFiles,
 }
 
 impl Engine {
@@ -115,6 +118,7 @@ impl Engine {
         }
         let folder = Arc::new(folder);
         let model = pipeline::open(&folder, &files)?;
+        let loras = LoraFiles::new(files);
         let precision = options.precision.resolve();
         let profile = cpu::profile(precision);
         let variant = defaults::variant_of(&folder)?;
@@ -125,6 +129,7 @@ impl Engine {
             options,
             compute: Compute { precision },
             profile,
+            loras,
             prompts: Arc::new(PromptCache::new(
                 options.prompt_cache.unwrap_or(PROMPT_CACHE_DEFAULT),
             )),
@@ -150,7 +155,8 @@ impl Engine {
     pub fn budget(&self) -> Budget {
         // The kernels' scratch is part of every phase's own bytes, whether it exists already or not; kept weights are
         // forgotten as soon as a phase needs their room.
-        let not_ours_to_count = kernels::scratch_allocated() as u64 + self.kept().0;
+        let ours = self.kept() + self.loras.kept();
+        let not_ours_to_count = kernels::scratch_allocated() as u64 + ours.0;
         let in_use = Bytes(memory::live().saturating_sub(not_ours_to_count));
         figures::within(self.options.budget, self.options.reserve, in_use)
     }
@@ -161,11 +167,12 @@ impl Engine {
     /// When the request cannot be, or nothing fits.
     pub fn plan(&self, request: &ImageRequest) -> Result<Plan> {
         self.check(request)?;
-        let prompts = self.model.texts(&[request])?;
+        let active = self.loras.active(&*self.model, request)?;
+        let prompts = self.texts(&[request], active.as_deref())?;
         let members = std::iter::once(request.clone()).zip(prompts).collect();
         let (passes, courses) = self.passes(request)?;
         let work = Work::new(members, passes, self.model.text_stages().len());
-        Ok(self.planned(&work, courses, false)?.plan)
+        Ok(self.planned(&work, (courses, active), false)?.plan)
     }
 
     /// Checks a request against the model.
@@ -225,7 +232,7 @@ impl Engine {
         request: &ImageRequest,
         (texts, members): (Vec<usize>, Vec<Vec<usize>>),
         (passes, courses): (&[Pass], &[Course]),
-        keep_values: bool,
+        (added, keep_values): (Added, bool),
     ) -> Result<Shape> {
         let last = passes.last().expect("a job has a pass");
         let shape = Shape {
@@ -240,6 +247,8 @@ impl Engine {
                 .as_ref()
                 .is_some_and(|source| source.mask.is_some()),
             passes: passes.to_vec(),
+            added: added.bytes,
+            added_scratch: added.scratch,
             history: courses.iter().map(Course::history).max().unwrap_or(0),
         };
         self.model.check_shape(&shape)?;
@@ -261,10 +270,13 @@ impl Engine {
         self.check(request)?;
         let (passes, courses) = self.passes(request)?;
         let bounds = self.bounds(request, members)?;
-        let shape = self.shape(request, bounds, (&passes, &courses), false)?;
+        let added = self
+            .loras
+            .forecast(&*self.model, request, places(&passes))?;
+        let shape = self.shape(request, bounds, (&passes, &courses), (added, false))?;
         let budget = budget.unwrap_or_else(|| self.budget());
         Ok(self
-            .planned_for((shape, courses), request.quality, budget)?
+            .planned_for((shape, courses, None), request.quality, budget)?
             .plan)
     }
 
@@ -277,7 +289,8 @@ impl Engine {
         let (passes, courses) = self.passes(request)?;
         let cost = |members: usize| -> Result<(Vec<Bytes>, f64)> {
             let bounds = self.bounds(request, members)?;
-            let shape = self.shape(request, bounds, (&passes, &courses), false)?;
+            let about = (Added::default(), false);
+            let shape = self.shape(request, bounds, (&passes, &courses), about)?;
             let vars = pipeline::vars(&*self.model, &shape);
             let (mut bytes, mut flops) = (Vec::new(), 0.0);
             let layouts = pipeline::layouts(&*self.model, &shape).phases;
@@ -364,27 +377,42 @@ impl Engine {
             let open = |file| self.open_saved(file, &start.request);
             saved.push(start.resume.map(open).transpose()?);
         }
+        let active = self.loras.active(&*self.model, &first.request)?;
         let fresh: Vec<&ImageRequest> = starts
             .iter()
             .zip(&saved)
             .filter(|(_, saved)| saved.is_none())
             .map(|(start, _)| &start.request)
             .collect();
-        let mut fresh = self.texts(&fresh)?.into_iter();
+        let mut fresh = self.texts(&fresh, active.as_deref())?.into_iter();
         let prompts = saved.iter().map(|saved| match saved {
             Some(saved) => saved.prompts(),
             None => fresh.next().expect("one for each that is not saved"),
         });
         let prompts: Vec<_> = prompts.collect();
         let requests = starts.into_iter().map(|start| start.request);
-        self.begin(requests.zip(prompts).collect(), saved, keep_values)
+        self.begin(
+            requests.zip(prompts).collect(),
+            (saved, active),
+            keep_values,
+        )
     }
 
-    fn texts(&self, requests: &[&ImageRequest]) -> Result<Vec<Vec<TextKey>>> {
-        match requests.is_empty() {
-            true => Ok(Vec::new()),
-            false => self.model.texts(requests),
+    fn texts(
+        &self,
+        requests: &[&ImageRequest],
+        active: Option<&Active>,
+    ) -> Result<Vec<Vec<TextKey>>> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
         }
+        let mut texts = self.model.texts(requests)?;
+        if let Some(digest) = active.and_then(Active::text_digest) {
+            for text in texts.iter_mut().flatten() {
+                text.adapters = Some(digest);
+            }
+        }
+        Ok(texts)
     }
 
     fn open_saved(&self, file: &Path, request: &ImageRequest) -> Result<Saved> {
@@ -407,16 +435,22 @@ impl Engine {
     fn begin(
         &self,
         members: Vec<(ImageRequest, Vec<TextKey>)>,
-        saved: Vec<Option<Saved>>,
+        (saved, active): (Vec<Option<Saved>>, Option<Arc<Active>>),
         keep_values: bool,
     ) -> Result<Session> {
+        let digest = active.as_deref().and_then(Active::digest);
+        for saved in saved.iter().flatten() {
+            saved.check_adapters(digest)?;
+        }
         let (passes, courses) = self.passes(&members[0].0)?;
         let mut work = Work::new(members, passes, self.model.text_stages().len());
-        let planned = match self.planned(&work, courses, keep_values) {
+        let planned = match self.planned(&work, (courses, active.clone()), keep_values) {
             // What was made of earlier prompts gives way to this job.
-            Err(Error::DoesNotFit(_)) if self.prompts.clear() > Bytes::ZERO => {
+            Err(Error::DoesNotFit(_))
+                if self.prompts.clear() + self.loras.forget() > Bytes::ZERO =>
+            {
                 let (_, courses) = self.passes(work.settings())?;
-                self.planned(&work, courses, keep_values)?
+                self.planned(&work, (courses, active), keep_values)?
             }
             planned => planned?,
         };
@@ -440,9 +474,11 @@ impl Engine {
     /// When the file is no session of this model and precision, or nothing fits.
     pub fn resume(&self, file: &Path) -> Result<Session> {
         let saved = Saved::open(file, &*self.model, self.compute)?;
-        let members = vec![(saved.request(), saved.prompts())];
+        let request = saved.request();
+        let active = self.loras.active(&*self.model, &request)?;
+        let members = vec![(request, saved.prompts())];
         let keep_values = saved.keep_values();
-        self.begin(members, vec![Some(saved)], keep_values)
+        self.begin(members, (vec![Some(saved)], active), keep_values)
     }
 
     /// The cache of what was made of prompts, in numbers.
@@ -463,7 +499,7 @@ impl Engine {
     /// Forgets all kept weights, and what was made of prompts, and says how many bytes that gave back. Weights that a
     /// running session uses go when it is done with them.
     pub fn forget_weights(&self) -> Bytes {
-        let kept = self.kept() + self.prompts.clear();
+        let kept = self.kept() + self.prompts.clear() + self.loras.forget();
         for part in self.model.parts() {
             part.blocks.forget_unless(|_| false);
         }
@@ -500,7 +536,12 @@ impl Engine {
         Ok(self.kept())
     }
 
-    fn planned(&self, work: &Work, courses: Vec<Course>, keep_values: bool) -> Result<Planned> {
+    fn planned(
+        &self,
+        work: &Work,
+        (courses, active): (Vec<Course>, Option<Arc<Active>>),
+        keep_values: bool,
+    ) -> Result<Planned> {
         let request = work.settings();
         let texts = work.texts.iter().map(|text| text.key.tokens()).collect();
         let uses = work
@@ -509,7 +550,8 @@ impl Engine {
             .map(|member| member.texts().collect())
             .collect();
         let about = (&work.passes[..], &courses[..]);
-        let shape = self.shape(request, (texts, uses), about, keep_values)?;
+        let added = lora_files::cost(&*self.model, active.as_deref(), places(&work.passes));
+        let shape = self.shape(request, (texts, uses), about, (added, keep_values))?;
         let (h, w) = work.passes[0].latent;
         let values = self.model.vae().config.latent_channels * h * w;
         for member in &work.members {
@@ -520,12 +562,12 @@ impl Engine {
                 return Err(Error::request("noise", problem));
             }
         }
-        self.planned_for((shape, courses), request.quality, self.budget())
+        self.planned_for((shape, courses, active), request.quality, self.budget())
     }
 
     fn planned_for(
         &self,
-        (shape, courses): (Shape, Vec<Course>),
+        (shape, courses, active): (Shape, Vec<Course>, Option<Arc<Active>>),
         quality: Quality,
         budget: Budget,
     ) -> Result<Planned> {
@@ -540,6 +582,7 @@ impl Engine {
         Ok(Planned {
             phases: shape.phases(&*self.model),
             courses,
+            active,
             shape,
             vars,
             plan,
@@ -547,4 +590,10 @@ impl Engine {
             habits,
         })
     }
+}
+
+/// Latent pixels of the largest pass, which is as many rows as a layer ever has.
+fn places(passes: &[Pass]) -> usize {
+    let places = passes.iter().map(|pass| pass.latent.0 * pass.latent.1);
+    places.max().unwrap_or(0)
 }

@@ -1,10 +1,13 @@
 //! A planned job: what was asked, what it measures, how it will run.
 
+use std::sync::Arc;
+
 use lowtide_core::{
     Budget, Bytes, DeviceProfile, Offload, PhasePlan, PipelineLayout, Plan, Vars, plan,
 };
 
 use crate::Result;
+use crate::adapters::Active;
 use crate::course::Course;
 use crate::pipeline::{Part, Phase, Pipeline, Shape, layouts};
 use crate::session::work::Work;
@@ -22,6 +25,8 @@ pub(crate) struct Planned {
     pub(crate) phases: Vec<Phase>,
     /// By pass.
     pub(crate) courses: Vec<Course>,
+    /// What is added to the weights.
+    pub(crate) active: Option<Arc<Active>>,
     pub(crate) vars: Vars,
     pub(crate) plan: Plan,
     pub(crate) quality: lowtide_core::Quality,

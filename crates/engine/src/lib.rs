@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod generator;
 mod job;
+mod lora_files;
 mod parameters;
 mod pipeline;
 pub mod processor;

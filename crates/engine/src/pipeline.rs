@@ -8,6 +8,7 @@ pub(crate) mod pictures;
 pub(crate) mod stable_diffusion;
 pub(crate) mod z_image;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lowtide_core::{
@@ -137,6 +138,10 @@ pub(crate) struct Shape {
     pub(crate) passes: Vec<Pass>,
     /// Tensors of a latent's size that a sampler keeps between its steps.
     pub(crate) history: usize,
+    /// Bytes of LoRAs, held as long as the job runs.
+    pub(crate) added: Bytes,
+    /// By component, bytes that adding them takes.
+    pub(crate) added_scratch: BTreeMap<String, Bytes>,
 }
 
 impl Shape {
@@ -224,6 +229,9 @@ pub(crate) trait Pipeline: Send + Sync {
 
     /// What errors call it.
     fn component(&self, phase: Phase) -> &'static str;
+
+    /// The checkpoints that LoRAs can add to, by component.
+    fn checkpoints(&self) -> Vec<(&'static str, &Checkpoint)>;
 
     /// From latents to pictures and back.
     fn vae(&self) -> &Vae;
@@ -384,14 +392,17 @@ impl dyn Pipeline + '_ {
 /// The phases of a job of this shape, with what each costs.
 pub(crate) fn layouts(model: &dyn Pipeline, shape: &Shape) -> PipelineLayout {
     let scratch = kernels::scratch_bytes(kernels::threads()) as f64 + SMALL_THINGS_BYTES;
-    let layout = |phase: Phase| match phase {
-        Phase::Text(_) | Phase::Denoise(_) => model.layout(phase, shape, scratch),
-        Phase::Picture(pass) => model
-            .vae()
-            .encode_layout(phase.name(model), shape, pass, scratch),
-        Phase::Decode(pass) => model
-            .vae()
-            .decode_layout(phase.name(model), shape, pass, scratch),
+    let added = |phase: Phase| {
+        let scratch = shape.added_scratch.get(phase.component(model));
+        shape.added.0 as f64 + scratch.map_or(0.0, |bytes| bytes.0 as f64)
+    };
+    let layout = |phase: Phase| {
+        let (name, scratch) = (phase.name(model), scratch + added(phase));
+        match phase {
+            Phase::Text(_) | Phase::Denoise(_) => model.layout(phase, shape, scratch),
+            Phase::Picture(pass) => model.vae().encode_layout(name, shape, pass, scratch),
+            Phase::Decode(pass) => model.vae().decode_layout(name, shape, pass, scratch),
+        }
     };
     PipelineLayout {
         model: model.name().to_owned(),

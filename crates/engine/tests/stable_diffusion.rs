@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lowtide_core::{Bytes, Quality};
+use lowtide_engine::processor::Files;
 use lowtide_engine::{
-    Engine, ImageRequest, Options, Outcome, PrecisionChoice, Reading, Session, Source, Start, Step,
+    Engine, ImageRequest, LoraUse, Options, Outcome, PrecisionChoice, Reading, Session, Source,
+    Start, Step,
 };
 use lowtide_media::{Limits, decode};
 use lowtide_weights::{Checkpoint, ModelFolder};
@@ -28,7 +30,40 @@ fn engine(family: &str, budget: Option<Bytes>) -> Engine {
         ..Options::default()
     };
     let folder = ModelFolder::open(&fixture(family).join("checkpoint")).unwrap();
-    Engine::open(folder, options).unwrap()
+    Engine::with_files(folder, options, Arc::new(Beside(fixture(family)))).unwrap()
+}
+
+/// LoRAs beside the checkpoint.
+struct Beside(PathBuf);
+
+impl Files for Beside {
+    fn input(&self, _: &str, _: u64) -> Result<Vec<u8>, String> {
+        Err("none".to_owned())
+    }
+
+    fn lora(&self, name: &str) -> Result<PathBuf, String> {
+        let path = self.0.join(name);
+        path.exists()
+            .then_some(path)
+            .ok_or_else(|| "there is no such file".to_owned())
+    }
+
+    fn embeddings(&self) -> Vec<(String, PathBuf)> {
+        Vec::new()
+    }
+}
+
+fn loras(case: &Value) -> Vec<LoraUse> {
+    let list = case["loras"].as_array().cloned().unwrap_or_default();
+    let lora = |pair: &Value| {
+        let strength = pair[1].as_f64().unwrap() as f32;
+        LoraUse {
+            name: pair[0].as_str().unwrap().to_owned(),
+            strength,
+            text_strength: strength,
+        }
+    };
+    list.iter().map(lora).collect()
 }
 
 fn cases(family: &str) -> Vec<(String, Value)> {
@@ -70,6 +105,7 @@ fn request(family: &str, case: &Value) -> ImageRequest {
         count: whole("count").unwrap(),
         strength: number("strength").unwrap(),
         source,
+        loras: loras(case),
         quality: Quality::Exact,
         ..ImageRequest::default()
     }
@@ -242,4 +278,43 @@ fn a_saved_session_goes_on_elsewhere_to_the_same_bytes() {
             }
         }
     }
+}
+
+#[test]
+fn loras_come_and_go_between_jobs_without_a_trace() {
+    let cases = cases("sd15");
+    let case = |name: &str| {
+        let (_, case) = cases.iter().find(|(found, _)| found == name).unwrap();
+        request("sd15", case)
+    };
+    let engine = engine("sd15", None);
+    let run = |request: &ImageRequest| finish(engine.start(request.clone(), true).unwrap()).latents;
+    let (plain, with) = (case("plain"), case("lora kohya"));
+    let first = run(&plain);
+    let added = run(&with);
+    assert_ne!(first[..added.len()], added);
+    assert_eq!(run(&plain), first);
+    assert_eq!(run(&with), added);
+    let mut none = with.clone();
+    none.loras[0] = LoraUse {
+        strength: 0.0,
+        text_strength: 0.0,
+        ..none.loras[0].clone()
+    };
+    assert_eq!(run(&none), first[..added.len()]);
+}
+
+#[test]
+fn a_lora_that_is_not_there_is_named() {
+    let cases = cases("sd15");
+    let mut request = request("sd15", &cases[0].1);
+    request.loras = vec![LoraUse {
+        name: "missing".to_owned(),
+        strength: 1.0,
+        text_strength: 1.0,
+    }];
+    let Err(error) = engine("sd15", None).start(request, false) else {
+        panic!("started");
+    };
+    assert_eq!(error.to_string(), "loras 'missing': there is no such file");
 }

@@ -73,6 +73,7 @@ pub(crate) struct StableDiffusion {
     encoders: Vec<Encoder>,
     unet_config: unet::Config,
     unet: Part,
+    unet_checkpoint: Arc<Checkpoint>,
     vae: Vae,
     scheduler: Scheduler,
     sketcher: Sketcher,
@@ -139,6 +140,7 @@ impl StableDiffusion {
             encoders,
             unet_config,
             unet,
+            unet_checkpoint: checkpoint,
             vae,
             scheduler,
         };
@@ -294,6 +296,14 @@ impl Pipeline for StableDiffusion {
     fn component(&self, phase: Phase) -> &'static str {
         self.encoder(phase)
             .map_or("unet", |encoder| encoder.component)
+    }
+
+    fn checkpoints(&self) -> Vec<(&'static str, &Checkpoint)> {
+        let encoders = self.encoders.iter();
+        let encoders = encoders.map(|encoder| (encoder.component, &*encoder.checkpoint));
+        std::iter::once(("unet", &*self.unet_checkpoint))
+            .chain(encoders)
+            .collect()
     }
 
     fn vae(&self) -> &Vae {

@@ -44,6 +44,7 @@ pub(crate) struct ZImage {
     vae: Vae,
     sketcher: Sketcher,
     text_checkpoint: Arc<Checkpoint>,
+    transformer_checkpoint: Arc<Checkpoint>,
     /// Bytes of the chat template around a prompt, once they were needed.
     template_bytes: OnceLock<usize>,
 }
@@ -87,6 +88,7 @@ impl ZImage {
             transformer_config,
             scheduler,
             text_checkpoint,
+            transformer_checkpoint,
             template_bytes: OnceLock::new(),
         })
     }
@@ -174,6 +176,13 @@ impl Pipeline for ZImage {
             Phase::Text(0) => "text_encoder",
             _ => "transformer",
         }
+    }
+
+    fn checkpoints(&self) -> Vec<(&'static str, &Checkpoint)> {
+        vec![
+            ("transformer", &self.transformer_checkpoint),
+            ("text_encoder", &self.text_checkpoint),
+        ]
     }
 
     fn vae(&self) -> &Vae {

@@ -147,7 +147,10 @@ impl Context {
             });
             let model = &*self.makings.model;
             let component = self.planned.phases[phase].component(model);
-            *stream = Some(started.map_err(model.wrap(component))?);
+            let adapters = self.planned.active.as_ref();
+            let adapters = adapters.and_then(|active| active.component(component));
+            let started = started.map_err(model.wrap(component))?;
+            *stream = Some(started.with_adapters(adapters));
         }
         Ok(Running {
             compute: self.makings.compute,

@@ -39,6 +39,8 @@ struct State {
     request: ImageRequest,
     /// A digest of the picture it began from.
     source: Option<u64>,
+    /// A digest of what was added to the weights.
+    adapters: Option<[u8; 32]>,
     keep_values: bool,
     noise: bool,
     /// The prompt and, with guidance, the negative prompt.
@@ -123,6 +125,7 @@ impl Session {
 
     fn state(&self, member: &Member, texts: &[&Text], pictures: &[Picture]) -> State {
         let makings = &self.context.makings;
+        let adapters = self.context.planned.active.as_deref();
         let request = &member.request;
         let text = |text: &&Text| SavedText {
             key: text.key.clone(),
@@ -150,6 +153,7 @@ impl Session {
             precision: precision_word(makings.compute.precision).to_owned(),
             request: request.clone(),
             source: request.source.as_ref().map(|source| source.digest()),
+            adapters: adapters.and_then(|active| active.digest()),
             keep_values: self.context.planned.shape.keep_values,
             noise: self.noise_to_save(member, pictures).is_some(),
             texts: texts.iter().map(text).collect(),
@@ -313,6 +317,20 @@ impl Saved {
     /// A digest of the picture it began from.
     pub(crate) fn source(&self) -> Option<u64> {
         self.state.source
+    }
+
+    /// Checks that the LoRAs are those it was begun with, by content.
+    ///
+    /// # Errors
+    /// [`Error::Request`].
+    pub(crate) fn check_adapters(&self, digest: Option<[u8; 32]>) -> Result<()> {
+        match self.state.adapters == digest {
+            true => Ok(()),
+            false => {
+                let problem = "was begun with other LoRA files; begin it anew";
+                Err(Error::request("session", problem))
+            }
+        }
     }
 
     pub(crate) fn keep_values(&self) -> bool {

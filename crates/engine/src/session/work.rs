@@ -26,6 +26,9 @@ pub(crate) struct TextKey {
     /// Layers of the text encoders that are left out.
     #[serde(default)]
     pub(crate) clip_skip: usize,
+    /// A digest of what is added to the text encoders.
+    #[serde(default)]
+    pub(crate) adapters: Option<[u8; 32]>,
     /// A digest of whatever else.
     #[serde(default)]
     pub(crate) settings: u64,

@@ -164,6 +164,8 @@ impl Layers {
         known(&flat)
             .or_else(|| known(&format!("text_model_{flat}")))
             .or_else(|| known(&flat.replacen("text_model_text_model_", "text_model_", 1)))
+            // Newer text encoders are saved without this word.
+            .or_else(|| known(flat.strip_prefix("text_model_")?))
             .or_else(|| known(&format!("{flat}_0")).filter(|_| flat.ends_with("_to_out")))
             .or_else(|| known(&trained(&flat, self.resnets)?))
     }

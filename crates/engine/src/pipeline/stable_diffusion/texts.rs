@@ -140,6 +140,7 @@ impl StableDiffusion {
             clip_skip: 0,
             settings: if names.is_empty() { 0 } else { digest(&names) },
             zeros: false,
+            adapters: None,
         }
     }
 
