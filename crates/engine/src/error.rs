@@ -30,7 +30,9 @@ pub enum Error {
         problem: String,
     },
     /// The folder holds a model of a kind that is not built in.
-    #[error("{model} is a {class}; supported is ZImagePipeline")]
+    #[error(
+        "{model} is a {class}; supported are ZImagePipeline and the pipelines of Stable Diffusion 1, 2 and XL"
+    )]
     UnsupportedPipeline {
         /// The model's name.
         model: String,

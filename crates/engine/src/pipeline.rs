@@ -272,6 +272,9 @@ pub(crate) trait Pipeline: Send + Sync {
     /// When a file cannot be read.
     fn texts_bound(&self, request: &ImageRequest) -> Result<Vec<usize>>;
 
+    /// Whether this can be one of its texts; a saved session may say anything.
+    fn knows(&self, text: &TextKey) -> bool;
+
     /// Shapes of what is made of `text` after so many stages.
     fn text_shapes(&self, text: &TextKey, stages: usize) -> Vec<Vec<usize>>;
 

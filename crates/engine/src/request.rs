@@ -295,66 +295,19 @@ impl ImageRequest {
     /// # Errors
     /// [`Error::Request`].
     pub fn check(&self, multiple: usize) -> Result<()> {
-        for (what, side) in [("width", self.width), ("height", self.height)] {
-            if side == 0 || side > SIDE_MAX {
-                return Err(Error::request(
-                    what,
-                    format!("is {side}; it must be between {multiple} and {SIDE_MAX}"),
-                ));
-            }
-            if side % multiple != 0 {
-                let (below, above) = (side / multiple * multiple, side.next_multiple_of(multiple));
-                let near = if below == 0 {
-                    above.to_string()
-                } else {
-                    format!("{below} or {above}")
-                };
-                return Err(Error::request(
-                    what,
-                    format!("is {side}, not a multiple of {multiple}; try {near}"),
-                ));
+        check_side("width", self.width, multiple)?;
+        check_side("height", self.height, multiple)?;
+        for (what, count, most) in [
+            ("steps", self.steps, STEPS_MAX),
+            ("count", self.count, COUNT_MAX),
+        ] {
+            if !(1..=most).contains(&count) {
+                let problem = format!("is {count}; it must be between 1 and {most}");
+                return Err(Error::request(what, problem));
             }
         }
-        if !(1..=STEPS_MAX).contains(&self.steps) {
-            return Err(Error::request(
-                "steps",
-                format!("is {}; it must be between 1 and {STEPS_MAX}", self.steps),
-            ));
-        }
-        if !(1..=COUNT_MAX).contains(&self.count) {
-            return Err(Error::request(
-                "count",
-                format!("is {}; it must be between 1 and {COUNT_MAX}", self.count),
-            ));
-        }
-        if !self.guidance.is_finite() || self.guidance < 0.0 {
-            return Err(Error::request(
-                "guidance",
-                format!("is {}; it must be 0 (off) or more", self.guidance),
-            ));
-        }
-        if self
-            .cfg_normalization
-            .is_some_and(|norm| !norm.is_finite() || norm < 0.0)
-        {
-            return Err(Error::request(
-                "cfg-normalization",
-                "must be 0 (off) or more",
-            ));
-        }
-        let share = |what: &str, value: f32| match (0.0..=1.0).contains(&value) {
-            true => Ok(()),
-            false => {
-                let problem = format!("is {value}; it must be from 0 to 1");
-                Err(Error::request(what, problem))
-            }
-        };
-        share("eta", self.eta)?;
-        share("guidance-rescale", self.guidance_rescale)?;
+        self.check_guidance()?;
         self.check_begin(multiple)?;
-        if !self.cfg_truncation.is_finite() {
-            return Err(Error::request("cfg-truncation", "must be a number"));
-        }
         for (what, text) in [
             ("prompt", Some(&self.prompt)),
             ("negative", self.negative.as_ref()),
@@ -365,6 +318,31 @@ impl ImageRequest {
                     what,
                     format!("has {bytes} bytes; at most {PROMPT_BYTES_MAX} are read"),
                 ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_guidance(&self) -> Result<()> {
+        if !self.guidance.is_finite() || self.guidance < 0.0 {
+            let problem = format!("is {}; it must be 0 (off) or more", self.guidance);
+            return Err(Error::request("guidance", problem));
+        }
+        let bad = |norm: f32| !norm.is_finite() || norm < 0.0;
+        if self.cfg_normalization.is_some_and(bad) {
+            let problem = "must be 0 (off) or more";
+            return Err(Error::request("cfg-normalization", problem));
+        }
+        if !self.cfg_truncation.is_finite() {
+            return Err(Error::request("cfg-truncation", "must be a number"));
+        }
+        for (what, share) in [
+            ("eta", self.eta),
+            ("guidance-rescale", self.guidance_rescale),
+        ] {
+            if !(0.0..=1.0).contains(&share) {
+                let problem = format!("is {share}; it must be from 0 to 1");
+                return Err(Error::request(what, problem));
             }
         }
         Ok(())
@@ -448,6 +426,23 @@ impl ImageRequest {
         };
         *self == theirs && shape(self) == shape(other)
     }
+}
+
+fn check_side(what: &str, side: usize, multiple: usize) -> Result<()> {
+    if side == 0 || side > SIDE_MAX {
+        let problem = format!("is {side}; it must be between {multiple} and {SIDE_MAX}");
+        return Err(Error::request(what, problem));
+    }
+    if side.is_multiple_of(multiple) {
+        return Ok(());
+    }
+    let (below, above) = (side / multiple * multiple, side.next_multiple_of(multiple));
+    let near = match below {
+        0 => above.to_string(),
+        _ => format!("{below} or {above}"),
+    };
+    let problem = format!("is {side}, not a multiple of {multiple}; try {near}");
+    Err(Error::request(what, problem))
 }
 
 /// What a session did in one step.

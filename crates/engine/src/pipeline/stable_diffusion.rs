@@ -95,6 +95,7 @@ impl StableDiffusion {
         folder: &Arc<ModelFolder>,
         files: Arc<dyn Files>,
     ) -> Result<StableDiffusion> {
+        folder.check_complete()?;
         let opener = Opener { folder };
         let unet_config =
             unet::Config::from_json(opener.config("unet")?).map_err(opener.wrap("unet"))?;
@@ -124,9 +125,10 @@ impl StableDiffusion {
         })?;
         let scheduler =
             Scheduler::from_json(opener.config("scheduler")?).map_err(opener.wrap("scheduler"))?;
-        let index = folder.read_text("model_index.json")?.unwrap_or_default();
-        let index: Value = serde_json::from_str(&index).unwrap_or_default();
-        let flag = |name: &str, otherwise: bool| index[name].as_bool().unwrap_or(otherwise);
+        let flag = |name: &str, otherwise: bool| {
+            let setting = folder.setting(name).and_then(Value::as_bool);
+            setting.unwrap_or(otherwise)
+        };
         // The refiner has the second encoder alone.
         let refines = present == ENCODERS[1..];
         let model = StableDiffusion {
@@ -381,6 +383,10 @@ impl Pipeline for StableDiffusion {
 
     fn texts_bound(&self, request: &ImageRequest) -> Result<Vec<usize>> {
         self.tokens_bound(request)
+    }
+
+    fn knows(&self, text: &TextKey) -> bool {
+        self.is_text(text)
     }
 
     fn text_shapes(&self, text: &TextKey, stages: usize) -> Vec<Vec<usize>> {

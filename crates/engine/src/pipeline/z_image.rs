@@ -258,6 +258,10 @@ impl Pipeline for ZImage {
         Ok(texts)
     }
 
+    fn knows(&self, text: &TextKey) -> bool {
+        text.ids.len() == 1 && text.tokens() > 0
+    }
+
     fn text_shapes(&self, text: &TextKey, stages: usize) -> Vec<Vec<usize>> {
         match stages {
             0 => Vec::new(),

@@ -3,6 +3,7 @@
 mod given;
 mod loras;
 mod request;
+mod schema;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ impl Processor for TextToImages {
     }
 
     fn schema(&self) -> Value {
-        request::schema()
+        schema::schema()
     }
 
     fn runs(&self, folder: &ModelFolder) -> bool {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::cpu::precision_word;
 use crate::generator::{Drawn, Generator};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pass, Pipeline};
 use crate::request::{Image, ImageRequest};
 use crate::session::Session;
 use crate::session::work::{Member, Picture, Text, TextKey, Work};
@@ -66,6 +66,21 @@ struct SavedPicture {
     /// The picture between two passes, (width, height).
     between: Option<(usize, usize)>,
     image: bool,
+}
+
+impl SavedPicture {
+    /// Whether a picture can be so in `pass`.
+    fn is_possible(&self, pass: &Pass, last: bool) -> bool {
+        let nowhere = !self.latent && !self.image;
+        let unlikely = self.steps > pass.evaluations
+            || (self.steps > 0 && nowhere)
+            || (self.between.is_some() && (self.pass == 0 || !nowhere))
+            || (self.pass > 0 && nowhere && self.between.is_none())
+            || (self.image && !(last && self.steps == pass.evaluations))
+            || self.drawn.0.iter().any(|&len| len > DRAW_MAX)
+            || self.drawn.0.len() > DRAWS_MAX;
+        !unlikely
+    }
 }
 
 /// One tensor on its way into the file.
@@ -286,7 +301,7 @@ impl Saved {
         }
         let texts = if model.guided(&state.request) { 2 } else { 1 };
         if state.texts.len() != texts
-            || state.texts.iter().any(|text| text.key.tokens() == 0)
+            || !state.texts.iter().all(|text| model.knows(&text.key))
             || state.pictures.len() != state.request.count
         {
             return Err(wrong(
@@ -367,50 +382,55 @@ impl Saved {
                 false => (made, None),
             };
         }
-        for (i, (saved, place)) in self.state.pictures.iter().zip(pictures).enumerate() {
-            let Some(pass) = work.passes.get(saved.pass).cloned() else {
+        for (i, place) in pictures.enumerate() {
+            self.restore_picture(model, (work, place), i)?;
+        }
+        Ok(())
+    }
+
+    /// Puts picture `i`, which is at its beginning, where the file says.
+    fn restore_picture(
+        &self,
+        model: &dyn Pipeline,
+        (work, place): (&mut Work, usize),
+        i: usize,
+    ) -> Result<()> {
+        let saved = &self.state.pictures[i];
+        let Work {
+            pictures, passes, ..
+        } = work;
+        let known = passes.get(saved.pass).filter(|pass| {
+            let last = saved.pass + 1 == passes.len();
+            saved.is_possible(pass, last)
+        });
+        let pass = known.ok_or_else(|| damaged(format!("picture {i}")))?;
+        let picture = &mut pictures[place];
+        picture.pass = saved.pass;
+        picture.steps = saved.steps;
+        picture.generator = Generator::after(
+            picture.seed,
+            self.state.request.noise_of,
+            saved.drawn.clone(),
+        );
+        let shape = model.latent_shape(pass);
+        if saved.latent {
+            picture.latent = Some(self.tensor(&format!("latent.{i}"), &shape)?);
+        }
+        self.restore_more(picture, (i, &saved.more), shape)?;
+        if let Some(size) = saved.between {
+            let before = &passes[saved.pass - 1];
+            if size != (before.width, before.height) {
                 return Err(damaged(format!("picture {i}")));
-            };
-            let last = saved.pass + 1 == work.passes.len();
-            let unlikely = saved.steps > pass.evaluations
-                || (saved.steps > 0 && !saved.latent && !saved.image)
-                || (saved.between.is_some() && (saved.pass == 0 || saved.latent || saved.image))
-                || (saved.pass > 0 && !saved.latent && !saved.image && saved.between.is_none())
-                || (saved.image && !(last && saved.steps == pass.evaluations))
-                || saved.drawn.0.iter().any(|&len| len > DRAW_MAX)
-                || saved.drawn.0.len() > DRAWS_MAX;
-            if unlikely {
-                return Err(damaged(format!("picture {i}")));
             }
-            let picture = &mut work.pictures[place];
-            picture.pass = saved.pass;
-            picture.steps = saved.steps;
-            picture.generator = Generator::after(
-                picture.seed,
-                self.state.request.noise_of,
-                saved.drawn.clone(),
-            );
-            let shape = model.latent_shape(&pass);
-            if saved.latent {
-                picture.latent = Some(self.tensor(&format!("latent.{i}"), &shape)?);
-            }
-            self.restore_more(picture, (i, &saved.more), shape)?;
-            if let Some(size) = saved.between {
-                let before = &work.passes[saved.pass - 1];
-                if size != (before.width, before.height) {
-                    return Err(damaged(format!("picture {i}")));
-                }
-                let image = self.image(i, size)?;
-                let (width, height) = (image.width as u32, image.height as u32);
-                let between = lowtide_media::Picture::new(width, height, image.rgb)?;
-                work.pictures[place].between = Some(between);
-            }
-            let picture = &mut work.pictures[place];
-            if saved.image {
-                picture.image = Some(self.image(i, (pass.width, pass.height))?);
-                if self.state.keep_values {
-                    picture.values = values(&self.file, &format!("values.{i}"))?;
-                }
+            let image = self.image(i, size)?;
+            let (width, height) = (image.width as u32, image.height as u32);
+            let between = lowtide_media::Picture::new(width, height, image.rgb)?;
+            picture.between = Some(between);
+        }
+        if saved.image {
+            picture.image = Some(self.image(i, (pass.width, pass.height))?);
+            if self.state.keep_values {
+                picture.values = values(&self.file, &format!("values.{i}"))?;
             }
         }
         Ok(())

@@ -7,8 +7,8 @@ use lowtide_weights::Checkpoint;
 use super::{Encoder, Kind, StableDiffusion, wanted};
 use crate::Result;
 use crate::clip_prompt::{
-    Chunk, Chunks, ClipTokenizer, Inversion, Mode, Token, chunks_max, emphasise, position_rows,
-    token_rows,
+    Chunk, Chunks, ClipTokenizer, Inversion, Mode, Pad, Token, chunks_max, emphasise,
+    position_rows, token_rows,
 };
 use crate::pipeline::Running;
 use crate::request::{ImageRequest, Reading};
@@ -72,11 +72,49 @@ impl StableDiffusion {
 
     /// The texts of each request.
     pub(super) fn tokenize(&self, requests: &[&ImageRequest]) -> Result<Vec<Vec<TextKey>>> {
-        let open = |encoder: &Encoder| ClipTokenizer::open(&self.folder, encoder.tokenizer);
+        let open = |encoder: &Encoder| self.tokenizer(encoder);
         let tokenizers = self.encoders.iter().map(open).collect::<Result<Vec<_>>>()?;
         let inversions = self.inversions()?;
         let texts = |request: &&ImageRequest| self.keys(request, &tokenizers, inversions);
         requests.iter().map(texts).collect()
+    }
+
+    /// An encoder's own tokenizer; models in one file have none, and then it is the one all of these were trained with.
+    fn tokenizer(&self, encoder: &Encoder) -> Result<ClipTokenizer> {
+        if self.folder.component(encoder.tokenizer).is_some() {
+            return ClipTokenizer::open(&self.folder, encoder.tokenizer);
+        }
+        // Those of OpenCLIP fill chunks with token 0, those of OpenAI with the end token.
+        let config = self.folder.component(encoder.component);
+        let activation = config.and_then(|component| component.config["hidden_act"].as_str());
+        let pad = match activation {
+            Some("gelu") => Pad::Zero,
+            _ => Pad::End,
+        };
+        ClipTokenizer::built_in(&self.folder.name, pad)
+    }
+
+    /// Whether this can be a text of this model.
+    pub(super) fn is_text(&self, text: &TextKey) -> bool {
+        let Ok(inversions) = self.inversions() else {
+            return false;
+        };
+        let tokens = text.tokens();
+        let known = |&key: &u32| match token_of(key) {
+            Token::Id(_) => true,
+            Token::Learned { inversion, row } => {
+                let inversion = inversions.get(inversion);
+                inversion.is_some_and(|inversion| row < inversion.rows())
+            }
+        };
+        let same = |lists: &[Vec<u32>]| {
+            lists.len() == self.encoders.len() && lists.iter().all(|list| list.len() == tokens)
+        };
+        tokens > 0
+            && tokens.is_multiple_of(CHUNK)
+            && same(&text.ids)
+            && (text.weights.is_empty() || same(&text.weights))
+            && text.ids.iter().flatten().all(known)
     }
 
     fn keys(

@@ -15,10 +15,10 @@ use crate::{COUNT_MAX, Error, ImageRequest, Result, SIDE_MAX, STEPS_MAX, drawn_s
 
 /// Longest prompt in bytes: many times what a text encoder reads, and prompt and negative prompt together stay within
 /// the 64 KiB that a JPEG has for its text.
-const TEXT_BYTES_MAX: usize = 12_000;
+pub(super) const TEXT_BYTES_MAX: usize = 12_000;
 
 /// Far above what any model was trained with.
-const GUIDANCE_MAX: f32 = 1_000.0;
+pub(super) const GUIDANCE_MAX: f32 = 1_000.0;
 
 /// A request that is read: what the engine is asked, and how it is handed over.
 #[derive(Clone, Debug)]
@@ -29,33 +29,33 @@ pub(super) struct Request {
     pub(super) given: Option<Given>,
 }
 
-const READINGS: [&str; 2] = ["weighted", "literal"];
-const NOISES: [&str; 2] = ["cpu", "gpu"];
-const AREAS: [&str; 2] = ["whole", "masked"];
+pub(super) const READINGS: [&str; 2] = ["weighted", "literal"];
+pub(super) const NOISES: [&str; 2] = ["cpu", "gpu"];
+pub(super) const AREAS: [&str; 2] = ["whole", "masked"];
 
 /// Most LoRAs of a request.
-const LORAS_MAX: usize = 16;
+pub(super) const LORAS_MAX: usize = 16;
 
 /// How much of the way is gone again in a second pass unless a request says otherwise.
-const HIRES_STRENGTH_DEFAULT: f32 = 0.6;
+pub(super) const HIRES_STRENGTH_DEFAULT: f32 = 0.6;
 
 /// Longest name of a sampler or schedule.
 const WORD_BYTES_MAX: usize = 64;
 
 /// Longest name of an input file.
-const INPUT_BYTES_MAX: usize = 256;
+pub(super) const INPUT_BYTES_MAX: usize = 256;
 
 /// The largest factor between two passes.
-const HIRES_SCALE_MAX: f32 = 8.0;
+pub(super) const HIRES_SCALE_MAX: f32 = 8.0;
 
 /// Most layers of a text encoder that can be left out.
-const CLIP_SKIP_MAX: u64 = 32;
+pub(super) const CLIP_SKIP_MAX: u64 = 32;
 
 /// Blur and surroundings of a mask, pixels.
-const MASK_BLUR_MAX: f32 = 256.0;
-const PADDING_MAX: u64 = 1024;
-const MASK_BLUR_DEFAULT: f32 = 4.0;
-const PADDING_DEFAULT: usize = 32;
+pub(super) const MASK_BLUR_MAX: f32 = 256.0;
+pub(super) const PADDING_MAX: u64 = 1024;
+pub(super) const MASK_BLUR_DEFAULT: f32 = 4.0;
+pub(super) const PADDING_DEFAULT: usize = 32;
 
 /// What a request is read against.
 #[derive(Clone, Copy)]
@@ -334,90 +334,6 @@ impl Digest {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(Digest::PRIME);
         }
     }
-}
-
-/// What the fields mean and may be, for a form and for a server's description of itself.
-pub(super) fn schema() -> Value {
-    let whole = |title: &str, least: u64, most: usize, unit: &str| {
-        let mut field = json!({ "type": ["integer", "null"], "minimum": least, "maximum": most, "title": title });
-        if !unit.is_empty() {
-            field["unit"] = unit.into();
-        }
-        field
-    };
-    let text = |title: &str, null: bool| {
-        let kind = if null {
-            json!(["string", "null"])
-        } else {
-            json!("string")
-        };
-        json!({ "type": kind, "maxLength": TEXT_BYTES_MAX, "title": title, "format": "multiline" })
-    };
-    let number = |title: &str| json!({ "type": ["number", "null"], "minimum": 0, "maximum": GUIDANCE_MAX, "title": title });
-    let share = |title: &str, otherwise: f32| json!({ "type": ["number", "null"], "minimum": 0, "maximum": 1, "default": otherwise, "title": title });
-    let word = |title: &str, words: &[&str], otherwise: Option<&str>| {
-        let mut all: Vec<Value> = words.iter().map(|&word| word.into()).collect();
-        all.push(Value::Null);
-        let mut field = json!({ "type": ["string", "null"], "enum": all, "title": title });
-        if let Some(otherwise) = otherwise {
-            field["default"] = otherwise.into();
-        }
-        field
-    };
-    let input = |title: &str| json!({ "type": ["string", "null"], "maxLength": INPUT_BYTES_MAX, "title": title, "format": "input-picture" });
-    let (samplers, schedules) = (
-        Method::ALL.map(Method::name),
-        Schedule::ALL.map(Schedule::name),
-    );
-    let mut side = whole("Width", 16, SIDE_MAX, "px");
-    side["multipleOf"] = 8.into();
-    let mut height = side.clone();
-    height["title"] = "Height".into();
-    json!({
-        "type": "object",
-        "additionalProperties": false,
-        "required": ["prompt"],
-        "properties": {
-            "prompt": text("Prompt", false),
-            "negative": text("Negative prompt", true),
-            "width": side,
-            "height": height,
-            "steps": whole("Steps", 1, STEPS_MAX, ""),
-            "guidance": number("Guidance; 0 is off"),
-            "guidance_rescale": share("Guidance rescale; 0 is off", 0.0),
-            "sampler": word("Sampler; the model's own when left out", &samplers, None),
-            "schedule": word("Noise schedule; the model's own when left out", &schedules, None),
-            "eta": share("Fresh noise of DDIM", 0.0),
-            "clip_skip": { "type": ["integer", "null"], "minimum": 0, "maximum": CLIP_SKIP_MAX, "default": 0,
-                           "title": "CLIP layers left out at the end" },
-            "prompt_reading": word("Brackets weigh words, or stand for themselves", &READINGS, Some(READINGS[0])),
-            "noise": word("Whose noise a seed stands for", &NOISES, Some(NOISES[0])),
-            "loras": loras::schema(LORAS_MAX),
-            "image": input("Picture to begin from"),
-            "mask": input("Mask: bright is drawn anew"),
-            "strength": share("How much of the picture changes", DEFAULT_STRENGTH),
-            "resize": word("How the picture becomes as large as the result", &Fit::ALL.map(Fit::name), Some(Fit::default().name())),
-            "mask_blur": { "type": ["number", "null"], "minimum": 0, "maximum": MASK_BLUR_MAX, "default": MASK_BLUR_DEFAULT,
-                           "unit": "px", "title": "Blur of the mask's edge" },
-            "inpaint_area": word("What is drawn: the whole picture, or what is masked", &AREAS, Some(AREAS[0])),
-            "inpaint_padding": { "type": ["integer", "null"], "minimum": 0, "maximum": PADDING_MAX,
-                                 "default": PADDING_DEFAULT, "unit": "px", "title": "Surroundings of what is masked" },
-            "hires_scale": { "type": ["number", "null"], "minimum": 1, "maximum": HIRES_SCALE_MAX,
-                             "title": "Second pass: factor" },
-            "hires_steps": whole("Second pass: steps", 1, STEPS_MAX, ""),
-            "hires_strength": share("Second pass: how much changes", HIRES_STRENGTH_DEFAULT),
-            "hires_upscaler": word("Second pass: upscaler", &Upscaler::ALL.map(Upscaler::name),
-                                   Some(Upscaler::default().name())),
-            "cfg_normalization": number("Guidance normalization; 0 is off"),
-            "cfg_truncation": number("Guidance stops at this time, 0 noise to 1 picture"),
-            "seed": { "type": ["integer", "null"], "minimum": 0, "title": "Seed; drawn when left out" },
-            "count": whole("Pictures", 1, COUNT_MAX, ""),
-            "quality": { "type": ["string", "null"], "enum": ["exact", "auto", null], "default": "exact",
-                         "title": "Quality; auto allows approximations when memory is short" },
-            "output_format": { "type": ["string", "null"], "enum": ["png", "jpeg", "webp", null], "default": "png",
-                               "title": "File format" },
-        }
-    })
 }
 
 #[cfg(test)]
