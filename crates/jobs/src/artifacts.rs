@@ -86,18 +86,18 @@ impl FolderArtifacts {
     fn publish(&self, partial: &Path, artifact: ArtifactId) -> Result<()> {
         let path = self.path(artifact);
         fs::rename(partial, &path).map_err(|error| StoreError::io("rename", &path, &error))?;
-        self.sync_folder()
+        sync_folder(&self.folder)
     }
+}
 
-    /// A new name is only on the disk when its folder is. Windows knows no such call and does it with the rename.
-    fn sync_folder(&self) -> Result<()> {
-        if cfg!(windows) {
-            return Ok(());
-        }
-        File::open(&self.folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|error| StoreError::io("sync", &self.folder, &error))
+/// A new name is only on the disk when its folder is. Windows knows no such call and does it with the rename.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    if cfg!(windows) {
+        return Ok(());
     }
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| StoreError::io("sync", folder, &error))
 }
 
 impl ArtifactStore for FolderArtifacts {
@@ -203,7 +203,8 @@ impl ArtifactStore for FolderArtifacts {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {

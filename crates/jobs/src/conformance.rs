@@ -42,7 +42,10 @@ pub use log::{
     events_tell_a_life_and_resume, numbers_agree_with_the_jobs, progress_and_previews_are_shown,
     workers_are_known_until_they_are_gone,
 };
-pub use past::{jobs_are_listed_in_pages, retention_forgets_the_oldest};
+pub use past::{
+    inputs_are_named_as_long_as_their_jobs_are_known, jobs_are_listed_in_pages,
+    retention_forgets_the_oldest,
+};
 pub use submitting::{
     a_batch_is_accepted_whole_or_not_at_all, a_full_queue_refuses_and_says_when,
     another_request_under_the_same_key_is_refused, the_same_again_is_the_same_job,
@@ -91,6 +94,7 @@ macro_rules! for_each_promise {
             workers_are_known_until_they_are_gone,
             jobs_are_listed_in_pages,
             retention_forgets_the_oldest,
+            inputs_are_named_as_long_as_their_jobs_are_known,
             random_histories_agree_with_a_simple_model,
         }
     };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lowtide_core::job::{JobId, JobState, Moment};
 
-use crate::{ArtifactId, CommandId};
+use crate::{ArtifactId, CommandId, InputId};
 
 /// Why a lease does not count any more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -216,6 +216,30 @@ pub enum StoreError {
         /// What differs.
         reason: String,
     },
+    /// There is no such input; one that no job names goes after some time.
+    #[error("there is no input {input}: send it again")]
+    InputMissing {
+        /// Which.
+        input: InputId,
+    },
+    /// The file of an input is not what was sent.
+    #[error("input {input} is damaged, its sum is {found}: send it again")]
+    InputDamaged {
+        /// Which.
+        input: InputId,
+        /// What its file is.
+        found: InputId,
+    },
+    /// Inputs take as much room as they may.
+    #[error(
+        "inputs take {held} bytes and {limit} may be: remove jobs that name them, or raise the limit"
+    )]
+    InputsFull {
+        /// Bytes of all inputs.
+        held: u64,
+        /// Bytes they may have.
+        limit: u64,
+    },
 }
 
 /// What a store answers.
@@ -225,9 +249,10 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody changing it.
     pub fn is_retryable(&self) -> bool {
         match self {
-            StoreError::QueueFull { .. } | StoreError::Busy { .. } | StoreError::NoRoom { .. } => {
-                true
-            }
+            StoreError::QueueFull { .. }
+            | StoreError::Busy { .. }
+            | StoreError::NoRoom { .. }
+            | StoreError::InputsFull { .. } => true,
             StoreError::NotFound { .. }
             | StoreError::NoCommand { .. }
             | StoreError::Conflict { .. }
@@ -243,7 +268,9 @@ impl StoreError {
             | StoreError::Database { .. }
             | StoreError::Closed
             | StoreError::ArtifactMissing { .. }
-            | StoreError::ArtifactDamaged { .. } => false,
+            | StoreError::ArtifactDamaged { .. }
+            | StoreError::InputMissing { .. }
+            | StoreError::InputDamaged { .. } => false,
         }
     }
 

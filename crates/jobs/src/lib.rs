@@ -3,7 +3,8 @@
 //! A client's [`Submission`] becomes a [`Job`] with a [`JobState`](lowtide_core::job::JobState); a worker that claims it gets a [`Lease`], whose attempt
 //! number every later write carries, so that a worker which stalled past its lease can no longer change anything. The
 //! rules of a life are arithmetic on the record alone; a [`JobStore`] keeps records and applies those rules
-//! within transactions. [`SqliteStore`] is the embedded one. [`FolderArtifacts`] keeps the finished files.
+//! within transactions. [`SqliteStore`] is the embedded one. [`FolderArtifacts`] keeps the finished files,
+//! [`FolderInputs`] those that jobs begin from.
 //!
 //! Time is passed in. Which job runs next is not decided here: a store lists [`Candidates`], in order, and somebody
 //! else chooses.
@@ -17,6 +18,7 @@ pub mod conformance;
 mod error;
 mod event;
 mod id;
+mod inputs;
 mod lifecycle;
 mod record;
 pub mod report;
@@ -29,6 +31,7 @@ pub use command::{Acknowledgement, Command, CommandId, Heartbeat, Order, WorkerS
 pub use error::{Clash, Lost, Result, StoreError, Unclaimable};
 pub use event::{Event, EventId, Events, Happening};
 pub use id::{ArtifactId, NotAWorkerId, WorkerId};
+pub use inputs::{FolderInputs, InputId, InputStore, NotAnInputId};
 pub use lifecycle::Passed;
 pub use record::{
     Artifact, Attempt, AttemptEnd, Candidate, Holder, Job, Lease, Outcome, Preview, Progress,

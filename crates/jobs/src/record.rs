@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use lowtide_core::job::{JobId, JobState, Moment, Priority, Setbacks};
 use lowtide_core::lifecycle::{AfterJob, KeepAlive};
 
-use crate::{ArtifactId, WorkerId};
+use crate::{ArtifactId, InputId, WorkerId};
 
 /// What a client wants done with the model afterwards; where it says nothing, the configuration does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +43,8 @@ pub struct Submission {
     pub owner: Option<String>,
     /// What to do with the model afterwards.
     pub wishes: Wishes,
+    /// The inputs its request names; they are kept as long as the job is known.
+    pub inputs: Vec<InputId>,
 }
 
 impl Submission {
@@ -60,6 +62,7 @@ impl Submission {
             idempotency_key: None,
             owner: None,
             wishes: Wishes::default(),
+            inputs: Vec::new(),
         }
     }
 }

@@ -28,9 +28,9 @@ use self::write::Tx;
 use self::writer::{Desk, Sync, Writer};
 use crate::{
     Accepted, Acknowledgement, Artifact, ArtifactId, Candidates, Claimed, Command, CommandId,
-    Directive, EventId, Events, Heartbeat, Job, JobStore, Lease, Listing, Move, Order, Outcome,
-    Policy, Preview, Progress, Removed, Result, Retention, SavedSession, Stats, StoreError,
-    Submission, Swept, WorkerId, WorkerStatus,
+    Directive, EventId, Events, Heartbeat, InputId, Job, JobStore, Lease, Listing, Move, Order,
+    Outcome, Policy, Preview, Progress, Removed, Result, Retention, SavedSession, Stats,
+    StoreError, Submission, Swept, WorkerId, WorkerStatus,
 };
 
 /// Pages a backup copies before it lets others have the file again.
@@ -308,6 +308,10 @@ impl JobStore for SqliteStore {
 
     fn known_artifacts(&self, of: &[ArtifactId]) -> Result<Vec<ArtifactId>> {
         self.read(|connection| read::known_artifacts(connection, of))
+    }
+
+    fn named_inputs(&self, of: &[InputId]) -> Result<Vec<InputId>> {
+        self.read(|connection| read::named_inputs(connection, of))
     }
 
     fn preview(&self, job: JobId) -> Result<Option<Preview>> {

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Acknowledgement, Artifact, ArtifactId, Candidate, Command, CommandId, EventId, Events,
-    Heartbeat, Job, Lease, Order, Outcome, Preview, Progress, Result, SavedSession, Submission,
-    WorkerId, WorkerStatus,
+    Heartbeat, InputId, Job, Lease, Order, Outcome, Preview, Progress, Result, SavedSession,
+    Submission, WorkerId, WorkerStatus,
 };
 
 /// Limits and rules of a queue. Every process that opens a store brings its own; they should agree.
@@ -371,6 +371,9 @@ pub trait JobStore: Send + Sync {
 
     /// Which of these are files of finished jobs; the others can go once no attempt can still publish them.
     fn known_artifacts(&self, of: &[ArtifactId]) -> Result<Vec<ArtifactId>>;
+
+    /// Which of these inputs jobs name, living or over; the others can go once no submission can still name them.
+    fn named_inputs(&self, of: &[InputId]) -> Result<Vec<InputId>>;
 
     /// The latest preview of a running or parked job.
     fn preview(&self, job: JobId) -> Result<Option<Preview>>;

@@ -6,7 +6,9 @@ use lowtide_core::Bytes;
 use lowtide_core::job::JobState;
 
 use super::{Fixture, at, claim, id, plain, strict, submit};
-use crate::{Artifact, ArtifactId, JobStore, Listing, Outcome, Removed, Retention, Submission};
+use crate::{
+    Artifact, ArtifactId, InputId, JobStore, Listing, Outcome, Removed, Retention, Submission,
+};
 
 /// Newest first, by state and owner, a page at a time, without what makes a record long.
 pub fn jobs_are_listed_in_pages(fixture: &dyn Fixture) {
@@ -129,6 +131,54 @@ pub fn retention_forgets_the_oldest(fixture: &dyn Fixture) {
     };
     assert_eq!(retain(nothing).jobs, 2);
     assert_eq!(store.job(id(6)).map(|job| job.state), Ok(JobState::Queued));
+}
+
+/// Named by several jobs, an input is named until the last of them is forgotten, whatever became of it.
+pub fn inputs_are_named_as_long_as_their_jobs_are_known(fixture: &dyn Fixture) {
+    let store = fixture.open(strict());
+    let [a, b, c] = ["a", "b", "c"].map(|content| InputId::of(content.as_bytes()));
+    let named = || store.named_inputs(&[c, a, b]).expect("the store answers");
+    assert_eq!(named(), []);
+    for (number, inputs) in [(1, vec![a, b, a]), (2, vec![a])] {
+        let submission = Submission {
+            inputs,
+            ..plain(number)
+        };
+        let accepted = store.submit(submission.clone(), at(0));
+        assert!(!accepted.expect("there is room").existed);
+        let again = store.submit(submission, at(0));
+        assert!(again.expect("it is the same").existed);
+    }
+    // What is refused names nothing.
+    let refused = store.submit_all(
+        vec![
+            Submission {
+                inputs: vec![c],
+                ..plain(3)
+            },
+            Submission {
+                request: "no JSON".to_owned(),
+                ..plain(4)
+            },
+        ],
+        at(0),
+    );
+    assert!(refused.is_err());
+    assert_eq!(
+        fixture.open(strict()).named_inputs(&[a, b, c]),
+        Ok(vec![a, b])
+    );
+    done(&*store, 1, 1_000);
+    assert_eq!(named(), [a, b], "it is over, but known");
+    let none = Retention {
+        jobs_max: Some(0),
+        ..Retention::default()
+    };
+    store.retain(&none, at(2_000)).expect("the store answers");
+    assert_eq!(named(), [a], "the other one waits");
+    store.cancel(id(2), at(3_000)).expect("it waits");
+    store.retain(&none, at(4_000)).expect("the store answers");
+    assert_eq!(named(), []);
 }
 
 fn artifact(number: u64) -> Artifact {

@@ -11,8 +11,8 @@ use super::rows::{self, At, Col, Id, Json};
 use super::schema;
 use super::write::{MINUTE_MS, held};
 use crate::{
-    Artifact, ArtifactId, Candidate, Candidates, Event, EventId, Events, Job, Listing, Minute,
-    Preview, Result, SavedSession, Stats, StoreError,
+    Artifact, ArtifactId, Candidate, Candidates, Event, EventId, Events, InputId, Job, Listing,
+    Minute, Preview, Result, SavedSession, Stats, StoreError,
 };
 
 /// Connections kept for readers; when more read at once, further ones are opened and closed again.
@@ -254,6 +254,18 @@ pub(super) fn known_artifacts(connection: &Connection, of: &[ArtifactId]) -> Sql
         }
     }
     Ok(known)
+}
+
+/// Which of these jobs name.
+pub(super) fn named_inputs(connection: &Connection, of: &[InputId]) -> Sql<Vec<InputId>> {
+    let mut statement = connection.prepare_cached("SELECT 1 FROM inputs WHERE input = ?1")?;
+    let mut named = Vec::new();
+    for input in of {
+        if statement.exists([input.bytes()])? {
+            named.push(*input);
+        }
+    }
+    Ok(named)
 }
 
 /// What it looks like.

@@ -141,7 +141,7 @@ impl Tx<'_> {
         for artifact in artifacts {
             removed.artifacts.push(artifact?);
         }
-        for table in ["requests", "previews", "jobs"] {
+        for table in ["requests", "previews", "inputs", "jobs"] {
             let sql = format!("DELETE FROM {table} WHERE seq = ?1");
             self.connection.prepare_cached(&sql)?.execute([seq])?;
         }

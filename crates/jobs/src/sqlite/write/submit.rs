@@ -49,6 +49,12 @@ impl Tx<'_> {
         let ahead = { ahead }.query_row([Col(priority)], |row| row.get(0))?;
         let mut job = Job::accepted(submission.clone(), priority, 0, now);
         rows::insert(self.connection, &mut job)?;
+        let mut names = self
+            .connection
+            .prepare_cached("INSERT OR IGNORE INTO inputs VALUES (?1, ?2)")?;
+        for input in &submission.inputs {
+            names.execute((input.bytes(), job.seq))?;
+        }
         self.log(Some(job.id), &Happening::Submitted { priority }, now)?;
         self.count(Counter::Submitted, (0, 0), now)?;
         Ok(Accepted {
