@@ -14,6 +14,7 @@ mod demo;
 mod doctor;
 mod failure;
 mod interrupt;
+mod library;
 mod models;
 mod output;
 mod plan_view;

@@ -8,7 +8,10 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use lowtide_jobs::{ArtifactStore, FolderArtifacts, JobStore, Policy, SqliteOptions, SqliteStore};
+use lowtide_core::Bytes;
+use lowtide_jobs::{
+    ArtifactStore, FolderArtifacts, FolderInputs, JobStore, Policy, SqliteOptions, SqliteStore,
+};
 use lowtide_server::{Options, Server, end_signal};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -56,7 +59,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         clock: pretend::now,
         ..Options::default()
     };
-    Server::new(store, artifacts, Arc::new(pretend::PretendDoor), options)
-        .serve(listener, ended)?;
+    let inputs = FolderInputs::open(&folder.path().join("inputs"), Bytes::gib(1))?;
+    let door = Arc::new(pretend::PretendDoor);
+    Server::new(store, artifacts, Arc::new(inputs), door, options).serve(listener, ended)?;
     Ok(())
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use lowtide_core::job::Moment;
-use lowtide_jobs::{ArtifactStore, JobStore, StoreError};
+use lowtide_jobs::{ArtifactStore, InputStore, JobStore, StoreError};
+use tokio::sync::Semaphore;
 
 use crate::counters::Counters;
 use crate::fleet::Fleet;
@@ -22,6 +23,10 @@ pub(crate) struct Inner {
     pub(crate) store: Arc<dyn JobStore>,
     /// Their files.
     pub(crate) artifacts: Arc<dyn ArtifactStore>,
+    /// Files they begin from.
+    pub(crate) inputs: Arc<dyn InputStore>,
+    /// Room for long bodies.
+    pub(crate) long_bodies: Arc<Semaphore>,
     /// What they mean.
     pub(crate) door: Arc<dyn Door>,
     /// Limits.

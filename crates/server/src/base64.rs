@@ -20,9 +20,60 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
     text
 }
 
+/// The bytes of a text that [`encode`] could have written; `None` for any other.
+pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
+    let signs = text.as_bytes();
+    if !signs.len().is_multiple_of(4) {
+        return None;
+    }
+    let end = match signs {
+        [.., b'=', b'='] => 2,
+        [.., b'='] => 1,
+        _ => 0,
+    };
+    let value = |sign: u8| match sign {
+        b'A'..=b'Z' => Some(u32::from(sign - b'A')),
+        b'a'..=b'z' => Some(u32::from(sign - b'a') + 26),
+        b'0'..=b'9' => Some(u32::from(sign - b'0') + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let mut bytes = Vec::with_capacity(signs.len() / 4 * 3);
+    for group in signs[..signs.len() - end].chunks(4) {
+        let mut bits = 0;
+        for place in 0..4 {
+            let digit = group.get(place).map_or(Some(0), |&sign| value(sign))?;
+            bits = bits << 6 | digit;
+        }
+        let [_, whole @ ..] = bits.to_be_bytes();
+        // Bits that belong to no byte are 0 in what was written.
+        let len = group.len() - 1;
+        if whole[len..].iter().any(|&byte| byte != 0) {
+            return None;
+        }
+        bytes.extend_from_slice(&whole[..len]);
+    }
+    Some(bytes)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::encode;
+    use super::{decode, encode};
+
+    #[test]
+    fn what_is_written_is_read_and_nothing_else() {
+        for len in 0..20 {
+            let bytes: Vec<u8> = (0..len).map(|at| (at * 37 + 251) as u8).collect();
+            assert_eq!(decode(&encode(&bytes)), Some(bytes));
+        }
+        for wrong in [
+            "A", "AA", "AAA", "Zg=", "Zh==", "Zm9=", "=AAA", "====", "A===", "AA=A", "Zm9v\n",
+            "Zm 9", "-_==", "é==",
+        ] {
+            assert_eq!(decode(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn the_examples_of_the_standard() {

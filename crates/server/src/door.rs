@@ -37,6 +37,28 @@ pub trait Door: Send + Sync {
         request: Value,
         budget: Option<Budget>,
     ) -> Result<Planned, Refused>;
+
+    /// A mask as requests have it, whose bright parts are drawn anew, from a picture that can be seen through there. `None`
+    /// where it can be seen through nowhere.
+    ///
+    /// # Errors
+    /// `Invalid` with the field `image`: it is no picture.
+    fn mask_of(&self, picture: &[u8]) -> Result<Option<Vec<u8>>, Refused>;
+
+    /// The LoRAs that requests can name.
+    fn loras(&self) -> Vec<Extra>;
+
+    /// The words of textual inversion that prompts can have.
+    fn embeddings(&self) -> Vec<Extra>;
+}
+
+/// A small file beside the models that requests can name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extra {
+    /// The name.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: Bytes,
 }
 
 /// A kind of job.

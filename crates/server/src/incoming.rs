@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, header};
 use futures_util::StreamExt;
 use lowtide_core::job::JobId;
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::app::App;
 use crate::fields::parsed;
@@ -18,8 +19,22 @@ use crate::refusal::Refusal;
 /// one instead of a broken connection.
 const DISCARDED_MAX: u64 = 8 << 20;
 
+/// What a client announces is believed so far; beyond it memory comes with what it sends.
+const CAPACITY_MAX: u64 = 1 << 20;
+
 /// A body of JSON.
 pub(crate) struct Json(pub(crate) Value);
+
+/// A body of JSON that may have pictures in it, as data URLs.
+pub(crate) struct JsonWithPictures(pub(crate) Value, pub(crate) Turn);
+
+/// A picture's file.
+pub(crate) struct PictureFile(pub(crate) Bytes, pub(crate) Turn);
+
+/// The right to hold a long body; only so many have one at a time.
+pub(crate) struct Turn {
+    _permit: Option<OwnedSemaphorePermit>,
+}
 
 /// As [`Json`]; nothing at all is an empty object.
 pub(crate) struct JsonOrNothing(pub(crate) Value);
@@ -30,8 +45,69 @@ impl FromRequest<App> for Json {
     async fn from_request(request: Request, app: &App) -> Result<Json, Refusal> {
         let (parts, body) = request.into_parts();
         is_json(&parts.headers)?;
-        let bytes = read(body, &parts.headers, app).await?;
+        let bytes = read(body, &parts.headers, app, app.options.body_max).await?;
         parse(&bytes).map(Json)
+    }
+}
+
+impl FromRequest<App> for JsonWithPictures {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<JsonWithPictures, Refusal> {
+        let (parts, body) = request.into_parts();
+        is_json(&parts.headers)?;
+        let (bytes, turn) = read_long(body, &parts.headers, app, 2).await?;
+        Ok(JsonWithPictures(parse(&bytes)?, turn))
+    }
+}
+
+impl FromRequest<App> for PictureFile {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<PictureFile, Refusal> {
+        let (parts, body) = request.into_parts();
+        match essence(&parts.headers) {
+            Some(essence) if essence.starts_with("image/") => {}
+            found => {
+                let expected = "a picture, with a Content-Type such as image/png";
+                return Err(Refusal::UnsupportedMediaType { expected, found });
+            }
+        }
+        let turn = Turn::take(app).await?;
+        let bytes = read(body, &parts.headers, app, app.options.input_max).await?;
+        Ok(PictureFile(bytes, turn))
+    }
+}
+
+/// A body with up to so many pictures in it, as text or as files.
+pub(crate) async fn read_long(
+    body: Body,
+    headers: &HeaderMap,
+    app: &App,
+    pictures: u64,
+) -> Result<(Bytes, Turn), Refusal> {
+    let short = app.options.body_max;
+    let turn = match announced(headers) {
+        Some(bytes) if bytes <= short.0 => Turn { _permit: None },
+        _ => Turn::take(app).await?,
+    };
+    // As base64 a picture is a third longer.
+    let long = app.options.input_max.0.saturating_mul(pictures) / 3 * 4;
+    let limit = lowtide_core::Bytes(short.0.saturating_add(long));
+    Ok((read(body, headers, app, limit).await?, turn))
+}
+
+impl Turn {
+    async fn take(app: &App) -> Result<Turn, Refusal> {
+        let permit = std::sync::Arc::clone(&app.long_bodies).acquire_owned();
+        match tokio::time::timeout(app.options.body_timeout, permit).await {
+            Ok(Ok(permit)) => Ok(Turn {
+                _permit: Some(permit),
+            }),
+            _ => Err(Refusal::Unavailable {
+                problem: "too many pictures are being sent at once: try again".to_owned(),
+            }),
+        }
     }
 }
 
@@ -40,7 +116,7 @@ impl FromRequest<App> for JsonOrNothing {
 
     async fn from_request(request: Request, app: &App) -> Result<JsonOrNothing, Refusal> {
         let (parts, body) = request.into_parts();
-        let bytes = read(body, &parts.headers, app).await?;
+        let bytes = read(body, &parts.headers, app, app.options.body_max).await?;
         if bytes.is_empty() {
             return Ok(JsonOrNothing(Value::Object(serde_json::Map::new())));
         }
@@ -49,25 +125,31 @@ impl FromRequest<App> for JsonOrNothing {
     }
 }
 
+/// The type of the body, without its parameters.
+pub(crate) fn essence(headers: &HeaderMap) -> Option<String> {
+    let found = headers.get(header::CONTENT_TYPE)?;
+    let text = found.to_str().unwrap_or("?");
+    let essence = text.split(';').next().unwrap_or_default();
+    Some(essence.trim().to_ascii_lowercase())
+}
+
 fn is_json(headers: &HeaderMap) -> Result<(), Refusal> {
-    let found = headers
-        .get(header::CONTENT_TYPE)
-        .map(|value| value.to_str().unwrap_or("?").to_owned());
-    let essence = found.as_deref().map(|text| {
-        text.split(';')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_ascii_lowercase()
-    });
-    match essence.as_deref() {
-        Some("application/json") => Ok(()),
-        Some(other) if other.starts_with("application/") && other.ends_with("+json") => Ok(()),
-        _ => Err(Refusal::UnsupportedMediaType { found }),
+    match essence(headers) {
+        Some(essence)
+            if essence == "application/json"
+                || (essence.starts_with("application/") && essence.ends_with("+json")) =>
+        {
+            Ok(())
+        }
+        found => Err(Refusal::UnsupportedMediaType {
+            expected: "JSON, with Content-Type: application/json",
+            found,
+        }),
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Value, Refusal> {
+/// JSON.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Value, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| {
         let sentence = error.to_string();
         Refusal::Malformed {
@@ -80,11 +162,19 @@ fn parse(bytes: &[u8]) -> Result<Value, Refusal> {
     })
 }
 
-async fn read(body: Body, headers: &HeaderMap, app: &App) -> Result<Bytes, Refusal> {
-    let limit = app.options.body_max.0;
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    let length = headers.get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}
+
+async fn read(
+    body: Body,
+    headers: &HeaderMap,
+    app: &App,
+    limit: lowtide_core::Bytes,
+) -> Result<Bytes, Refusal> {
+    let limit = limit.0;
+    let announced = announced(headers);
     let asks_first = headers.contains_key(header::EXPECT);
     let too_large = Refusal::TooLarge {
         field: "body",
@@ -94,7 +184,7 @@ async fn read(body: Body, headers: &HeaderMap, app: &App) -> Result<Bytes, Refus
         return Err(too_large);
     }
     let mut chunks = body.into_data_stream();
-    let mut kept = Vec::with_capacity(announced.unwrap_or(0).min(limit) as usize);
+    let mut kept = Vec::with_capacity(announced.unwrap_or(0).min(limit).min(CAPACITY_MAX) as usize);
     let mut seen = 0_u64;
     let all = async {
         while let Some(chunk) = chunks.next().await {

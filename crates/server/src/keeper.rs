@@ -1,4 +1,4 @@
-//! What has to happen from time to time: ended leases, the past, memory samples.
+//! What has to happen from time to time: ended leases, the past, forgotten uploads, memory samples.
 
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,21 @@ fn retain(app: &Inner, retention: &Retention) -> Result<(), StoreError> {
         let known = app.store.known_artifacts(some)?;
         for &artifact in some.iter().filter(|artifact| !known.contains(artifact)) {
             app.artifacts.remove(artifact)?;
+        }
+    }
+    forget_inputs(app)
+}
+
+/// An upload precedes its job; what no job names for some time goes.
+fn forget_inputs(app: &Inner) -> Result<(), StoreError> {
+    let grace_ms = u64::try_from(app.options.input_grace.as_millis()).unwrap_or(u64::MAX);
+    let before = Moment(app.now().0.saturating_sub(grace_ms));
+    let idle = app.inputs.idle_since(before)?;
+    for some in idle.chunks(LOOKED_UP) {
+        let named = app.store.named_inputs(some)?;
+        for &input in some.iter().filter(|input| !named.contains(input)) {
+            // One that somebody asks for at this moment stays.
+            app.inputs.remove_idle(input, before)?;
         }
     }
     Ok(())

@@ -24,6 +24,7 @@ mod listen;
 mod openapi;
 mod options;
 mod outlook;
+mod pictures;
 mod refusal;
 mod routes;
 mod schemas;
@@ -31,6 +32,6 @@ mod server;
 mod view;
 mod words;
 
-pub use door::{Checked, Door, Kind, ModelEntry, Planned, Refused};
+pub use door::{Checked, Door, Extra, Kind, ModelEntry, Planned, Refused};
 pub use options::{Clock, Options};
 pub use server::{End, Server, end_signal};

@@ -63,6 +63,15 @@ impl Operation {
         self.refuses(&[408, 413, 415, 422])
     }
 
+    /// A body of another type.
+    pub(crate) fn body_of(mut self, media_type: &str, schema: Value) -> Operation {
+        let body = self.body.take();
+        let mut body = body.unwrap_or_else(|| json!({ "required": true, "content": {} }));
+        body["content"][media_type] = json!({ "schema": schema });
+        self.body = Some(body);
+        self.refuses(&[408, 413, 415, 422])
+    }
+
     /// An answer of JSON.
     pub(crate) fn answers(self, status: u16, about: &str, schema: Value) -> Operation {
         self.answers_with(status, about, "application/json", schema)
@@ -131,7 +140,7 @@ fn error_answer(status: u16, schema: &str) -> Value {
         409 => "It does not go with how things are.",
         410 => "It was there once.",
         413 => "It is longer than allowed.",
-        415 => "The body is not JSON.",
+        415 => "The body is not of the type that is needed.",
         422 => "It says something that cannot be; `field` names what.",
         429 => "The queue is full.",
         503 => "What is needed is not there now, or there are too many connections.",

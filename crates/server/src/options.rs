@@ -19,6 +19,10 @@ pub struct Options {
     pub origins: Vec<String>,
     /// Bytes of a request's body.
     pub body_max: Bytes,
+    /// Bytes of a picture that is sent to begin from.
+    pub input_max: Bytes,
+    /// How long a picture that no job names is kept after it was sent or last asked for.
+    pub input_grace: Duration,
     /// Connections at once; further ones are told to come back.
     pub connections_max: usize,
     /// From the end of one answer, or the beginning of a connection, to the end of the next request's head.
@@ -53,6 +57,8 @@ impl Default for Options {
             hosts: Vec::new(),
             origins: Vec::new(),
             body_max: Bytes::mib(1),
+            input_max: Bytes::mib(64),
+            input_grace: Duration::from_secs(3600),
             connections_max: 512,
             head_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),

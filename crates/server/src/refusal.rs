@@ -45,8 +45,11 @@ pub(crate) enum Refusal {
     Gone { problem: String },
     /// Longer than allowed: 413.
     TooLarge { field: &'static str, limit: u64 },
-    /// Not JSON: 415.
-    UnsupportedMediaType { found: Option<String> },
+    /// Not of the type that is needed: 415.
+    UnsupportedMediaType {
+        expected: &'static str,
+        found: Option<String>,
+    },
     /// The bounded queue has no room: 429.
     QueueFull {
         waiting: u64,
@@ -159,13 +162,10 @@ impl Refusal {
                 format!("{method} is not for this path: see Allow")
             }
             Refusal::TooLarge { field, limit } => format!("{field} is longer than {limit} bytes"),
-            Refusal::UnsupportedMediaType { found } => format!(
-                "the body has to be JSON, with Content-Type: application/json{}",
-                found
-                    .as_ref()
-                    .map(|found| format!(", not {found}"))
-                    .unwrap_or_default()
-            ),
+            Refusal::UnsupportedMediaType { expected, found } => match found {
+                Some(found) => format!("the body has to be {expected}, not {found}"),
+                None => format!("the body has to be {expected}"),
+            },
             Refusal::QueueFull {
                 waiting,
                 limit,
@@ -321,7 +321,11 @@ impl From<StoreError> for Refusal {
                 problem: format!("{STORE_TROUBLE}: {reason}; this is a bug"),
             },
             StoreError::ArtifactMissing { .. } => Refusal::Gone { problem: sentence },
-            StoreError::ArtifactDamaged { .. } => Refusal::Internal { problem: sentence },
+            StoreError::ArtifactDamaged { .. } | StoreError::InputDamaged { .. } => {
+                Refusal::Internal { problem: sentence }
+            }
+            StoreError::InputMissing { .. } => Refusal::not_found(sentence),
+            StoreError::InputsFull { .. } => Refusal::Unavailable { problem: sentence },
         }
     }
 }

@@ -6,6 +6,7 @@ mod events;
 mod explain;
 mod gpu;
 mod health;
+mod inputs;
 mod jobs;
 mod metrics;
 mod openai;
@@ -102,6 +103,7 @@ fn all(app: &App) -> Routes {
     routes = jobs::routes(routes);
     routes = events::routes(routes);
     routes = artifacts::routes(routes);
+    routes = inputs::routes(routes);
     routes = catalog::routes(routes);
     routes = orders::routes(routes);
     routes = queue::routes(routes);

@@ -11,6 +11,11 @@ pub(crate) fn id() -> Value {
     json!({ "type": "string", "pattern": "^[0-7][0-9abcdefghjkmnpqrstvwxyz]{25}$" })
 }
 
+/// An input's name.
+pub(crate) fn input_id() -> Value {
+    json!({ "type": "string", "pattern": "^sha256:[0-9a-f]{64}$" })
+}
+
 /// Bytes as people write them.
 pub(crate) const SIZE: &str =
     r"^[0-9]{1,6}(\.[0-9]{1,3})? ?([kKmMgGtT]([iI]?[bB])?|[bB])?$|^[0-9]{7,18}$";
@@ -371,6 +376,26 @@ fn openai() -> Vec<(&'static str, Value)> {
             })),
         ),
         (
+            "OpenaiEditRequest",
+            openai_edit(
+                &json!({ "type": "string", "pattern": "^data:image/[a-z]+;base64,[A-Za-z0-9+/]*={0,2}$" }),
+            ),
+        ),
+        (
+            "OpenaiEditForm",
+            openai_edit(
+                &json!({ "type": "string", "contentMediaType": "application/octet-stream" }),
+            ),
+        ),
+        (
+            "Input",
+            object(json!({ "input": input_id(), "media_type": text(), "bytes": count() })),
+        ),
+        (
+            "ExtraList",
+            object(json!({ "data": list(object(json!({ "name": text(), "bytes": count() }))) })),
+        ),
+        (
             "OpenaiImages",
             object(json!({
                 "created": count(),
@@ -378,4 +403,34 @@ fn openai() -> Vec<(&'static str, Value)> {
             })),
         ),
     ]
+}
+
+/// What OpenAI's clients send to have a picture changed; `picture`: how they send pictures.
+fn openai_edit(picture: &Value) -> Value {
+    json!({
+        "type": "object",
+        "required": ["prompt", "image"],
+        "properties": {
+            "model": text(),
+            "prompt": { "type": "string" },
+            "image": picture,
+            "mask": {
+                "allOf": [picture],
+                "description": "What can be seen through is drawn anew; without it, what can be seen through in the picture",
+            },
+            "n": whole(1, 10),
+            "size": { "type": "string", "pattern": "^([1-9][0-9]{0,4}x[1-9][0-9]{0,4}|auto)$" },
+            "response_format": { "type": "string", "enum": ["url", "b64_json"], "description": "Both where left out" },
+            "output_format": { "type": "string", "enum": ["png", "jpeg", "webp"] },
+            "quality": { "type": "string", "enum": ["auto", "exact", "standard", "hd", "low", "medium", "high"] },
+            "strength": {
+                "type": "number", "minimum": 0, "maximum": 1,
+                "description": "How much of the picture changes; all of what is masked where left out",
+            },
+            "seed": whole(0, u64::MAX),
+            "negative_prompt": text(),
+            "steps": { "type": "integer", "minimum": 1 },
+            "guidance": { "type": "number" },
+        },
+    })
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
-use lowtide_jobs::{ArtifactStore, JobStore};
+use lowtide_jobs::{ArtifactStore, InputStore, JobStore};
+use tokio::sync::Semaphore;
 
 use crate::app::{App, Inner};
 use crate::counters::Counters;
@@ -27,6 +28,9 @@ const BLOCKING_KEPT: Duration = Duration::from_secs(5);
 
 /// Deep enough for nested JSON and SQLite, and touched only as far as it is used.
 const STACK_BYTES: usize = 512 << 10;
+
+/// Bodies with pictures in them that are read at once; the others wait.
+const LONG_BODIES_MAX: usize = 4;
 
 /// Speaks HTTP about jobs.
 pub struct Server {
@@ -61,6 +65,7 @@ impl Server {
     pub fn new(
         store: Arc<dyn JobStore>,
         artifacts: Arc<dyn ArtifactStore>,
+        inputs: Arc<dyn InputStore>,
         door: Arc<dyn Door>,
         options: Options,
     ) -> Server {
@@ -68,6 +73,8 @@ impl Server {
             kinds: door.kinds(),
             store,
             artifacts,
+            inputs,
+            long_bodies: Arc::new(Semaphore::new(LONG_BODIES_MAX)),
             door,
             hub: Hub::default(),
             forecasts: Forecasts::default(),

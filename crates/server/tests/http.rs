@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "http/inputs.rs"]
+mod inputs;
 #[path = "http/life.rs"]
 mod life;
 #[path = "http/manners.rs"]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lowtide_core::lifecycle::{AfterJob, IDLE_DEFAULT, KeepAlive};
 use lowtide_engine::Options;
-use lowtide_engine::processor::Processor;
+use lowtide_engine::processor::{Files, Processor};
 use lowtide_jobs::{ArtifactStore, JobStore, WorkerId};
 use lowtide_weights::ModelFolder;
 
@@ -54,6 +54,8 @@ pub struct Setup {
     pub folders: Arc<dyn Folders>,
     /// How the device is used.
     pub device: Options,
+    /// Files that requests may name.
+    pub files: Arc<dyn Files>,
     /// How it works.
     pub options: WorkerOptions,
     /// Where lines go.

@@ -10,7 +10,7 @@ use lowtide_core::lifecycle::{
 };
 use lowtide_core::schedule::ModelView;
 use lowtide_engine::Options;
-use lowtide_engine::processor::{CacheFigures, Card, Opened, Processor};
+use lowtide_engine::processor::{self, CacheFigures, Card, Files, Opened, Processor};
 use lowtide_jobs::report::{ComponentCard, ModelCard, ModelStatus, MoveTally, Moves};
 use lowtide_weights::ModelFolder;
 use serde_json::json;
@@ -23,6 +23,7 @@ pub(crate) struct Makings {
     pub(crate) processors: Vec<Arc<dyn Processor>>,
     pub(crate) folders: Arc<dyn Folders>,
     pub(crate) device: Options,
+    pub(crate) files: Arc<dyn Files>,
     pub(crate) options: WorkerOptions,
     pub(crate) log: Log,
     /// Bytes a second from host memory to where weights are used.
@@ -159,11 +160,14 @@ impl Shelf {
         processor: &Arc<dyn Processor>,
         folder: Option<ModelFolder>,
     ) -> lowtide_engine::Result<Arc<dyn Opened>> {
-        let device = Options {
-            keep_weights: true,
-            ..self.makings.device
+        let setup = processor::Setup {
+            options: Options {
+                keep_weights: true,
+                ..self.makings.device
+            },
+            files: self.makings.files.clone(),
         };
-        processor.open(name, folder, device.into())
+        processor.open(name, folder, setup)
     }
 
     pub(crate) fn names(&self) -> Vec<String> {

@@ -450,6 +450,7 @@ fn shelf_of(setup: &Setup, profile: &DeviceProfile) -> Result<Shelf> {
         processors: setup.processors.clone(),
         folders: setup.folders.clone(),
         device: setup.device,
+        files: setup.files.clone(),
         options: setup.options.clone(),
         log: setup.log.clone(),
         link_bytes_per_s: profile.link_bytes_per_s,

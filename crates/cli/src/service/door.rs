@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lowtide_core::{Budget, Bytes};
-use lowtide_engine::processor::{Forecast, Opened, Processor};
-use lowtide_engine::{Error, Options};
+use lowtide_engine::Error;
+use lowtide_engine::processor::{Forecast, Opened, Processor, Setup};
 use lowtide_jobs::report::{BatchHints, Hints};
-use lowtide_server::{Checked, Door, Kind, ModelEntry, Planned, Refused};
+use lowtide_media::{Format, Limits, Pixels};
+use lowtide_server::{Checked, Door, Extra, Kind, ModelEntry, Planned, Refused};
 use serde_json::{Map, Value, json};
 
 use super::catalog::Catalog;
 use super::settings::Settings;
 use crate::failure::one_line;
+use crate::library::{Found, Places};
 use crate::plan_view;
 
 /// Opened models kept; each is some hundred kilobytes of headers and a tokenizer.
@@ -34,7 +36,8 @@ pub(crate) struct Desk {
     catalog: Arc<Catalog>,
     aliases: BTreeMap<String, String>,
     presets: BTreeMap<String, Map<String, Value>>,
-    options: Options,
+    setup: Setup,
+    places: Places,
     opened: Mutex<Vec<Kept>>,
     defaults: Mutex<BTreeMap<&'static str, (Instant, Option<String>)>>,
 }
@@ -52,14 +55,15 @@ impl Desk {
         processors: Vec<Arc<dyn Processor>>,
         catalog: Arc<Catalog>,
         settings: &Settings,
-        options: Options,
+        setup: Setup,
     ) -> Desk {
         Desk {
             processors,
             catalog,
             aliases: settings.models.aliases.clone(),
             presets: settings.presets.clone(),
-            options,
+            setup,
+            places: settings.models.places.clone(),
             opened: Mutex::new(Vec::new()),
             defaults: Mutex::new(BTreeMap::new()),
         }
@@ -171,7 +175,7 @@ impl Desk {
             ),
         };
         let fresh = processor
-            .open(model, folder, self.options.into())
+            .open(model, folder, self.setup.clone())
             .map_err(refused)?;
         if opened.len() >= OPENED_MAX {
             opened.remove(0);
@@ -231,6 +235,7 @@ impl Desk {
         let request = self.with_preset(&processor.schema(), request)?;
         let opened = self.open(processor.as_ref(), &model)?;
         let request = opened.check(&request).map_err(refused)?;
+        self.find_loras(&request)?;
         let forecast = opened.forecast(&request, budget).map_err(refused)?;
         let hints = hints(&forecast);
         Ok((
@@ -320,9 +325,69 @@ impl Door for Desk {
             approximate: plan.map_or_else(Vec::new, |plan| plan.approximate.clone()),
         })
     }
+
+    fn mask_of(&self, picture: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
+        let invalid = |error: lowtide_media::Error| Refused::Invalid {
+            field: "image".to_owned(),
+            problem: one_line(&error.to_string()),
+        };
+        let decoded = lowtide_media::decode(picture, &Limits::default()).map_err(invalid)?;
+        let Some(alpha) = decoded.alpha else {
+            return Ok(None);
+        };
+        // What can be seen through is what is drawn anew: bright in a mask.
+        let rgb: Vec<u8> = alpha
+            .values()
+            .iter()
+            .flat_map(|&solid| [u8::MAX - solid; 3])
+            .collect();
+        if rgb.iter().all(|&value| value == 0) {
+            return Ok(None);
+        }
+        let pixels = Pixels {
+            width: alpha.width(),
+            height: alpha.height(),
+            rgb: &rgb,
+        };
+        lowtide_media::encode(pixels, Format::Png, "")
+            .map(Some)
+            .map_err(invalid)
+    }
+
+    fn loras(&self) -> Vec<Extra> {
+        extras(self.places.loras())
+    }
+
+    fn embeddings(&self) -> Vec<Extra> {
+        extras(self.places.embeddings())
+    }
+}
+
+fn extras(found: Vec<Found>) -> Vec<Extra> {
+    let extra = |found: Found| Extra {
+        name: found.name,
+        bytes: Bytes(found.bytes),
+    };
+    found.into_iter().map(extra).collect()
 }
 
 impl Desk {
+    /// Whether every LoRA that a checked request names is there: better said now than by a failed job.
+    fn find_loras(&self, request: &Value) -> Result<(), Refused> {
+        let loras = request["loras"].as_array().into_iter().flatten();
+        for name in loras.filter_map(|lora| lora["name"].as_str()) {
+            let shown: String = name.chars().take(80).collect();
+            self.setup
+                .files
+                .lora(name)
+                .map_err(|problem| Refused::Invalid {
+                    field: "loras".to_owned(),
+                    problem: format!("'{shown}': {problem}"),
+                })?;
+        }
+        Ok(())
+    }
+
     fn aliases_of(&self, model: &str) -> Vec<String> {
         let aliases = self.aliases.iter().filter(|(_, target)| *target == model);
         aliases.map(|(alias, _)| alias.clone()).collect()

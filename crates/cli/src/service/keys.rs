@@ -51,6 +51,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("server.origins", Kind::Texts, ""),
     key("server.hosts", Kind::Texts, ""),
     key("server.body_max", Kind::Size, "1MiB"),
+    key("server.input_max", Kind::Size, "64MiB"),
     key("server.connections_max", count(1, 100_000), "256"),
     open(
         "device.budget",
@@ -96,6 +97,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("queue.retries", count(0, 100), "2"),
     key("queue.retention_age", Kind::Time { never: true }, "30d"),
     key("queue.retention_bytes", Kind::Size, "10GiB"),
+    key("queue.inputs_bytes", Kind::Size, "8GiB"),
     key("queue.retention_jobs", count(1, JOBS_MAX), "10000"),
     key("queue.durability", Kind::Word(&["full", "relaxed"]), "full"),
     open(
@@ -107,6 +109,8 @@ pub(crate) const KEYS: &[Key] = &[
     key("models.programs", Kind::Paths, ""),
     key("models.elsewhere", Kind::Flag, "true"),
     key("models.download", Kind::Flag, "false"),
+    key("models.loras", Kind::Paths, ""),
+    key("models.embeddings", Kind::Paths, ""),
     open("models.aliases.*", Kind::Text, "none"),
     open(
         "models.options.*.keep_alive",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
-use lowtide_jobs::{ArtifactStore, JobStore, Retention};
+use lowtide_jobs::{ArtifactStore, InputStore, JobStore, Retention};
 use lowtide_server::{Door, End, Options, Server, end_signal};
 
 use super::settings::Settings;
@@ -21,6 +21,7 @@ pub(crate) struct Net {
 pub(crate) struct Subjects {
     pub(crate) store: Arc<dyn JobStore>,
     pub(crate) artifacts: Arc<dyn ArtifactStore>,
+    pub(crate) inputs: Arc<dyn InputStore>,
     pub(crate) door: Arc<dyn Door>,
 }
 
@@ -37,9 +38,10 @@ impl Net {
         let Subjects {
             store,
             artifacts,
+            inputs,
             door,
         } = subjects;
-        let server = Server::new(store, artifacts, door, options(settings));
+        let server = Server::new(store, artifacts, inputs, door, options(settings));
         let (end, ended) = end_signal();
         let thread = std::thread::Builder::new()
             .name("server".to_owned())
@@ -75,6 +77,7 @@ fn options(settings: &Settings) -> Options {
         hosts: server.hosts.clone(),
         origins: server.origins.clone(),
         body_max: server.body_max,
+        input_max: server.input_max,
         connections_max: server.connections_max,
         panel: server.panel,
         openai: server.openai,

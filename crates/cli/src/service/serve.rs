@@ -11,6 +11,7 @@ use lowtide_core::Bytes;
 use lowtide_core::job::JobState;
 use lowtide_engine::device::cpu;
 use lowtide_engine::device::memory::Memory;
+use lowtide_engine::processor;
 use lowtide_jobs::JobStore;
 use serde_json::json;
 
@@ -44,18 +45,21 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let store = work::open_store(&settings)?;
     let artifacts = Arc::new(work::open_artifacts(&settings)?);
     let catalog = Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?);
+    let inputs = Arc::new(work::open_inputs(&settings)?);
     for dir in catalog.missing() {
         log.say(
             Level::Warn,
             &format!("models.dirs: there is no folder '{dir}'"),
         );
     }
-    let desk = Desk::new(
-        processors,
-        catalog.clone(),
-        &settings,
-        work::device(&settings),
-    );
+    for dir in settings.models.places.missing() {
+        log.say(Level::Warn, &format!("there is no folder '{dir}'"));
+    }
+    let setup = processor::Setup {
+        options: work::device(&settings),
+        files: work::files(&settings, inputs.clone()),
+    };
+    let desk = Desk::new(processors, catalog.clone(), &settings, setup);
     if let Some(sentence) = desk.strangers(&settings).into_iter().next() {
         return Err(Failure::Mistake(sentence));
     }
@@ -64,6 +68,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let subjects = Subjects {
         store: store.clone(),
         artifacts,
+        inputs,
         door: Arc::new(desk),
     };
     let net = Net::start(listener, subjects, &settings)?;

@@ -15,6 +15,7 @@ use super::layers::{Origin, Resolved};
 use super::value::time;
 use crate::args::{GivenSetting, SettingArgs};
 use crate::failure::Failure;
+use crate::library::Places;
 
 /// How the service is to be.
 #[derive(Clone, Debug)]
@@ -48,6 +49,8 @@ pub(crate) struct ServerSettings {
     pub(crate) origins: Vec<String>,
     pub(crate) hosts: Vec<String>,
     pub(crate) body_max: Bytes,
+    /// Bytes of a picture to begin from.
+    pub(crate) input_max: Bytes,
     pub(crate) connections_max: usize,
 }
 
@@ -103,6 +106,8 @@ pub(crate) struct QueueSettings {
     pub(crate) retries: u32,
     pub(crate) retention_age: Option<Duration>,
     pub(crate) retention_bytes: Bytes,
+    /// Bytes of all pictures that jobs begin from.
+    pub(crate) inputs_bytes: Bytes,
     pub(crate) retention_jobs: u64,
     /// Whether an accepted job survives a power cut.
     pub(crate) durable: bool,
@@ -119,6 +124,8 @@ pub(crate) struct ModelsSettings {
     pub(crate) elsewhere: bool,
     /// Whether a model that is asked for may be fetched.
     pub(crate) download: bool,
+    /// Where LoRAs and textual inversions are.
+    pub(crate) places: Places,
     pub(crate) aliases: BTreeMap<String, String>,
     pub(crate) options: BTreeMap<String, ModelSettings>,
 }
@@ -196,6 +203,7 @@ impl Settings {
                 origins: texts(&resolved, "server.origins"),
                 hosts: texts(&resolved, "server.hosts"),
                 body_max: Bytes(count(&resolved, "server.body_max")),
+                input_max: Bytes(count(&resolved, "server.input_max")),
                 connections_max: count(&resolved, "server.connections_max") as usize,
             },
             device: DeviceSettings::of(&resolved),
@@ -271,6 +279,7 @@ impl QueueSettings {
             retries: count(resolved, "queue.retries") as u32,
             retention_age: resolved.get("queue.retention_age").and_then(time),
             retention_bytes: Bytes(count(resolved, "queue.retention_bytes")),
+            inputs_bytes: Bytes(count(resolved, "queue.inputs_bytes")),
             retention_jobs: count(resolved, "queue.retention_jobs"),
             durable: text(resolved, "queue.durability") == "full",
             priority: priority.collect(),
@@ -300,6 +309,10 @@ impl ModelsSettings {
             programs: paths(resolved, "models.programs"),
             elsewhere: flag(resolved, "models.elsewhere"),
             download: flag(resolved, "models.download"),
+            places: Places {
+                loras: paths(resolved, "models.loras"),
+                embeddings: paths(resolved, "models.embeddings"),
+            },
             aliases: aliases.collect(),
             options,
         }

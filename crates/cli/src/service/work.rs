@@ -10,10 +10,11 @@ use anyhow::Context;
 use lowtide_core::job::RetryPolicy;
 use lowtide_core::{Bytes, Offload};
 use lowtide_engine::device::memory::Memory;
-use lowtide_engine::processor::Processor;
+use lowtide_engine::processor::{Files, Processor};
 use lowtide_engine::{Options, PrecisionChoice, processors};
 use lowtide_jobs::{
-    Durability, FolderArtifacts, JobStore, Policy, SqliteOptions, SqliteStore, StoreError, WorkerId,
+    Durability, FolderArtifacts, FolderInputs, InputStore, JobStore, Policy, SqliteOptions,
+    SqliteStore, StoreError, WorkerId,
 };
 use lowtide_weights::ModelFolder;
 use lowtide_worker::{Folders, ModelOptions, Setup, Stop, Worker, WorkerOptions};
@@ -26,6 +27,7 @@ use super::settings::{Reserve, Settings};
 use crate::args::WorkerArgs;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
+use crate::library::{Library, Sent};
 
 /// How often a worker that runs alone looks whether somebody asked it to end.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -133,6 +135,7 @@ fn work(
         processors: enabled(&settings.kinds)?,
         folders: Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?),
         device: device(settings),
+        files: files(settings, Arc::new(open_inputs(settings)?)),
         options: options(settings),
         log: lowtide_worker::Log::new(move |line| {
             let level = match line.level {
@@ -271,6 +274,22 @@ pub(crate) fn open_artifacts(settings: &Settings) -> Result<FolderArtifacts, Fai
     let folder = settings.server.data_dir.join("artifacts");
     let opened = FolderArtifacts::open(&folder);
     Ok(opened.with_context(|| format!("the folder for pictures '{}'", folder.display()))?)
+}
+
+/// What jobs begin from.
+///
+/// # Errors
+/// When the folder cannot be used.
+pub(crate) fn open_inputs(settings: &Settings) -> Result<FolderInputs, Failure> {
+    let folder = settings.server.data_dir.join("inputs");
+    let opened = FolderInputs::open(&folder, settings.queue.inputs_bytes);
+    Ok(opened.with_context(|| format!("the folder for inputs '{}'", folder.display()))?)
+}
+
+/// The files that requests name.
+pub(crate) fn files(settings: &Settings, inputs: Arc<dyn InputStore>) -> Arc<dyn Files> {
+    let places = settings.models.places.clone();
+    Arc::new(Library::new(places, Box::new(Sent(inputs))))
 }
 
 fn own_id() -> WorkerId {

@@ -28,7 +28,8 @@ const SHOWN: [(&str, &str); 9] = [
 ];
 
 /// A name stands for the same bytes for ever.
-const FOR_EVER: HeaderValue = HeaderValue::from_static("private, max-age=31536000, immutable");
+pub(super) const FOR_EVER: HeaderValue =
+    HeaderValue::from_static("private, max-age=31536000, immutable");
 
 pub(super) fn routes(routes: Routes) -> Routes {
     let bytes = || json!({ "type": "string", "contentMediaType": "application/octet-stream" });
@@ -112,7 +113,7 @@ async fn preview_file(
 }
 
 /// Bytes with a type that was written by a worker, which is one of a list or only to be saved.
-fn file(media_type: &str, bytes: Vec<u8>, name: &str) -> Response {
+pub(super) fn file(media_type: &str, bytes: Vec<u8>, name: &str) -> Response {
     let shown = SHOWN.iter().find(|(shown, _)| *shown == media_type);
     let (media_type, place, ending) = match shown {
         Some((media_type, ending)) => (*media_type, "inline", *ending),

@@ -13,10 +13,10 @@ use crate::answer;
 use crate::app::{App, Inner};
 use crate::fields::{Fields, wrong};
 use crate::fleet::Fleet;
-use crate::incoming::{Asked, Json, Segment};
+use crate::incoming::{Asked, JsonWithPictures, Segment};
 use crate::openapi::{Operation, reference};
 use crate::refusal::Refusal;
-use crate::{ModelEntry, schemas};
+use crate::{Extra, ModelEntry, pictures, schemas};
 
 pub(super) fn routes(routes: Routes) -> Routes {
     let kinds = Operation::new(
@@ -39,7 +39,19 @@ pub(super) fn routes(routes: Routes) -> Routes {
     .body(reference("PlanRequest"))
     .answers(200, "The plan", reference("Plan"))
     .refuses(&[404]);
+    let loras = Operation::new("catalog", "The LoRAs that requests can name").answers(
+        200,
+        "They",
+        reference("ExtraList"),
+    );
+    let embeddings = Operation::new(
+        "catalog",
+        "The words of textual inversion that prompts can have",
+    )
+    .answers(200, "They", reference("ExtraList"));
     routes
+        .get("/v1/loras", list_loras, loras)
+        .get("/v1/embeddings", list_embeddings, embeddings)
         .get("/v1/kinds", list_kinds, kinds)
         .get("/v1/models", list_models, models)
         .get("/v1/models/{name}", one_model, model)
@@ -58,6 +70,22 @@ async fn list_kinds(State(app): State<App>, asked: Asked) -> Result<Response, Re
         })
         .collect();
     Ok(answer::ok(&json!({ "kinds": kinds })))
+}
+
+async fn list_loras(State(app): State<App>, asked: Asked) -> Result<Response, Refusal> {
+    asked.done()?;
+    app.blocking(|app| Ok(extras(app.door.loras()))).await
+}
+
+async fn list_embeddings(State(app): State<App>, asked: Asked) -> Result<Response, Refusal> {
+    asked.done()?;
+    app.blocking(|app| Ok(extras(app.door.embeddings()))).await
+}
+
+fn extras(extras: Vec<Extra>) -> Response {
+    let view = |extra: &Extra| json!({ "name": extra.name, "bytes": extra.bytes.0 });
+    let data: Vec<Value> = extras.iter().map(view).collect();
+    answer::ok(&json!({ "data": data }))
 }
 
 async fn list_models(State(app): State<App>, asked: Asked) -> Result<Response, Refusal> {
@@ -156,13 +184,16 @@ pub(super) fn seconds(moment: Moment) -> u64 {
     moment.0 / 1000
 }
 
-async fn plan_request(State(app): State<App>, Json(body): Json) -> Result<Response, Refusal> {
+async fn plan_request(
+    State(app): State<App>,
+    JsonWithPictures(body, turn): JsonWithPictures,
+) -> Result<Response, Refusal> {
     let mut fields = Fields::of(body)?;
     let kind = fields
         .text("kind")?
         .unwrap_or_else(|| KIND_DEFAULT.to_owned());
     let model = fields.text("model")?;
-    let request = match fields.take("request") {
+    let mut request = match fields.take("request") {
         Some(request @ Value::Object(_)) => request,
         other => return Err(wrong("request", "an object", &other.unwrap_or(Value::Null))),
     };
@@ -176,6 +207,8 @@ async fn plan_request(State(app): State<App>, Json(body): Json) -> Result<Respon
             Some(bytes) => Some(Budget::of(bytes)),
             None => app.fleet()?.budget(),
         };
+        pictures::name_all(app, &kind, &mut request, app.now())?;
+        drop(turn);
         let planned = app.door.plan(&kind, model.as_deref(), request, budget)?;
         Ok(answer::ok(&json!({
             "model": planned.checked.model,

@@ -1,5 +1,7 @@
 //! Pictures as OpenAI's clients ask for them. A dialect: it translates to a job and back, and decides nothing.
 
+mod edits;
+
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,6 +9,7 @@ use lowtide_core::job::{JobId, JobState};
 use lowtide_jobs::{Artifact, Job};
 use serde_json::{Map, Value, json};
 
+use self::edits::Edit;
 use super::catalog::seconds;
 use super::submit::{Draft, KIND_DEFAULT, draft, key_of};
 use super::{Routes, waiting};
@@ -18,8 +21,9 @@ use crate::openapi::{Operation, reference};
 use crate::refusal::Refusal;
 
 /// Accepted because clients send them; there is nothing they would change here.
-const IGNORED: [&str; 6] = [
+const IGNORED: [&str; 7] = [
     "background",
+    "input_fidelity",
     "moderation",
     "output_compression",
     "partial_images",
@@ -39,7 +43,18 @@ pub(super) fn routes(routes: Routes) -> Routes {
     .body(reference("OpenaiImageRequest"))
     .answers(200, "The pictures", reference("OpenaiImages"))
     .refuses(&[404, 409, 429]);
-    routes.post("/v1/images/generations", generate_images, generate)
+    let edit = Operation::new(
+        "openai",
+        "Makes pictures from a picture, as OpenAI's clients ask for them, and waits for them",
+    )
+    .openai()
+    .body_of("multipart/form-data", reference("OpenaiEditForm"))
+    .body_of("application/json", reference("OpenaiEditRequest"))
+    .answers(200, "The pictures", reference("OpenaiImages"))
+    .refuses(&[404, 409, 429]);
+    routes
+        .post("/v1/images/generations", generate_images, generate)
+        .post("/v1/images/edits", edit_images, edit)
 }
 
 /// A refusal as OpenAI writes it.
@@ -121,10 +136,34 @@ async fn generate_images(
 ) -> Result<Response, Foreign> {
     asked.done()?;
     let Json(body) = body?;
+    made(app, headers, move |app| translate(app, body, Vec::new())).await
+}
+
+async fn edit_images(
+    State(app): State<App>,
+    headers: HeaderMap,
+    asked: Asked,
+    edit: Result<Edit, Refusal>,
+) -> Result<Response, Foreign> {
+    asked.done()?;
+    let edit = edit?;
+    made(app, headers, move |app| {
+        let (fields, begun) = edit.settle(app)?;
+        translate(app, Value::Object(fields), begun.fields())
+    })
+    .await
+}
+
+/// Submits what is asked and waits for it.
+async fn made(
+    app: App,
+    headers: HeaderMap,
+    ask: impl FnOnce(&Inner) -> Result<(Wanted, Draft), Refusal> + Send + 'static,
+) -> Result<Response, Foreign> {
     let key = key_of(&headers)?;
     let (wanted, job, existed) = app
         .blocking(move |app| {
-            let (wanted, mut draft) = translate(app, body)?;
+            let (wanted, mut draft) = ask(app)?;
             draft.submission.idempotency_key = key;
             let accepted = app.store.submit(draft.submission, app.now())?;
             Ok((wanted, accepted.job, accepted.existed))
@@ -158,7 +197,11 @@ fn base_of(headers: &HeaderMap) -> String {
 }
 
 /// A request of ours from one of theirs.
-fn translate(app: &Inner, body: Value) -> Result<(Wanted, Draft), Refusal> {
+fn translate(
+    app: &Inner,
+    body: Value,
+    begun: Vec<(&'static str, Value)>,
+) -> Result<(Wanted, Draft), Refusal> {
     let mut fields = Fields::of(body)?;
     for name in IGNORED {
         fields.take(name);
@@ -170,6 +213,13 @@ fn translate(app: &Inner, body: Value) -> Result<(Wanted, Draft), Refusal> {
         ));
     }
     let mut request = Map::new();
+    let from_picture = !begun.is_empty();
+    for (name, value) in begun {
+        if !offer(app, &mut request, name, value) {
+            let problem = "this kind of job begins from no picture";
+            return Err(Refusal::invalid(name, problem));
+        }
+    }
     let prompt = fields
         .text("prompt")?
         .ok_or_else(|| Refusal::invalid("prompt", "a text is needed"))?;
@@ -203,7 +253,12 @@ fn translate(app: &Inner, body: Value) -> Result<(Wanted, Draft), Refusal> {
         ("steps", "steps"),
         ("guidance", "guidance"),
         ("output_format", "output_format"),
+        ("strength", "strength"),
     ] {
+        // Without a picture there is nothing of which a part could change.
+        if theirs == "strength" && !from_picture {
+            continue;
+        }
         if let Some(value) = fields.take(theirs)
             && !offer(app, &mut request, ours, value)
         {

@@ -13,8 +13,9 @@ use super::Routes;
 use crate::answer;
 use crate::app::{App, Inner};
 use crate::fields::{Fields, wrong};
-use crate::incoming::Json;
+use crate::incoming::JsonWithPictures;
 use crate::openapi::{Operation, reference};
+use crate::pictures;
 use crate::refusal::Refusal;
 use crate::schemas::OWNER_LEN_MAX;
 use crate::words;
@@ -72,12 +73,16 @@ struct Links {
 async fn submit(
     State(app): State<App>,
     headers: HeaderMap,
-    Json(body): Json,
+    JsonWithPictures(body, turn): JsonWithPictures,
 ) -> Result<Response, Refusal> {
     let key = key_of(&headers)?;
-    app.blocking(move |app| match body {
-        Value::Object(ref fields) if fields.contains_key("jobs") => several(app, body, key),
-        body => one(app, body, key),
+    app.blocking(move |app| {
+        // Held until the pictures are on the disk.
+        let _turn = turn;
+        match body {
+            Value::Object(ref fields) if fields.contains_key("jobs") => several(app, body, key),
+            body => one(app, body, key),
+        }
     })
     .await
 }
@@ -194,7 +199,7 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
         .text("kind")?
         .unwrap_or_else(|| KIND_DEFAULT.to_owned());
     let model = fields.text("model")?;
-    let request = match fields.take("request") {
+    let mut request = match fields.take("request") {
         Some(request @ Value::Object(_)) => request,
         other => return Err(wrong("request", "an object", &other.unwrap_or(Value::Null))),
     };
@@ -225,14 +230,17 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
     if idempotency_key.as_deref().is_some_and(|key| !is_key(key)) {
         return Err(Refusal::invalid("idempotency_key", KEY_RULE));
     }
+    pictures::name_all(app, &kind, &mut request, now)?;
     let checked = app.door.check(
         &kind,
         model.as_deref(),
         request,
         app.forecasts.latest().budget,
     )?;
+    let inputs = pictures::named_by(app, &kind, &checked.request);
     Ok(Draft {
         submission: Submission {
+            inputs,
             id: random_job_id(now),
             kind,
             model: checked.model,

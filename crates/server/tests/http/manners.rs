@@ -307,6 +307,7 @@ fn foreign_hosts_and_origins_are_refused() {
 fn long_bodies_slow_clients_and_many_connections_have_an_end() {
     let options = Options {
         body_max: Bytes::kib(64),
+        input_max: Bytes::kib(16),
         head_timeout: Duration::from_millis(200),
         body_timeout: Duration::from_millis(200),
         connections_max: 4,

@@ -16,7 +16,7 @@ use lowtide_jobs::{
     Acknowledgement, ArtifactStore, Claimed, Directive, Heartbeat, JobStore, Order, Outcome,
     Preview, Progress, Result, WorkerId,
 };
-use lowtide_server::{Checked, Door, Kind, ModelEntry, Planned, Refused};
+use lowtide_server::{Checked, Door, Extra, Kind, ModelEntry, Planned, Refused};
 use serde_json::{Map, Value, json};
 
 /// A picture of one transparent point.
@@ -27,6 +27,9 @@ pub(crate) const PNG: &[u8] = &[
     0x00, 0x05, 0x00, 0x01, 0x7a, 0x5e, 0xab, 0x3f, 0x00, 0x00, 0x00, 0x00, 0x49, 0x45, 0x4e, 0x44,
     0xae, 0x42, 0x60, 0x82,
 ];
+
+/// What stands for a mask.
+pub(crate) const MASK: &[u8] = b"\x89PNG\r\n\x1a\nmask";
 
 /// Seconds a step is predicted to take.
 const STEP_S: f64 = 0.1;
@@ -70,6 +73,16 @@ impl PretendDoor {
             "guidance".to_owned(),
             json!({ "type": "number", "minimum": 0, "maximum": 30 }),
         );
+        for picture in ["image", "mask"] {
+            properties.insert(
+                picture.to_owned(),
+                json!({ "type": "string", "maxLength": 256, "format": "input-picture" }),
+            );
+        }
+        properties.insert(
+            "strength".to_owned(),
+            json!({ "type": "number", "minimum": 0, "maximum": 1 }),
+        );
         properties.insert(
             "quality".to_owned(),
             json!({ "type": "string", "enum": ["auto", "exact"] }),
@@ -107,7 +120,8 @@ impl PretendDoor {
                 }
                 "number" => value
                     .as_f64()
-                    .is_some_and(|number| (0.0..=30.0).contains(&number)),
+                    .zip(schema["properties"][name]["maximum"].as_f64())
+                    .is_some_and(|(number, most)| (0.0..=most).contains(&number)),
                 _ => {
                     let (_, from, to, _) = WHOLE
                         .iter()
@@ -220,6 +234,22 @@ impl Door for PretendDoor {
             reasons: vec!["All of it is pretended.".to_owned()],
             approximate: Vec::new(),
         })
+    }
+
+    /// The one picture that can be seen through here is [`PNG`]; its mask is a white point.
+    fn mask_of(&self, picture: &[u8]) -> std::result::Result<Option<Vec<u8>>, Refused> {
+        Ok((picture == PNG).then(|| MASK.to_vec()))
+    }
+
+    fn loras(&self) -> Vec<Extra> {
+        vec![Extra {
+            name: "styles/ink".to_owned(),
+            bytes: Bytes(100),
+        }]
+    }
+
+    fn embeddings(&self) -> Vec<Extra> {
+        Vec::new()
     }
 }
 

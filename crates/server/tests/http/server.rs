@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lowtide_jobs::{ArtifactStore, FolderArtifacts, JobStore, Policy, SqliteOptions, SqliteStore};
+use lowtide_core::Bytes;
+use lowtide_jobs::{
+    ArtifactStore, FolderArtifacts, FolderInputs, JobStore, Policy, SqliteOptions, SqliteStore,
+};
 use lowtide_server::{End, Options, Server, end_signal};
 use serde_json::Value;
 
@@ -100,6 +103,7 @@ impl World {
         let server = Server::new(
             Arc::clone(&store),
             artifacts,
+            Arc::new(FolderInputs::open(&folder.path().join("inputs"), Bytes::mib(8)).unwrap()),
             Arc::new(PretendDoor),
             options,
         );

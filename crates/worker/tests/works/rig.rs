@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lowtide_core::job::{JobId, JobState, Moment, RetryPolicy};
 use lowtide_engine::Options;
-use lowtide_engine::processor::Processor;
+use lowtide_engine::processor::{NoFiles, Processor};
 use lowtide_jobs::report::{BatchHints, Hints, ModelStatus, Status};
 use lowtide_jobs::{
     ArtifactStore, FolderArtifacts, Job, JobStore, Order, Policy, SqliteOptions, SqliteStore,
@@ -99,6 +99,7 @@ impl Rig {
             processors,
             folders: Arc::new(NoFolders),
             device: Options::default(),
+            files: Arc::new(NoFiles),
             options: self.options.clone(),
             log: match std::env::var_os("LOWTIDE_TEST_LOG") {
                 Some(_) => Log::new(|line| eprintln!("{} {:?} {}", now().0, line.level, line.text)),
