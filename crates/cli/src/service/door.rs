@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::catalog::Catalog;
 use super::settings::Settings;
 use crate::failure::one_line;
-use crate::library::{Found, Places};
+use crate::named_files::{Found, Places};
 use crate::plan_view;
 
 /// Opened models kept; each is some hundred kilobytes of headers and a tokenizer.

@@ -65,8 +65,12 @@ const FOREIGN: &[(&str, &str, &str)] = &[
     ("PORT", "server.port", ""),
     ("LOWTIDE_MODELS", "models.dirs", ""),
     ("LOWTIDE_MODEL_DIRS", "models.programs", ""),
-    (crate::library::LORAS_VARIABLE, "models.loras", ""),
-    (crate::library::EMBEDDINGS_VARIABLE, "models.embeddings", ""),
+    (crate::named_files::LORAS_VARIABLE, "models.loras", ""),
+    (
+        crate::named_files::EMBEDDINGS_VARIABLE,
+        "models.embeddings",
+        "",
+    ),
 ];
 
 impl Resolved {

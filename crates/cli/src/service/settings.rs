@@ -15,7 +15,7 @@ use super::layers::{Origin, Resolved};
 use super::value::time;
 use crate::args::{GivenSetting, SettingArgs};
 use crate::failure::Failure;
-use crate::library::Places;
+use crate::named_files::Places;
 
 /// How the service is to be.
 #[derive(Clone, Debug)]

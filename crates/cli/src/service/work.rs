@@ -27,7 +27,7 @@ use super::settings::{Reserve, Settings};
 use crate::args::WorkerArgs;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
-use crate::library::{Library, Sent};
+use crate::named_files::{NamedFiles, Sent};
 
 /// How often a worker that runs alone looks whether somebody asked it to end.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -289,7 +289,7 @@ pub(crate) fn open_inputs(settings: &Settings) -> Result<FolderInputs, Failure> 
 /// The files that requests name.
 pub(crate) fn files(settings: &Settings, inputs: Arc<dyn InputStore>) -> Arc<dyn Files> {
     let places = settings.models.places.clone();
-    Arc::new(Library::new(places, Box::new(Sent(inputs))))
+    Arc::new(NamedFiles::new(places, Box::new(Sent(inputs))))
 }
 
 fn own_id() -> WorkerId {

@@ -247,6 +247,20 @@ fn translate(
     if n > 1 && !offer(app, &mut request, "count", json!(n)) {
         return Err(Refusal::invalid("n", "this kind of job makes one picture"));
     }
+    pass_on(app, &mut fields, &mut request, from_picture)?;
+    let model = fields.text("model")?;
+    fields.done()?;
+    let submission = json!({ "kind": KIND_DEFAULT, "model": model, "request": request });
+    Ok((wanted, draft(app, Fields::of(submission)?, app.now())?))
+}
+
+/// Fields that mean the same here.
+fn pass_on(
+    app: &Inner,
+    fields: &mut Fields,
+    request: &mut Map<String, Value>,
+    from_picture: bool,
+) -> Result<(), Refusal> {
     for (theirs, ours) in [
         ("seed", "seed"),
         ("negative_prompt", "negative"),
@@ -260,7 +274,7 @@ fn translate(
             continue;
         }
         if let Some(value) = fields.take(theirs)
-            && !offer(app, &mut request, ours, value)
+            && !offer(app, request, ours, value)
         {
             return Err(Refusal::invalid(
                 theirs,
@@ -268,10 +282,7 @@ fn translate(
             ));
         }
     }
-    let model = fields.text("model")?;
-    fields.done()?;
-    let submission = json!({ "kind": KIND_DEFAULT, "model": model, "request": request });
-    Ok((wanted, draft(app, Fields::of(submission)?, app.now())?))
+    Ok(())
 }
 
 fn read_wanted(fields: &mut Fields) -> Result<Wanted, Refusal> {

@@ -77,15 +77,15 @@ impl Found {
 }
 
 /// All files that requests can name.
-pub(crate) struct Library {
+pub(crate) struct NamedFiles {
     places: Places,
     inputs: Box<dyn Inputs>,
 }
 
-impl Library {
+impl NamedFiles {
     /// These.
-    pub(crate) fn new(places: Places, inputs: Box<dyn Inputs>) -> Library {
-        Library { places, inputs }
+    pub(crate) fn new(places: Places, inputs: Box<dyn Inputs>) -> NamedFiles {
+        NamedFiles { places, inputs }
     }
 }
 
@@ -158,7 +158,7 @@ fn there(all: &[Found]) -> String {
     }
 }
 
-impl Files for Library {
+impl Files for NamedFiles {
     fn input(&self, name: &str, bytes_max: u64) -> Result<Vec<u8>, String> {
         self.inputs.input(name, bytes_max)
     }
