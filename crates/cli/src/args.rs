@@ -1,8 +1,10 @@
 //! What the user typed. What it means is in [`crate::config`].
 
+mod drawing;
 mod models;
 mod service;
 
+pub(crate) use drawing::*;
 pub(crate) use models::*;
 pub(crate) use service::*;
 
@@ -38,6 +40,11 @@ Examples:
     lowtide generate \"a lighthouse at dusk\" --model ~/models/Z-Image --size 768x512 --budget 6GiB -o sea.jpg
   A turbo checkpoint, which is made for few steps and no guidance:
     lowtide generate \"a lighthouse at dusk\" --model ~/models/Z-Image-Turbo --steps 9 --guidance 0 -o sea.png
+  From a picture; what is bright in the mask is drawn anew, and nothing else changes:
+    lowtide generate \"a straw hat\" --image cat.png --mask hat.png --strength 0.9 -o hat-cat.png
+  A sampler by its usual name, a LoRA, and a second pass at twice the size:
+    lowtide generate \"a harbour\" --model ~/models/sd15 --sampler \"DPM++ 2M\" --schedule karras \\
+      --lora ink:0.8 --hires-scale 2 -o harbour.png
   For a script; the last line on standard output is JSON:
     lowtide generate \"a red heart\" -o heart.png --json
 
@@ -139,7 +146,8 @@ pub(crate) struct GenerateArgs {
     /// What the picture should not show; works with guidance above 0
     #[arg(short, long, value_name = "PROMPT")]
     pub(crate) negative: Option<String>,
-    /// Width x height in pixels, both divisible by 16 [default: the model's, else 1024x1024]
+    /// Width x height in pixels, both divisible by 8, for some models by 16 [default: that of --image, else the model's,
+    /// else 1024x1024]
     #[arg(long, value_name = "WxH")]
     pub(crate) size: Option<String>,
     /// Denoising steps [default: the model's, else 50; turbo checkpoints want 8 or 9]
@@ -180,6 +188,12 @@ pub(crate) struct GenerateArgs {
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
+    #[command(flatten)]
+    pub(crate) hires: HiresArgs,
     /// Print one line of JSON at the end: seed, outputs, seconds, memory, plan, reasons
     #[arg(long)]
     pub(crate) json: bool,

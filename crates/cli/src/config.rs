@@ -8,8 +8,10 @@ use lowtide_engine::{Defaults, drawn_seed};
 use lowtide_media::Format;
 use std::path::PathBuf;
 
-/// Sides of a picture are multiples of this: 8 pixels a latent, 2 latents a token.
-const SIDE_STEP: usize = 16;
+/// Sides of a picture are multiples of this, 8 pixels a latent; where a token has two latents, of twice as much.
+const SIDE_STEP: usize = 8;
+/// Such a side suits every model.
+const SIDE_STEP_MAX: usize = 16;
 /// Far above what any checkpoint was trained for; keeps sums of pixels within 32 bits.
 const SIDE_MAX: usize = 16_384;
 /// The number of noise levels a scheduler distinguishes.
@@ -36,8 +38,6 @@ pub(crate) struct Config {
     pub(crate) prompt: String,
     pub(crate) negative: Option<String>,
     pub(crate) size: Size,
-    pub(crate) steps: usize,
-    pub(crate) guidance: f32,
     pub(crate) cfg_normalization: Option<f32>,
     pub(crate) cfg_truncation: f32,
     pub(crate) seed: u64,
@@ -94,8 +94,6 @@ impl Config {
             prompt: args.prompt.clone(),
             negative: args.negative.clone(),
             size,
-            steps: steps as usize,
-            guidance,
             cfg_normalization: args.cfg_normalization.filter(|&factor| factor > 0.0),
             cfg_truncation: args.cfg_truncation,
             seed,
@@ -175,10 +173,12 @@ fn check_size(size: Size) -> Result<(), Failure> {
     }
     if !width.is_multiple_of(SIDE_STEP) || !height.is_multiple_of(SIDE_STEP) {
         let near = |side: usize| {
-            ((side + SIDE_STEP / 2) / SIDE_STEP * SIDE_STEP).clamp(SIDE_STEP, SIDE_MAX)
+            ((side + SIDE_STEP_MAX / 2) / SIDE_STEP_MAX * SIDE_STEP_MAX)
+                .clamp(SIDE_STEP_MAX, SIDE_MAX)
         };
         return Err(Failure::mistake(format!(
-            "--size {width}x{height}: both sides must be divisible by {SIDE_STEP}; {}x{} is the nearest",
+            "--size {width}x{height}: both sides must be divisible by {SIDE_STEP}, for some models by \
+             {SIDE_STEP_MAX}; {}x{} suits all",
             near(width),
             near(height)
         )));

@@ -21,6 +21,7 @@ mod plan_view;
 mod png_info;
 mod progress;
 mod pull;
+mod request;
 mod run;
 mod service;
 mod tensor_files;

@@ -113,8 +113,17 @@ impl Places {
         words.into_values().collect()
     }
 
+    /// Where the word of each textual inversion lies.
+    pub(crate) fn words(&self) -> Vec<(String, PathBuf)> {
+        let all = self.embeddings().into_iter();
+        all.map(|found| (found.name, found.path)).collect()
+    }
+
     /// The LoRA of this name: its path within its folder, with or without its ending, or the last part of it.
-    fn lora(&self, name: &str) -> Result<PathBuf, String> {
+    ///
+    /// # Errors
+    /// A sentence: there is none, and which there are.
+    pub(crate) fn lora(&self, name: &str) -> Result<PathBuf, String> {
         if self.loras.is_empty() {
             return Err(
                 "there are no LoRAs: name their folder in LOWTIDE_LORAS or the setting models.loras"
@@ -168,8 +177,7 @@ impl Files for NamedFiles {
     }
 
     fn embeddings(&self) -> Vec<(String, PathBuf)> {
-        let all = self.places.embeddings().into_iter();
-        all.map(|found| (found.name, found.path)).collect()
+        self.places.words()
     }
 }
 

@@ -1,29 +1,33 @@
 //! `lowtide generate` and `lowtide plan`: from arguments to a session, from its outcome to files.
 
-use crate::args::{GenerateArgs, PrecisionArg, QualityArg};
-use crate::config::{Config, Destination, check_early};
+use crate::args::{GenerateArgs, PrecisionArg};
+use crate::config::{Config, Destination, Size, check_early};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
+use crate::named_files::Places;
 use crate::output::Staged;
 use crate::progress::{Look, Progress};
+use crate::request::{LocalFiles, option_of, request};
+use crate::service::{Surroundings, models_settings};
 use crate::tensor_files::{self, Tensor};
 use crate::{console, models, plan_view};
 use anyhow::Context;
-use lowtide_core::Quality;
 use lowtide_engine::device::cpu;
+use lowtide_engine::processors::Prepared;
 use lowtide_engine::{
-    Defaults, Engine, ImageRequest, MadeBy, Options, Outcome, PrecisionChoice, Session, Step,
+    Defaults, Engine, Error, MadeBy, Options, Outcome, PrecisionChoice, Session, Step,
 };
 use lowtide_kernels as kernels;
-use lowtide_media::Pixels;
+use lowtide_media::{Format, Pixels};
 use serde_json::{Map, Value, json};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Plans and prints.
 pub(crate) fn plan(args: &GenerateArgs) -> Result<(), Failure> {
     let job = Job::open(args)?;
-    let plan = job.engine.plan(&job.request)?;
+    let plan = job.engine.plan(&job.prepared.request)?;
     let text = if args.json {
         format!(
             "{}\n",
@@ -46,7 +50,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let destination = Destination::new(args, &job.config)?;
     let session = job
         .engine
-        .start(job.request.clone(), destination.dump.is_some())?;
+        .start(job.prepared.request.clone(), destination.dump.is_some())?;
     let load_seconds = started.elapsed().as_secs_f64();
     let progress = if args.json || args.quiet {
         Progress::silent()
@@ -101,7 +105,7 @@ fn summary(outcome: &Outcome, job: &Job, seconds: f64) -> String {
 /// An opened model, and what is asked of it.
 struct Job {
     config: Config,
-    request: ImageRequest,
+    prepared: Prepared,
     engine: Engine,
     /// The model's name, for the picture.
     model: String,
@@ -112,37 +116,56 @@ impl Job {
         // A wrong word in the environment is the user's to mend, and is said before the kernels trip over it.
         kernels::isa_from_env().map_err(Failure::Mistake)?;
         let folder = models::open_or_fetch(&args.model, args.download, args.quiet || args.json)?;
-        let config = Config::new(args, Defaults::of(&folder)?)?;
-        let noise = match &args.noise {
-            Some(path) => Some(tensor_files::read_noise(path, config.size, config.count)?),
-            None => None,
-        };
+        let defaults = Defaults::of(&folder)?;
+        let config = Config::new(args, defaults)?;
+        let files = Arc::new(LocalFiles::read(args, places(args)?)?);
         let model = folder.name.clone();
-        let engine = Engine::open(folder, options(&config))?;
-        let request = ImageRequest {
-            prompt: config.prompt.clone(),
-            negative: config.negative.clone(),
-            width: config.size.width,
-            height: config.size.height,
-            steps: config.steps,
-            guidance: config.guidance,
-            cfg_normalization: config.cfg_normalization,
-            cfg_truncation: config.cfg_truncation,
-            seed: config.seed,
-            count: config.count,
-            noise,
-            quality: match config.quality {
-                QualityArg::Exact => Quality::Exact,
-                QualityArg::Auto => Quality::Auto,
-            },
-            ..ImageRequest::default()
-        };
+        let engine = Engine::with_files(folder, options(&config), files.clone())?;
+        // The file's ending decides about the format.
+        let request = request(args, &config, Format::Png, &files.pictures());
+        let prepared = Prepared::read(&engine, &defaults, &*files, &request);
+        let mut prepared = prepared.map_err(in_options)?;
+        if let Some(path) = &args.noise {
+            let size = Size {
+                width: prepared.request.width,
+                height: prepared.request.height,
+            };
+            let noise = tensor_files::read_noise(path, size, config.count)?;
+            prepared.request.noise = Some(noise);
+        }
         Ok(Job {
             config,
-            request,
+            prepared,
             engine,
             model,
         })
+    }
+}
+
+/// Where LoRAs and textual inversions are. Wrong settings stop only who names a LoRA.
+fn places(args: &GenerateArgs) -> Result<Places, Failure> {
+    match models_settings(&Surroundings::of_process()) {
+        Ok(settings) => Ok(settings.places),
+        Err(wrong) if !args.sampling.lora.is_empty() || args.prompt.contains("<lora:") => {
+            Err(wrong)
+        }
+        Err(wrong) => {
+            if !args.quiet && !args.json {
+                console::note(&format!("without textual inversions: {wrong}"));
+            }
+            Ok(Places::default())
+        }
+    }
+}
+
+/// A field that is wrong was written as an option.
+fn in_options(error: Error) -> Failure {
+    match error {
+        Error::Request { what, problem } => match option_of(&what) {
+            Some(option) => Failure::mistake(format!("{option}: {problem}")),
+            None => Failure::mistake(format!("the {what} {problem}")),
+        },
+        other => other.into(),
     }
 }
 
@@ -226,7 +249,8 @@ fn write(
     let mut staged = Vec::new();
     for (image, path) in outcome.images.iter().zip(&destination.pictures) {
         interrupt.check()?;
-        let text = made.parameters(&job.request, image);
+        let image = job.prepared.over(image.clone())?;
+        let text = made.parameters(&job.prepared.request, &image);
         let side = |side: usize| u32::try_from(side).context("a side beyond 2^32 pixels");
         let pixels = Pixels {
             width: side(image.width)?,

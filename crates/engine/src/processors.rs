@@ -7,6 +7,8 @@ mod text_to_image;
 
 use std::sync::Arc;
 
+pub use text_to_image::Prepared;
+
 use crate::processor::Processor;
 
 /// All of them. A new kind is a file beside this one and a line here.

@@ -2,21 +2,23 @@
 
 use lowtide_engine::Defaults;
 use std::io::BufRead;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use lowtide_media::Format;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{Http, find};
-use crate::args::{GenerateArgs, GenerateVerb, HandOverArgs, QualityArg};
+use crate::args::{GenerateArgs, GenerateVerb, GivenArgs, HandOverArgs};
 use crate::config::{Config, Destination};
 use crate::console;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::output::Staged;
 use crate::progress::{Look, Progress};
+use crate::request::{Pictures, read_picture, request};
 use crate::run;
 
 /// How often it is looked whether somebody asked to stop.
@@ -118,8 +120,9 @@ fn through(server: &Http, verb: &GenerateVerb) -> Result<(), Failure> {
     let format = destination
         .as_ref()
         .map_or(Format::Png, |there| there.format);
-    let mut body =
-        json!({ "kind": KIND, "model": args.model, "request": request(args, &config, format) });
+    let pictures = send(server, &args.given)?;
+    let request = request(args, &config, format, &pictures);
+    let mut body = json!({ "kind": KIND, "model": args.model, "request": request });
     if let Some(priority) = hand_over.priority {
         body["priority"] = json!(priority.name());
     }
@@ -140,33 +143,33 @@ fn through(server: &Http, verb: &GenerateVerb) -> Result<(), Failure> {
     tell(args, &config, &destination, (server, &job, started))
 }
 
-/// What is asked, as far as somebody asked it: the rest is the model's own.
-fn request(args: &GenerateArgs, config: &Config, format: Format) -> Value {
-    let mut request = Map::new();
-    let mut put = |name: &str, value: Value| {
-        if !value.is_null() {
-            request.insert(name.to_owned(), value);
+/// Sends the pictures that a request names, which are files here, and gives their names there.
+fn send(server: &Http, given: &GivenArgs) -> Result<Pictures, Failure> {
+    let send = |option: &str, path: &Option<PathBuf>| {
+        let Some(path) = path else {
+            return Ok(None);
+        };
+        // What is there already needs no sending.
+        let name = path.to_str().filter(|name| is_there(name));
+        if let Some(name) = name.filter(|_| !path.exists()) {
+            return Ok(Some(name.to_owned()));
         }
+        let file = read_picture(option, path)?;
+        let media_type = lowtide_media::format_of(&file).map_or("image/png", Format::media_type);
+        let told = server.upload("/v1/inputs", media_type, &file)?;
+        let name = told["input"].as_str();
+        let name = name.context("the server's answer names no input")?;
+        Ok::<_, Failure>(Some(name.to_owned()))
     };
-    put("prompt", json!(config.prompt));
-    put("negative", json!(config.negative));
-    if args.size.is_some() {
-        put("width", json!(config.size.width));
-        put("height", json!(config.size.height));
-    }
-    put("steps", json!(args.steps));
-    put("guidance", json!(args.guidance));
-    put("cfg_normalization", json!(config.cfg_normalization));
-    put("cfg_truncation", json!(config.cfg_truncation));
-    put("seed", json!(config.seed));
-    put("count", json!(config.count));
-    let quality = match config.quality {
-        QualityArg::Exact => "exact",
-        QualityArg::Auto => "auto",
-    };
-    put("quality", json!(quality));
-    put("output_format", json!(format.name()));
-    Value::Object(request)
+    Ok(Pictures {
+        image: send("--image", &given.image)?,
+        mask: send("--mask", &given.mask)?,
+    })
+}
+
+/// Whether this is how a server names a picture that it has.
+fn is_there(name: &str) -> bool {
+    name.starts_with("artifact:") || name.starts_with("sha256:")
 }
 
 /// Shows how far the job is until it is over, and gives its record. Ctrl-C cancels it.

@@ -74,6 +74,21 @@ impl Http {
         self.json(answer)
     }
 
+    /// Sends a file.
+    ///
+    /// # Errors
+    /// As [`Http::get`].
+    pub(crate) fn upload(
+        &self,
+        path: &str,
+        media_type: &str,
+        file: &[u8],
+    ) -> Result<Value, Failure> {
+        let request = self.agent.post(self.at(path));
+        let answer = request.header("Content-Type", media_type).send(file);
+        self.json(answer)
+    }
+
     /// Removes something.
     ///
     /// # Errors

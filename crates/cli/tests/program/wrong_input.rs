@@ -20,7 +20,7 @@ fn numbers_that_cannot_be() {
     mistake(
         &place,
         "--size 100x128",
-        &["100x128", "divisible by 16", "96x128"],
+        &["100x128", "divisible by 8", "96x128"],
     );
     mistake(&place, "--size 0x0", &["0x0"]);
     mistake(&place, "--size large", &["'large'", "512x768"]);
@@ -38,6 +38,39 @@ fn numbers_that_cannot_be() {
         &["--budget", "--reserve"],
     );
     mistake(&place, "--sise 128x128", &["--sise", "--size"]);
+}
+
+#[test]
+fn what_a_picture_is_drawn_with() {
+    let place = Place::new();
+    std::fs::write(place.path("notes.txt"), "no picture").unwrap();
+    std::fs::write(place.path("broken.png"), b"\x89PNG\r\n\x1a\nbroken").unwrap();
+    for (line, says) in [
+        (
+            "--image nowhere.png",
+            &["--image 'nowhere.png'", "cannot be read"][..],
+        ),
+        ("--image .", &["--image '.'", "is no file"]),
+        (
+            "--image notes.txt",
+            &["'notes.txt'", "no PNG, JPEG or WebP"],
+        ),
+        ("--image broken.png", &["--image"]),
+        ("--image artifact:1", &["artifact:1", "cannot be read"]),
+        ("--mask broken.png", &["--image"]),
+        ("--strength 0.5", &["--image"]),
+        ("--sampler fastest", &["--sampler", "fastest", "Euler"]),
+        ("--schedule steep", &["--schedule", "steep"]),
+        ("--eta 2", &["--eta", "2"]),
+        ("--noise-of tpu", &["--noise-of", "tpu", "gpu"]),
+        ("--prompt-reading aloud", &["--prompt-reading", "aloud"]),
+        ("--hires-steps 3", &["--hires-scale"]),
+        ("--hires-scale 99", &["--hires-scale", "99"]),
+        ("--lora ink:much", &["ink:0.8"]),
+        ("--lora ink", &["ink", "LOWTIDE_LORAS"]),
+    ] {
+        mistake(&place, &format!("{line} --local"), says);
+    }
 }
 
 #[test]
@@ -150,7 +183,7 @@ fn what_is_wrong_is_said_before_the_model_is_looked_at() {
     mistake(
         &place,
         "--model nowhere --size 100x128",
-        &["divisible by 16"],
+        &["divisible by 8"],
     );
     mistake(&place, "--model nowhere -o heart.gif", &["heart.gif"]);
 }

@@ -36,6 +36,73 @@ fn a_picture_is_the_same_to_the_byte() {
 }
 
 #[test]
+fn a_picture_to_begin_from_is_sent_and_gives_the_same_bytes() {
+    let place = Place::new();
+    let server = Server::start(&place, "");
+    place.ok(&format!("{QUICK} -o cat.png --local"));
+    // A mask of which a quarter is bright.
+    let mask = image::GrayImage::from_fn(64, 64, |x, y| {
+        image::Luma([255 * u8::from(x < 32 && y < 32)])
+    });
+    mask.save(place.path("mask.png")).unwrap();
+    let from = "generate star --steps 4 --seed 6 --image cat.png";
+    for (number, more) in [
+        "--strength 0.5",
+        "--mask mask.png --strength 0.75 --mask-blur 2",
+        "--mask mask.png --inpaint-area masked --inpaint-padding 8",
+        "--hires-scale 1.5 --hires-steps 2 --hires-upscaler lanczos",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        place.ok(&format!("{from} {more} -o there.png"));
+        place.ok(&format!("{from} {more} -o here.png --local"));
+        let read = |name: &str| std::fs::read(place.path(name)).unwrap();
+        assert!(read("here.png") == read("there.png"), "{more} differs");
+        let pixels = image::open(place.path("here.png")).unwrap().into_rgb8();
+        let cat = image::open(place.path("cat.png")).unwrap().into_rgb8();
+        if number == 1 {
+            let corner = (cat.width() - 1, cat.height() - 1);
+            assert_eq!(
+                pixels.get_pixel(corner.0, corner.1),
+                cat.get_pixel(corner.0, corner.1)
+            );
+            assert_ne!(pixels.as_raw(), cat.as_raw());
+        }
+    }
+    // A result to go on from, by its name at the server; nothing long is in the record.
+    let jobs = server.get("/v1/jobs?limit=1");
+    let job = server.get(&format!(
+        "/v1/jobs/{}",
+        jobs["jobs"][0]["id"].as_str().unwrap()
+    ));
+    assert!(
+        job["request"]["image"]
+            .as_str()
+            .unwrap()
+            .starts_with("sha256:"),
+        "{job}"
+    );
+    let artifact = job["artifacts"][0]["id"].as_str().unwrap();
+    place.ok(&format!(
+        "generate star --steps 4 --image artifact:{artifact} -o on.png"
+    ));
+    for (line, says) in [
+        ("--image artifact:1", "artifact"),
+        ("--image notes.txt", "notes.txt"),
+        ("--image cat.png --strength 0.01", "strength"),
+        ("--lora ink", "ink"),
+    ] {
+        place.refused(
+            &format!("generate star {line} --priority normal"),
+            2,
+            &[says],
+        );
+    }
+    server.stop();
+}
+
+#[test]
 fn what_only_this_process_can_do_is_done_here() {
     let place = Place::new();
     let server = Server::start(&place, "");

@@ -23,7 +23,7 @@ use crate::processor::{
 };
 use crate::request::{Image, Outcome};
 use crate::session::Session;
-use crate::{Engine, Error, Result, Start, Step};
+use crate::{Engine, Error, ImageRequest, Result, Start, Step};
 use given::Under;
 use request::{Against, Request};
 
@@ -66,6 +66,63 @@ impl Processor for TextToImages {
             files: setup.files,
             name,
         }))))
+    }
+}
+
+/// A request of this kind that is read, with the pictures it names: for whoever drives a session himself.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What the engine is asked.
+    pub request: ImageRequest,
+    under: Option<Under>,
+}
+
+impl Prepared {
+    /// Reads a request for this model and fetches the pictures it names.
+    ///
+    /// # Errors
+    /// [`crate::Error::Request`] with the field's name.
+    pub fn read(
+        engine: &Engine,
+        defaults: &Defaults,
+        files: &dyn Files,
+        request: &Value,
+    ) -> Result<Prepared> {
+        let multiple = engine.model().multiple();
+        let against = Against {
+            defaults,
+            multiple,
+            files,
+        };
+        Prepared::fetch(Request::read(request, against)?, files)
+    }
+
+    fn fetch(request: Request, files: &dyn Files) -> Result<Prepared> {
+        let Request {
+            mut engine, given, ..
+        } = request;
+        let size = (engine.width, engine.height);
+        let ready = given.map(|given| given.ready(files, size)).transpose()?;
+        let mut under = None;
+        if let Some((source, below)) = ready {
+            engine.source = Some(Arc::new(source));
+            under = below;
+        }
+        Ok(Prepared {
+            request: engine,
+            under,
+        })
+    }
+
+    /// What was drawn, put over the given picture where only a part of it was to change.
+    ///
+    /// # Errors
+    /// [`crate::Error::Picture`].
+    pub fn over(&self, image: Image) -> Result<Image> {
+        match &self.under {
+            Some(under) => under.over(image),
+            None => Ok(image),
+        }
     }
 }
 
@@ -159,20 +216,14 @@ impl Opened for Painter {
         let mut under = Vec::with_capacity(orders.len());
         for order in &orders {
             let mut request = self.0.read(&order.request)?;
-            let size = (request.engine.width, request.engine.height);
-            let given = request.given.as_ref();
-            let ready = given.map(|given| given.ready(&*self.0.files, size));
-            let (source, below) = match ready.transpose()? {
-                Some((source, below)) => (Some(Arc::new(source)), below),
-                None => (None, None),
-            };
-            request.engine.source = source;
-            under.push(below);
+            let prepared = Prepared::fetch(request.clone(), &*self.0.files)?;
+            request.engine = prepared.request.clone();
             starts.push(Start {
-                request: request.engine.clone(),
+                request: prepared.request.clone(),
                 resume: order.resume,
             });
             requests.push(request);
+            under.push(prepared);
         }
         let session = self.0.engine.start_all(starts, false)?;
         Ok(Box::new(Painting {
@@ -206,7 +257,7 @@ struct Painting {
     studio: Arc<Studio>,
     requests: Vec<Request>,
     /// What results are put over, where a part of a given picture is drawn.
-    under: Vec<Option<Under>>,
+    under: Vec<Prepared>,
     session: Session,
     /// Seconds it took to read prompts and plan.
     start_s: f64,
@@ -219,10 +270,7 @@ impl Painting {
                 return Ok(None);
             };
             let images = outcome.images[range].iter().cloned();
-            let images = images.map(|image| match &self.under[member] {
-                Some(under) => under.over(image),
-                None => Ok(image),
-            });
+            let images = images.map(|image| self.under[member].over(image));
             let images = images.collect::<Result<Vec<_>>>()?;
             let product = self.product(&self.requests[member], &images, outcome)?;
             Ok(Some(product))
