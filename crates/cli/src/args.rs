@@ -79,7 +79,7 @@ pub(crate) enum Command {
     #[command(
         after_help = "Example:\n  lowtide plan \"a lighthouse\" --model ~/models/Z-Image --budget 6GiB"
     )]
-    Plan(GenerateArgs),
+    Plan(Box<GenerateArgs>),
     /// Print what a picture was made with
     #[command(
         after_help = "Example:\n  lowtide png-info heart.png\n\nReads PNG, JPEG and WebP, also those of other \
