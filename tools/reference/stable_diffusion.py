@@ -50,6 +50,7 @@ SCHEDULERS = {
     "Euler a": ("EulerAncestralDiscreteScheduler", {}),
     "Heun": ("HeunDiscreteScheduler", {}),
     "DPM++ 2M": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "DPM++ SDE": ("DPMSolverSDEScheduler", {}),
     "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "UniPC": ("UniPCMultistepScheduler", {}),
     "LCM": ("LCMScheduler", {}),
@@ -61,7 +62,7 @@ SCHEDULES = {
     "beta": {"use_beta_sigmas": True},
 }
 # Those whose class has the three options.
-SPACED = ["Euler", "Heun", "DPM++ 2M", "DPM++ 2M SDE", "UniPC"]
+SPACED = ["Euler", "Heun", "DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "UniPC"]
 
 
 @dataclass
@@ -254,6 +255,48 @@ def merge_into_encoders(pipeline, texts: dict[str, torch.Tensor], strength: floa
                 layer.weight.data += strength * texts[f"{key}.alpha"] / down.shape[0] * up @ down
 
 
+def decode(pipeline, latents: torch.Tensor) -> torch.Tensor:
+    return pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+
+
+def draw_once(pipeline, request: dict, seed: int, steps: int, given: dict) -> torch.Tensor:
+    """Latents of one call."""
+    arguments = dict(
+        prompt=request["prompt"],
+        negative_prompt=request.get("negative"),
+        num_inference_steps=steps,
+        guidance_scale=request["guidance"],
+        generator=torch.Generator().manual_seed(seed),
+        eta=request.get("eta", 0.0),
+        output_type="latent",
+        **given,
+    )
+    for key in ("clip_skip", "guidance_rescale"):
+        if request.get(key):
+            # The pipelines that begin from pictures have no such argument.
+            if key == "guidance_rescale" and "Img2Img" in type(pipeline).__name__:
+                continue
+            arguments[key] = request[key]
+    return pipeline(**arguments).images
+
+
+def second_pass(pipeline, family: Family, request: dict, seed: int, latents: torch.Tensor) -> torch.Tensor:
+    """What web UIs call hires fix, made of stock parts: the result enlarged, and image to image with the same seed."""
+    asked = request["hires"]
+    size = (asked["width"], asked["height"])
+    if asked["upscaler"] == "lanczos":
+        drawn = pipeline.image_processor.postprocess(decode(pipeline, latents), output_type="pil")[0]
+        larger = drawn.resize(size, Image.Resampling.LANCZOS)
+    else:
+        mode = {"latent": "bilinear", "latent-nearest": "nearest-exact"}[asked["upscaler"]]
+        larger = torch.nn.functional.interpolate(latents, size=(size[1] // 8, size[0] // 8), mode=mode)
+    kind = getattr(diffusers, kind_of(family, {"image": True}) + "Pipeline")
+    sibling = kind.from_pipe(pipeline)
+    sibling.set_progress_bar_config(disable=True)
+    given = dict(image=larger, strength=asked["strength"])
+    return draw_once(sibling, request, seed, asked["steps"], given)
+
+
 @torch.no_grad()
 def run(folder: Path, family: Family, request: dict, inputs: Path) -> dict[str, torch.Tensor]:
     """One call of diffusers; `latents` (N, C, h, w) and `image` (N, 3, H, W) in 0..1."""
@@ -271,29 +314,26 @@ def run(folder: Path, family: Family, request: dict, inputs: Path) -> dict[str, 
     if request.get("loras"):
         names = [f"a{index}" for index in range(len(request["loras"]))]
         pipeline.set_adapters(names, [strength for _, strength in request["loras"]])
+    for name, file in request.get("embeddings", {}).items():
+        pipeline.load_textual_inversion(inputs / file, token=name)
     results = []
     for k in range(request.get("count", 1)):
-        arguments = dict(
-            prompt=request["prompt"],
-            negative_prompt=request.get("negative"),
-            num_inference_steps=request["steps"],
-            guidance_scale=request["guidance"],
-            generator=torch.Generator().manual_seed(request["seed"] + k),
-            eta=request.get("eta", 0.0),
-            output_type="latent",
-        )
-        if request.get("clip_skip"):
-            arguments["clip_skip"] = request["clip_skip"]
-        if request.get("guidance_rescale"):
-            arguments["guidance_rescale"] = request["guidance_rescale"]
+        seed = request["seed"] + k
+        if request.get("sampler") == "DPM++ SDE":
+            # Without a seed its path differs from run to run.
+            config = pipeline.scheduler.config
+            pipeline.scheduler = type(pipeline.scheduler).from_config(config, noise_sampler_seed=seed)
+        given = {}
         if request.get("image"):
-            arguments.update(image=Image.open(inputs / request["image"]), strength=request["strength"])
+            given.update(image=Image.open(inputs / request["image"]), strength=request["strength"])
         if request.get("mask"):
-            arguments["mask_image"] = Image.open(inputs / request["mask"])
+            given["mask_image"] = Image.open(inputs / request["mask"])
         if not request.get("image") or request.get("mask"):
-            arguments.update(width=request["width"], height=request["height"])
-        latents = pipeline(**arguments).images
-        image = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+            given.update(width=request["width"], height=request["height"])
+        latents = draw_once(pipeline, request, seed, request["steps"], given)
+        if request.get("hires"):
+            latents = second_pass(pipeline, family, request, seed, latents)
+        image = decode(pipeline, latents)
         results.append((latents.float(), (image / 2 + 0.5).clamp(0, 1).float()))
     return {
         "latents": torch.cat([latents for latents, _ in results]).contiguous(),
@@ -372,6 +412,17 @@ def cases(name: str, family: Family) -> dict[str, dict]:
         found["lora peft"] = request(loras=[["peft.safetensors", -0.5]])
         found["loras"] = request(loras=[["kohya.safetensors", 0.6], ["peft.safetensors", 1.1]], steps=2)
     found["eta"] = request(sampler="DDIM", eta=0.7)
+    # In single precision 10 x 0.7 is less than 7.
+    found["image-counted"] = request(**given, steps=10, strength=0.7, sampler="Euler a")
+    if name == "sd15":
+        larger = dict(width=96, height=64, steps=5, strength=0.6)
+        for upscaler in ("latent", "latent-nearest", "lanczos"):
+            found[f"hires {upscaler}"] = request(hires=dict(larger, upscaler=upscaler), count=2, steps=3)
+        found["hires Euler a"] = request(hires=dict(larger, upscaler="lanczos"), sampler="Euler a")
+        found["hires DPM++ SDE"] = request(hires=dict(larger, upscaler="latent"), sampler="DPM++ SDE", schedule="karras")
+        learned = {"thing": "thing.safetensors", "style-7": "style-7.pt"}
+        found["embeddings"] = request(prompt="a thing, on a boat, style-7", negative="thing", embeddings=learned)
+        found["embedding Euler a"] = request(prompt="a style-7 cat", embeddings=learned, sampler="Euler a", count=2)
     return found
 
 
@@ -384,6 +435,11 @@ def make(name: str, out: Path) -> None:
     if name in ("sd15", "sdxl"):
         lora(folder / "checkpoint", folder / "kohya.safetensors", 1, "kohya")
         lora(folder / "checkpoint", folder / "peft.safetensors", 2, "peft")
+    if name == "sd15":
+        generator = torch.Generator().manual_seed(4)
+        save_file({"emb_params": torch.randn((3, 32), generator=generator)}, folder / "thing.safetensors")
+        learned = {"string_to_param": {"*": torch.randn((2, 32), generator=generator)}, "name": "style-7"}
+        torch.save(learned, folder / "style-7.pt")
     expected, all_cases = {}, cases(name, family)
     for case, asked in all_cases.items():
         result = run(folder / "checkpoint", family, asked, folder)

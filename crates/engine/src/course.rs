@@ -19,9 +19,9 @@ pub(crate) enum Course {
 
 impl Course {
     /// A straight way of which the last `strength` are gone.
-    pub(crate) fn flow(scheduler: FlowMatchEuler, mut sigmas: Vec<f32>, strength: f32) -> Course {
+    pub(crate) fn flow(scheduler: FlowMatchEuler, mut sigmas: Vec<f32>, strength: f64) -> Course {
         let steps = sigmas.len() - 1;
-        let gone = (steps as f64 * f64::from(strength)).min(steps as f64);
+        let gone = (steps as f64 * strength).min(steps as f64);
         let first = (steps as f64 - gone).max(0.0) as usize;
         sigmas.drain(..first);
         Course::Flow { scheduler, sigmas }

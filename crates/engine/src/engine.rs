@@ -222,6 +222,11 @@ impl Engine {
         for (k, pass) in passes.iter_mut().enumerate() {
             let course = self.model.course(request, k, pass.latent)?;
             pass.evaluations = course.evaluations();
+            if pass.evaluations == 0 {
+                let what = ["strength", "hires-strength"][k];
+                let problem = "leaves no step to be done; use more of it, or more steps";
+                return Err(Error::request(what, problem));
+            }
             courses.push(course);
         }
         Ok((passes, courses))

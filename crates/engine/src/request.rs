@@ -349,21 +349,15 @@ impl ImageRequest {
     }
 
     fn check_begin(&self, multiple: usize) -> Result<()> {
-        let gone = |what: &str, strength: f32, steps: usize| {
+        let gone = |what: &str, strength: f32| {
             if !(strength > 0.0 && strength <= 1.0) {
                 let problem = format!("is {strength}; it must be above 0 and at most 1");
-                return Err(Error::request(what, problem));
-            }
-            if ((steps as f32 * strength) as usize) < 1 {
-                let problem = format!(
-                    "is {strength}: of {steps} steps not one would be gone; use more of either"
-                );
                 return Err(Error::request(what, problem));
             }
             Ok(())
         };
         if let Some(source) = &self.source {
-            gone("strength", self.strength, self.steps)?;
+            gone("strength", self.strength)?;
             let size = (self.width as u32, self.height as u32);
             let picture = &source.picture;
             let mask = source
@@ -377,7 +371,7 @@ impl ImageRequest {
             }
         }
         if let Some(hires) = &self.hires {
-            gone("hires-strength", hires.strength, hires.steps)?;
+            gone("hires-strength", hires.strength)?;
             if !(1..=STEPS_MAX).contains(&hires.steps) {
                 let problem = format!("is {}; it must be between 1 and {STEPS_MAX}", hires.steps);
                 return Err(Error::request("hires-steps", problem));
@@ -396,10 +390,14 @@ impl ImageRequest {
     }
 
     /// Steps of the whole way of a pass, and how much of it is gone where it does not begin from noise.
-    pub(crate) fn way(&self, pass: usize) -> (usize, Option<f32>) {
+    pub(crate) fn way(&self, pass: usize) -> (usize, Option<f64>) {
+        let strength = |strength: f32| Some(as_written(strength));
         match (pass, &self.hires) {
-            (0, _) | (_, None) => (self.steps, self.source.as_ref().map(|_| self.strength)),
-            (_, Some(hires)) => (hires.steps, Some(hires.strength)),
+            (0, _) | (_, None) => {
+                let given = self.source.as_ref();
+                (self.steps, given.and_then(|_| strength(self.strength)))
+            }
+            (_, Some(hires)) => (hires.steps, strength(hires.strength)),
         }
     }
 
@@ -443,6 +441,13 @@ fn check_side(what: &str, side: usize, multiple: usize) -> Result<()> {
     };
     let problem = format!("is {side}, not a multiple of {multiple}; try {near}");
     Err(Error::request(what, problem))
+}
+
+/// The number that `value` was written as. Steps are counted by products with it, which a double gets right where it is
+/// made of the digits, and not where it is made of the nearest single: 10 steps at 0.7 are 7, not 6.99.
+fn as_written(value: f32) -> f64 {
+    let written = value.to_string().parse();
+    written.expect("what a number is written as is a number")
 }
 
 /// What a session did in one step.
@@ -529,4 +534,17 @@ pub struct Report {
     pub prompts: usize,
     /// How many of them were not encoded, since what is made of them was still there.
     pub prompts_cached: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_written;
+
+    #[test]
+    fn strengths_count_steps_as_they_are_written() {
+        for (steps, strength, gone) in [(10, 0.7, 7), (5, 0.6, 3), (10, 0.3, 3), (20, 0.55, 11)] {
+            assert_eq!((f64::from(steps) * as_written(strength)) as usize, gone);
+        }
+        assert_eq!(as_written(1.0), 1.0);
+    }
 }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use lowtide_core::{Bytes, Quality};
 use lowtide_engine::processor::Files;
 use lowtide_engine::{
-    Engine, ImageRequest, LoraUse, Options, Outcome, PrecisionChoice, Reading, Session, Source,
-    Start, Step,
+    Engine, Hires, ImageRequest, LoraUse, NoiseOf, Options, Outcome, PrecisionChoice, Reading,
+    Session, Source, Start, Step, Upscaler,
 };
-use lowtide_media::{Limits, decode};
+use lowtide_media::{Filter, Limits, Picture, decode};
 use lowtide_weights::{Checkpoint, ModelFolder};
 use serde_json::Value;
 
@@ -49,7 +49,11 @@ impl Files for Beside {
     }
 
     fn embeddings(&self) -> Vec<(String, PathBuf)> {
-        Vec::new()
+        let names = ["thing.safetensors", "style-7.pt"].map(|name| self.0.join(name));
+        let there = names.into_iter().filter(|path| path.exists());
+        there
+            .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path))
+            .collect()
     }
 }
 
@@ -106,9 +110,26 @@ fn request(family: &str, case: &Value) -> ImageRequest {
         strength: number("strength").unwrap(),
         source,
         loras: loras(case),
+        hires: hires(case),
         quality: Quality::Exact,
         ..ImageRequest::default()
     }
+}
+
+fn hires(case: &Value) -> Option<Hires> {
+    let hires = case.get("hires")?;
+    let whole = |key: &str| hires[key].as_u64().unwrap() as usize;
+    let name = hires["upscaler"].as_str().unwrap();
+    Some(Hires {
+        width: whole("width"),
+        height: whole("height"),
+        steps: whole("steps"),
+        strength: hires["strength"].as_f64().unwrap() as f32,
+        upscaler: Upscaler::ALL
+            .into_iter()
+            .find(|one| one.name() == name)
+            .unwrap(),
+    })
 }
 
 fn finish(mut session: Session) -> Outcome {
@@ -195,7 +216,11 @@ fn the_refiner_is_as_diffusers_computes_it() {
     parity("sdxl-refiner");
 }
 
-/// One request a family that uses as much as possible of it.
+fn case_of<'c>(cases: &'c [(String, Value)], name: &str) -> &'c Value {
+    &cases.iter().find(|(found, _)| found == name).unwrap().1
+}
+
+/// Requests of a family that use as much as possible of it.
 fn telling(family: &str) -> Vec<ImageRequest> {
     let cases = cases(family);
     let all = cases.iter().map(|(_, case)| request(family, case));
@@ -207,6 +232,19 @@ fn telling(family: &str) -> Vec<ImageRequest> {
         request.count = 2;
         request.reading = Reading::Weighted;
         request.prompt = "a (red cat:1.3), BREAK on a [blue] boat".to_owned();
+    }
+    telling.truncate(4);
+    if family == "sd15" {
+        let one = cases
+            .iter()
+            .map(|(name, case)| (name, request(family, case)));
+        // Every way of a second pass, and learned words.
+        let more = one.filter(|(name, _)| name.starts_with("hires") || *name == "embeddings");
+        telling.extend(more.map(|(_, request)| request));
+        telling.push(ImageRequest {
+            noise_of: NoiseOf::Gpu,
+            ..request(family, case_of(&cases, "embedding Euler a"))
+        });
     }
     telling
 }
@@ -317,4 +355,88 @@ fn a_lora_that_is_not_there_is_named() {
         panic!("started");
     };
     assert_eq!(error.to_string(), "loras 'missing': there is no such file");
+}
+
+#[test]
+fn a_second_pass_by_lanczos_is_image_to_image_of_the_enlarged_picture() {
+    let cases = cases("sd15");
+    let engine = engine("sd15", None);
+    for name in ["hires lanczos", "hires Euler a"] {
+        let whole = request("sd15", case_of(&cases, name));
+        let hires = whole.hires.unwrap();
+        let first = ImageRequest {
+            hires: None,
+            ..whole.clone()
+        };
+        let drawn = finish(engine.start(first.clone(), true).unwrap()).images;
+        let both = finish(engine.start(whole, true).unwrap()).images;
+        assert_eq!(both.len(), drawn.len());
+        for (both, drawn) in both.iter().zip(&drawn) {
+            let (width, height) = (drawn.width as u32, drawn.height as u32);
+            let picture = Picture::new(width, height, drawn.rgb.clone()).unwrap();
+            let (width, height) = (hires.width as u32, hires.height as u32);
+            let source = Source {
+                picture: picture.resized(width, height, Filter::Lanczos),
+                mask: None,
+            };
+            let second = ImageRequest {
+                width: hires.width,
+                height: hires.height,
+                steps: hires.steps,
+                strength: hires.strength,
+                source: Some(Arc::new(source)),
+                seed: drawn.seed,
+                count: 1,
+                ..first.clone()
+            };
+            let alone = finish(engine.start(second, true).unwrap()).images;
+            assert!(alone[0] == *both, "{name}, seed {}", drawn.seed);
+        }
+    }
+}
+
+#[test]
+fn jobs_that_share_a_session_give_what_they_give_alone() {
+    for family in ["sd15", "sdxl"] {
+        for request in telling(family) {
+            let engine = engine(family, None);
+            let other = ImageRequest {
+                seed: 99,
+                prompt: "another (thing:0.7)".to_owned(),
+                ..request.clone()
+            };
+            let both = [request, other];
+            let alone = both
+                .iter()
+                .flat_map(|request| finish(engine.start(request.clone(), false).unwrap()).images);
+            let alone: Vec<_> = alone.collect();
+            let starts = both.into_iter().map(|request| Start {
+                request,
+                resume: None,
+            });
+            let together = finish(engine.start_all(starts.collect(), false).unwrap());
+            assert!(together.images == alone, "{family}");
+        }
+    }
+}
+
+#[test]
+fn brackets_weigh_and_a_weight_of_one_is_none() {
+    let cases = cases("sd15");
+    let engine = engine("sd15", None);
+    let draw = |prompt: &str, noise_of: NoiseOf| {
+        let request = ImageRequest {
+            prompt: prompt.to_owned(),
+            reading: Reading::Weighted,
+            noise_of,
+            ..request("sd15", case_of(&cases, "embedding Euler a"))
+        };
+        finish(engine.start(request, true).unwrap()).latents
+    };
+    let plain = draw("a thing, on a boat", NoiseOf::Cpu);
+    assert_eq!(draw("a (thing:1.0), on a boat", NoiseOf::Cpu), plain);
+    assert_ne!(draw("a (thing:1.2), on a boat", NoiseOf::Cpu), plain);
+    assert_ne!(draw("a [thing], on a boat", NoiseOf::Cpu), plain);
+    assert_ne!(draw("a thinj, on a boat", NoiseOf::Cpu), plain);
+    assert_ne!(draw("a thing, on a boat", NoiseOf::Gpu), plain);
 }

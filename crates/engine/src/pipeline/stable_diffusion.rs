@@ -413,8 +413,13 @@ impl Pipeline for StableDiffusion {
             None => self.scheduler.schedule(method).map_err(&wrap)?,
         };
         let (steps, strength) = request.way(pass);
+        if strength.is_some_and(|strength| (steps as f64 * strength) as usize == 0) {
+            let what = ["strength", "hires-strength"][pass];
+            let problem = format!("leaves none of {steps} steps to be done; use more of either");
+            return Err(Error::request(what, problem));
+        }
         let begin = match strength {
-            Some(strength) => Begin::Strength(f64::from(strength)),
+            Some(strength) => Begin::Strength(strength),
             None => Begin::Whole,
         };
         let choice = Choice {
@@ -430,10 +435,6 @@ impl Pipeline for StableDiffusion {
             }
             other => wrap(other),
         })?;
-        if track.evaluations() == 0 {
-            let problem = "leaves no step to be done; use more of it, or more steps";
-            return Err(Error::request("strength", problem));
-        }
         Ok(Course::Track(Box::new(track)))
     }
 
