@@ -4,7 +4,7 @@
     python unet.py unseen [--cases 10] [--seed 0]             # random configurations against a build of the example
     python unet.py time [--latent 64] [--rounds 3]            # one step of SD 1.5 in its real shape, in turn
 
-The last two run `cargo run -p lowtide-models --example predict_unet`; exit code 1 when a promise is broken.
+The last two run `cargo run --release -p lowtide-models --example predict_unet`; exit code 1 when a promise is broken.
 """
 
 import argparse
@@ -155,8 +155,8 @@ def fixtures() -> None:
 
 
 def example() -> Path:
-    """Builds the example and returns its binary."""
-    command = ["cargo", "build", "-q", "-p", "lowtide-models", "--example", "predict_unet", "--message-format=json"]
+    """Builds the example, optimised as what people run is, and returns its binary."""
+    command = ["cargo", "build", "-q", "--release", "-p", "lowtide-models", "--example", "predict_unet", "--message-format=json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
     return Path(next(line["executable"] for line in lines if line.get("executable")))

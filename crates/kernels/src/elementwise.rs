@@ -56,6 +56,20 @@ pub fn mul(x: &mut [f32], y: &[f32]) {
     binary(x, y, Op::Mul);
 }
 
+/// `x = y`, by as many threads as it takes to move that much memory.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn copy(x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len(), "operands differ in length");
+    let shared = Shared(x.as_mut_ptr());
+    parts(x.len(), |start, count| {
+        let from = y[start..start + count].as_ptr();
+        // SAFETY: parts are disjoint and inside both slices.
+        unsafe { std::ptr::copy_nonoverlapping(from, shared.at(start), count) };
+    });
+}
+
 /// `x = act(x)`.
 pub fn activate(x: &mut [f32], act: Activation) {
     let isa = isa();

@@ -43,12 +43,13 @@ mod scratch;
 mod simd;
 mod stored;
 mod threads;
+mod tokens;
 
 pub use attention::{Attention, Mask, attention};
 pub use conv::{
     ChannelAffine, Conv2d, MapRows, Padding, conv2d, conv2d_in_place_add, conv2d_padded,
 };
-pub use elementwise::{activate, add, add_scaled, mul};
+pub use elementwise::{activate, add, add_scaled, copy, mul};
 pub use isa::{Isa, amx_refused, available_isas, force_isa, isa, isa_from_env, native_bf16};
 pub use linear::{linear, linear_add, linear_geglu, linear_swiglu};
 pub use map::{
@@ -60,3 +61,4 @@ pub use rows::{Rows, RowsMut};
 pub use scratch::{scratch_allocated, scratch_bytes};
 pub use stored::{Matrix, Precision, Stored, to_f32};
 pub use threads::{ThreadsError, set_threads, threads};
+pub use tokens::{add_tokens_to_map, map_to_tokens};

@@ -91,6 +91,13 @@ fn digest() -> u64 {
         RowsMut::new(&mut out, 1024, 256),
     );
     mix(&mut digest, &out);
+    let tokens = RowsMut::new(&mut out, 4096, 64);
+    map_to_tokens(&map, [&scale, &shift], 4096, 0, tokens);
+    let mut sum = map.clone();
+    add_tokens_to_map(Rows::new(&out, 4096, 64), &mut sum, 4096, 0);
+    mix(&mut digest, &sum);
+    copy(&mut sum, &map);
+    mix(&mut digest, &sum);
     digest
 }
 

@@ -63,7 +63,7 @@ impl Tensor {
                 found: vec![values.len()],
             });
         }
-        tensor.data_mut().copy_from_slice(values);
+        kernels::copy(tensor.data_mut(), values);
         Ok(tensor)
     }
 
@@ -255,7 +255,7 @@ impl PartMut<'_> {
                 found,
             });
         }
-        self.data.copy_from_slice(from.data);
+        kernels::copy(self.data, from.data);
         Ok(())
     }
 

@@ -417,3 +417,41 @@ fn upsampling_repeats_rows_and_columns() {
     assert_eq!(out[..12], [top, top].concat());
     assert_eq!(out[12..], [bottom, bottom].concat());
 }
+
+#[test]
+fn maps_become_tokens_and_tokens_are_added_to_maps() {
+    on_every_isa(|| {
+        let mut random = Random::new(17);
+        for (channels, plane, first, count) in [
+            (1, 1, 0, 1),
+            (16, 48, 16, 16),
+            (20, 63, 5, 58),
+            (37, 129, 0, 129),
+            (960, 300, 17, 200),
+        ] {
+            let map = random.normal(channels * plane);
+            let (scale, shift) = (random.normal(channels), random.normal(channels));
+            let mut tokens = vec![0.0; count * channels];
+            let out = RowsMut::new(&mut tokens, count, channels);
+            map_to_tokens(&map, [&scale, &shift], plane, first, out);
+            let mut sum = map.clone();
+            let view = Rows::new(&tokens, count, channels);
+            add_tokens_to_map(view, &mut sum, plane, first);
+            for c in 0..channels {
+                for place in 0..plane {
+                    let at = c * plane + place;
+                    let Some(t) = place.checked_sub(first).filter(|t| *t < count) else {
+                        assert_eq!(sum[at], map[at], "a place that has no token");
+                        continue;
+                    };
+                    let token = map[at] * scale[c] + shift[c];
+                    assert_eq!(tokens[t * channels + c], token);
+                    assert_eq!(sum[at], map[at] + token);
+                }
+            }
+            let mut copied = vec![0.0; map.len()];
+            copy(&mut copied, &map);
+            assert_eq!(copied, map);
+        }
+    });
+}

@@ -122,8 +122,8 @@ pub(super) fn concatenated(a: Rc<Strip>, b: Rc<Strip>) -> Result<Strip> {
             found: b.rows.shape().to_vec(),
         });
     }
-    first.copy_from_slice(a.rows.data());
-    second.copy_from_slice(b.rows.data());
+    lowtide_kernels::copy(first, a.rows.data());
+    lowtide_kernels::copy(second, b.rows.data());
     whole(both)
 }
 

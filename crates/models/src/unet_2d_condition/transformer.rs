@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use lowtide_kernels as kernels;
+
 use super::config::Config;
 use super::network::LayerShape;
 use crate::Result;
@@ -20,9 +22,6 @@ const LAYER_NORM_EPS: f32 = 1e-5;
 
 /// Width of the feed-forward, in channels.
 pub(super) const HIDDEN: usize = 4;
-
-/// Side of the square in which maps are turned into tokens and back: two squares of f32 stay in the first-level cache.
-const TRANSPOSE_SIDE: usize = 32;
 
 /// The tokens of all sequences, and how many rows are computed at a time.
 #[derive(Clone, Copy, Debug)]
@@ -355,39 +354,17 @@ struct Seen<'a> {
     v: Part<'a>,
 }
 
-/// Calls `visit(token, channel)` for every pair, in squares, so that neither side jumps through memory.
-fn in_squares(tokens: usize, channels: usize, mut visit: impl FnMut(usize, usize)) {
-    for token_start in (0..tokens).step_by(TRANSPOSE_SIDE) {
-        for channel_start in (0..channels).step_by(TRANSPOSE_SIDE) {
-            for channel in channel_start..(channel_start + TRANSPOSE_SIDE).min(channels) {
-                for token in token_start..(token_start + TRANSPOSE_SIDE).min(tokens) {
-                    visit(token, channel);
-                }
-            }
-        }
-    }
-}
-
 /// Tokens of a map from `first` on, as many as `out` (R, C) has rows, normalised on the way.
 fn normed_tokens(map: &Strip, norm: &Affine, first: usize, out: &mut Tensor) {
-    let channels = norm.scale.len();
     let values = map.rows.data();
-    let plane = values.len() / channels;
-    let rows = out.all().rows();
-    let to = out.data_mut();
-    in_squares(rows, channels, |row, channel| {
-        let value = values[channel * plane + first + row];
-        to[row * channels + channel] = value * norm.scale[channel] + norm.shift[channel];
-    });
+    let plane = values.len() / norm.scale.len();
+    let factors = [&norm.scale[..], &norm.shift[..]];
+    kernels::map_to_tokens(values, factors, plane, first, out.all_mut().view());
 }
 
 /// Adds tokens (R, C) to a map, from its token `first` on.
 fn add_tokens(y: &Tensor, first: usize, map: &mut Strip) {
-    let (rows, channels) = (y.all().rows(), y.all().columns());
-    let values = y.data();
     let map = map.rows.data_mut();
-    let plane = map.len() / channels;
-    in_squares(rows, channels, |row, channel| {
-        map[channel * plane + first + row] += values[row * channels + channel];
-    });
+    let plane = map.len() / y.all().columns();
+    kernels::add_tokens_to_map(y.all().view(), map, plane, first);
 }
