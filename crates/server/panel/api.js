@@ -5,6 +5,7 @@
 
 const BASE = new URL('../', import.meta.url);
 const TIMEOUT_MS = 20_000;
+const UPLOAD_MS = 120_000;
 const RECONNECT_MS_FIRST = 500;
 const RECONNECT_MS_MAX = 10_000;
 const SILENCE_MS_MAX = 45_000;
@@ -41,7 +42,10 @@ function read(text) {
 export async function ask(method, path, body, { signal, timeout_ms = TIMEOUT_MS, headers = {} } = {}) {
   const limit = AbortSignal.timeout(timeout_ms);
   const init = { method, headers: { ...headers }, signal: signal ? AbortSignal.any([signal, limit]) : limit };
-  if (body !== undefined) {
+  if (body instanceof Blob) {
+    init.headers['Content-Type'] = body.type;
+    init.body = body;
+  } else if (body !== undefined) {
     init.headers['Content-Type'] = 'application/json';
     init.body = write(body);
   }
@@ -67,6 +71,9 @@ export async function ask(method, path, body, { signal, timeout_ms = TIMEOUT_MS,
 export const get = (path, options) => ask('GET', path, undefined, options);
 export const post = (path, body = {}, options) => ask('POST', path, body, options);
 export const remove = (path, options) => ask('DELETE', path, undefined, options);
+
+/** Sends a file; pictures take longer than words. */
+export const upload = (path, file) => ask('POST', path, file, { timeout_ms: UPLOAD_MS });
 
 /** A key under which a lost answer can be asked for again without a second job. */
 export function freshKey() {

@@ -1,5 +1,6 @@
 // Finished pictures with what they were made with: open them large, use their settings again, keep the file.
 
+import { beginFromResult } from './begin.js';
 import { button, byId, el, fill, keep, sign } from './dom.js';
 import { jobs, peakOf } from './jobs.js';
 import { restore } from './make.js';
@@ -128,8 +129,15 @@ function showOpened() {
   fill(
     byId('picture-acts'),
     button({ word: say('gallery.reuse'), icon: 'reuse', kind: 'primary', act: () => reuse(job) }),
+    artifact.media_type.startsWith('image/') && button({ word: say('begin.use'), icon: 'picture', act: () => goOn(artifact), data: { act: 'begin' } }),
     el('a', { class: 'button', href: artifact.url, download: fileName(job, index) }, sign('download'), el('span', { text: say('gallery.download') })),
   );
+}
+
+/** A result becomes what the next picture begins from. */
+export function goOn(artifact) {
+  if (byId('picture').open) byId('picture').close();
+  beginFromResult(artifact);
 }
 
 /** Puts a job's settings into the form. */

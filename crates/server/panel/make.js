@@ -1,7 +1,9 @@
 // The form: what to make, what it will cost, and off it goes.
 
 import { freshKey, get, post } from './api.js';
+import { begun, restoreBegin, settled, startBegin } from './begin.js';
 import { byId, el, fill, recall, remember, settle, toast } from './dom.js';
+import { drawn, restoreDrawing, showDrawing, startDrawing } from './drawing.js';
 import { parameters, PNG_BYTES_MAX } from './png.js';
 import { onLanguage, reason, say } from './words.js';
 
@@ -58,6 +60,8 @@ export function startMake(onSubmitted) {
     if (file) restoreFrom(file);
     event.target.value = '';
   });
+  startDrawing(changed);
+  startBegin(changed);
   onLanguage(() => {
     showPresets();
     showPlan();
@@ -76,6 +80,7 @@ export async function loadKinds() {
   const wanted = field('model').value || recall('make.model') || (kind && kind.model_default);
   showModels(wanted);
   for (const name of NUMBERS) bound(field(name), schema[name]);
+  showDrawing(schema);
   if (!chosen) CHOICES.forEach(showChoice);
   chosen = true;
   showPresets();
@@ -143,7 +148,8 @@ function request() {
   for (const name of NUMBERS) if (field(name).value !== '') made[name] = Number(field(name).value);
   if (/^\d{1,20}$/.test(field('seed').value)) made.seed = field('seed').value;
   for (const name of CHOICES) if (name in schema && field(name).value) made[name] = field(name).value;
-  return made;
+  const picture = begun();
+  return { ...made, ...drawn('image' in picture), ...picture };
 }
 
 function body() {
@@ -207,10 +213,13 @@ function showPlan() {
 }
 
 function mark(name) {
-  const names = { negative_prompt: 'negative', size: 'width' };
+  const names = { negative_prompt: 'negative', size: 'width', image: 'begin', mask: 'begin', loras: 'sampling' };
   for (const input of byId('make').querySelectorAll('[aria-invalid]')) input.removeAttribute('aria-invalid');
   const input = name && field(names[name] || name);
-  if (input) input.setAttribute('aria-invalid', 'true');
+  if (!input) return;
+  input.setAttribute('aria-invalid', 'true');
+  const folded = input.closest('details');
+  if (folded) folded.open = true;
 }
 
 /** Sends the job. */
@@ -224,6 +233,7 @@ export async function go() {
     return;
   }
   // The same key until it is known to have arrived, so that a lost answer makes no second job.
+  await settled();
   key = key || freshKey();
   const job = { ...body(), idempotency_key: key, priority: field('priority').value };
   for (const name of ['keep_alive', 'after_job']) if (field(name).value) job[name] = field(name).value;
@@ -250,6 +260,8 @@ export function restore(settings) {
   for (const name of ['prompt', 'negative', 'seed', ...NUMBERS]) field(name).value = settings[name] ?? '';
   if (settings.negative_prompt) field('negative').value = settings.negative_prompt;
   for (const name of CHOICES) if (settings[name]) field(name).value = settings[name];
+  restoreDrawing(settings);
+  restoreBegin(settings);
   beside = Object.fromEntries(BESIDE.filter((name) => settings[name] !== undefined && settings[name] !== null).map((name) => [name, settings[name]]));
   for (const radio of field('preset').querySelectorAll('input')) radio.checked = radio.value === '';
   if (settings.model && models.some((model) => model.id === settings.model)) field('model').value = settings.model;

@@ -1,6 +1,7 @@
 // The panel: starts its parts, and holds them together when the service comes and goes.
 
 import { listen } from './api.js';
+import { beginFrom } from './begin.js';
 import { byId, el, fill, recall, remember, throttle, toast } from './dom.js';
 import { startExplain } from './explain.js';
 import { startGallery } from './gallery.js';
@@ -106,7 +107,7 @@ function startKeys(turnTheme) {
   });
 }
 
-/** A picture dropped anywhere gives its settings to the form. */
+/** A picture dropped anywhere gives its settings to the form; over the form's picture it is what to begin from. */
 function startDrop() {
   let depth = 0;
   const has = (event) => event.dataTransfer && [...event.dataTransfer.types].includes('Files');
@@ -132,7 +133,8 @@ function startDrop() {
     const [file] = (event.dataTransfer && event.dataTransfer.files) || [];
     if (!file) return;
     event.preventDefault();
-    restoreFrom(file);
+    if (event.target.closest && event.target.closest('#make-begin')) beginFrom(file);
+    else restoreFrom(file);
   });
 }
 

@@ -2,7 +2,7 @@
 
 import { remove } from './api.js';
 import { announce, button, byId, el, fill, sign, toast } from './dom.js';
-import { fileName, openPicture, reuse } from './gallery.js';
+import { fileName, goOn, openPicture, reuse } from './gallery.js';
 import { isOver, jobs, peakOf } from './jobs.js';
 import { onLanguage, reason, say } from './words.js';
 
@@ -125,7 +125,7 @@ function showPictures() {
   fill(
     byId('stage-bar'),
     caption(shown.model, took !== undefined && say('stage.took', { seconds: took }), peak !== null && say('stage.peak', { bytes: peak }), shown.request && shown.request.seed !== undefined && say('stage.seed', { seed: String(shown.request.seed) })),
-    el('div', { class: 'row' }, button({ label: say('gallery.reuse'), icon: 'reuse', act: () => reuse(shown) }), first && el('a', { class: 'button bare', href: first.url, download: fileName(shown, 0), title: say('gallery.download'), 'aria-label': say('gallery.download') }, sign('download'))),
+    el('div', { class: 'row' }, button({ label: say('gallery.reuse'), icon: 'reuse', act: () => reuse(shown) }), first && button({ label: say('begin.use'), icon: 'picture', act: () => goOn(first), data: { act: 'begin' } }), first && el('a', { class: 'button bare', href: first.url, download: fileName(shown, 0), title: say('gallery.download'), 'aria-label': say('gallery.download') }, sign('download'))),
   );
 }
 

@@ -282,6 +282,30 @@ impl Page {
         }
     }
 
+    /// Draws a line over an element with the mouse, between two places given as shares of its sides.
+    pub(crate) fn drag(&self, selector: &str, from: (f64, f64), to: (f64, f64)) {
+        let place = self.eval(&format!(
+            "(() => {{ const box = document.querySelector({selector:?}).getBoundingClientRect();
+                return [box.x, box.y, box.width, box.height]; }})()"
+        ));
+        let at = |number: usize| place[number].as_f64().unwrap();
+        let steps = [0.0, 0.25, 0.5, 0.75, 1.0].map(|share| {
+            let x = from.0 + (to.0 - from.0) * share;
+            let y = from.1 + (to.1 - from.1) * share;
+            (at(0) + x * at(2), at(1) + y * at(3))
+        });
+        let send = |kind: &str, (x, y): (f64, f64), buttons: u32| {
+            self.ask(
+                "Input.dispatchMouseEvent",
+                json!({ "type": kind, "x": x, "y": y, "button": "left", "buttons": buttons, "clickCount": 1 }),
+            );
+        };
+        send("mouseMoved", steps[0], 0);
+        send("mousePressed", steps[0], 1);
+        steps.iter().for_each(|&step| send("mouseMoved", step, 1));
+        send("mouseReleased", steps[4], 0);
+    }
+
     /// Writes into a field as a person does: clicks, again where the page moved under the hand, and types.
     pub(crate) fn fill(&self, selector: &str, text: &str) {
         let focused = format!("document.activeElement === document.querySelector({selector:?})");
@@ -306,6 +330,7 @@ impl Page {
             "Enter" => 13,
             "Escape" => 27,
             "ArrowLeft" => 37,
+            "ArrowRight" => 39,
             "Tab" => 9,
             _ => 0,
         };

@@ -283,3 +283,101 @@ fn the_queue_obeys_hands() {
     );
     visit.end();
 }
+
+#[test]
+fn a_mask_is_drawn_over_a_picture_and_the_rest_stays() {
+    let Some(visit) = Visit::begin(
+        "a_mask_is_drawn_over_a_picture_and_the_rest_stays",
+        1280,
+        1000,
+    ) else {
+        return;
+    };
+    let page = &visit.page;
+    make(page, HEART);
+    is_done(page);
+    // A result is what the next one begins from.
+    page.click("#stage-bar [data-act=begin]");
+    page.wait(
+        "the picture is there to be drawn on",
+        "document.querySelector('#begin-image').naturalWidth > 0 && document.querySelector('#begin-mask').width > 16",
+    );
+    page.eval("document.querySelector('#begin-mask').scrollIntoView({ block: 'center' })");
+    // By hand, then by keys, then one stroke is taken back.
+    page.drag("#begin-mask", (0.2, 0.2), (0.4, 0.3));
+    // The brush itself is grey, what it drew is not.
+    let masked = "(() => { const { width, height } = document.querySelector('#begin-mask');
+        const { data } = document.querySelector('#begin-mask').getContext('2d').getImageData(0, 0, width, height);
+        let count = 0;
+        for (let at = 0; at < data.length; at += 4) if (data[at + 3] > 200 && data[at] !== data[at + 1]) count += 1;
+        return count; })()";
+    let by_hand = page.number(masked);
+    assert!(by_hand > 50.0, "{by_hand} points are masked");
+    page.eval("document.querySelector('#begin-mask').focus()");
+    page.press("]", 0);
+    page.press("ArrowRight", 0);
+    page.press(" ", 0);
+    assert!(page.number(masked) > by_hand, "keys draw, too");
+    page.click("#begin-undo");
+    page.fill("#make-strength", "0.875");
+    page.fill("#make-seed", "11");
+    page.wait(
+        "the plan knows the mask",
+        "/[KMG]iB/.test(document.querySelector('#plan .strong').textContent)",
+    );
+    page.screenshot("mask");
+    page.click("#make-prompt");
+    page.press("Enter", CTRL);
+    page.wait(
+        "another picture is there",
+        "document.querySelectorAll('#gallery-list .thumb').length === 2",
+    );
+    is_done(page);
+    let made = "fetch('/v1/jobs?limit=1').then((r) => r.json()).then((list) => fetch('/v1/jobs/' + list.jobs[0].id)).then((r) => r.json())";
+    let request = |field: &str| {
+        page.text(&format!(
+            "{made}.then((job) => String(job.request.{field}))"
+        ))
+    };
+    assert!(request("image").starts_with("sha256:"));
+    assert!(request("mask").starts_with("sha256:"));
+    assert_eq!(
+        (request("strength"), request("seed")),
+        ("0.875".to_owned(), "11".to_owned())
+    );
+    // Far from what was drawn nothing changed.
+    page.eval(&format!(
+        "window.pixels = async (url) => {{
+             const image = new Image(); image.src = url; await image.decode();
+             const canvas = new OffscreenCanvas(image.width, image.height);
+             const context = canvas.getContext('2d'); context.drawImage(image, 0, 0);
+             return context.getImageData(0, 0, image.width, image.height);
+         }};
+         window.compared = (async () => {{
+             const job = await {made};
+             const [old, fresh] = await Promise.all([pixels('/v1/inputs/' + job.request.image), pixels(job.artifacts[0].url)]);
+             const differs = (x, y) => [0, 1, 2].some((c) => old.data[4 * (y * old.width + x) + c] !== fresh.data[4 * (y * old.width + x) + c]);
+             let inside = 0, corner = 0;
+             for (let y = 0; y < old.height; y += 1) for (let x = 0; x < old.width; x += 1) {{
+                 if (!differs(x, y)) continue;
+                 if (x > old.width * 0.8 && y > old.height * 0.8) corner += 1; else inside += 1;
+             }}
+             return `${{inside > 0}} ${{corner}}`;
+         }})();"
+    ));
+    assert_eq!(page.text("compared"), "true 0");
+    // What it was made with comes back, the mask included; and goes when it is not wanted.
+    page.click("#make-reset");
+    page.wait(
+        "it is gone",
+        "document.querySelector('#begin-given').hidden",
+    );
+    page.click("#gallery-list .thumb");
+    page.wait("it is told", "document.querySelector('#picture').open && document.querySelector('#picture-facts').innerText.includes('11')");
+    page.screenshot("masked");
+    page.click("#picture-acts .primary");
+    page.wait("the mask is there again", &format!("{masked} > 50"));
+    page.resize(390, 844);
+    page.screenshot("mask_narrow");
+    visit.end();
+}
