@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::app::App;
 use crate::fields::parsed;
+use crate::pictures;
 use crate::refusal::Refusal;
 
 /// Of a body that is too long so much is still read, so that a client that only looks for the answer afterwards finds
@@ -67,9 +68,9 @@ impl FromRequest<App> for PictureFile {
     async fn from_request(request: Request, app: &App) -> Result<PictureFile, Refusal> {
         let (parts, body) = request.into_parts();
         match essence(&parts.headers) {
-            Some(essence) if essence.starts_with("image/") => {}
+            Some(essence) if pictures::TYPES.contains(&&essence[..]) => {}
             found => {
-                let expected = "a picture, with a Content-Type such as image/png";
+                let expected = "a picture, with Content-Type: image/png, image/jpeg or image/webp";
                 return Err(Refusal::UnsupportedMediaType { expected, found });
             }
         }

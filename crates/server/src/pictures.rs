@@ -12,6 +12,9 @@ use crate::refusal::Refusal;
 /// The format that marks a field of a kind's schema as the name of a picture.
 const FORMAT: &str = "input-picture";
 
+/// Types of pictures that are taken.
+pub(crate) const TYPES: [&str; 3] = ["image/png", "image/jpeg", "image/webp"];
+
 /// What may stand in such a field.
 const RULE: &str = "sha256: and 64 digits (from POST /v1/inputs), artifact: and the id of a result, or a \
                     data:image/...;base64, URL is needed";

@@ -18,12 +18,13 @@ use crate::schemas;
 
 pub(super) fn routes(routes: Routes) -> Routes {
     let bytes = || json!({ "type": "string", "contentMediaType": "application/octet-stream" });
-    let send = Operation::new(
-        "inputs",
-        "Sends a picture that requests can then name; the same one again changes nothing",
-    )
-    .body_of("image/*", bytes())
-    .answers(201, "It is on the disk", reference("Input"));
+    let about = "Sends a picture that requests can then name; the same one again changes nothing";
+    let send = pictures::TYPES
+        .iter()
+        .fold(Operation::new("inputs", about), |send, media_type| {
+            send.body_of(media_type, bytes())
+        });
+    let send = send.answers(201, "It is on the disk", reference("Input"));
     let get = Operation::new("inputs", "A picture that was sent")
         .segment("id", schemas::input_id(), "Its name")
         .answers_with(200, "The file", "*/*", bytes());

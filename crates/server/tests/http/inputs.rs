@@ -86,10 +86,7 @@ fn what_is_no_picture_or_no_name_is_refused() {
     );
     let invalid = (422, "invalid_request".to_owned());
     assert_eq!(post("image/png", b""), invalid);
-    assert_eq!(
-        post("image/svg+xml", b"<svg onload=\"alert(1)\"/>"),
-        invalid
-    );
+    assert_eq!(post("image/webp", b"<svg onload=\"alert(1)\"/>"), invalid);
     assert_eq!(post("image/png", &PNG[..7]), invalid);
     let long = [PNG, &[0; 1_000]].concat();
     assert_eq!(post("image/png", &long), (413, "too_large".to_owned()));
