@@ -88,10 +88,15 @@ fn put_drawing(args: &GenerateArgs, pictures: &Pictures, put: &mut impl FnMut(&s
     put("hires_upscaler", json!(hires.hires_upscaler));
 }
 
-/// The option that means a field of a request; the prompt has none.
+/// The option that means a field of a request; the prompt has none, nor has what is no field.
 pub(crate) fn option_of(field: &str) -> Option<String> {
+    if let Some(which) = field.strip_prefix("loras ") {
+        return Some(format!("--lora {which}"));
+    }
+    let plain = |sign: u8| sign.is_ascii_lowercase() || sign == b'_' || sign == b'-';
     Some(match field {
         "prompt" => return None,
+        field if !field.bytes().all(plain) => return None,
         "width" | "height" => "--size".to_owned(),
         "noise" => "--noise-of".to_owned(),
         "loras" => "--lora".to_owned(),

@@ -27,7 +27,7 @@ use std::time::Instant;
 /// Plans and prints.
 pub(crate) fn plan(args: &GenerateArgs) -> Result<(), Failure> {
     let job = Job::open(args)?;
-    let plan = job.engine.plan(&job.prepared.request)?;
+    let plan = job.engine.plan(&job.prepared.request).map_err(in_options)?;
     let text = if args.json {
         format!(
             "{}\n",
@@ -50,7 +50,8 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let destination = Destination::new(args, &job.config)?;
     let session = job
         .engine
-        .start(job.prepared.request.clone(), destination.dump.is_some())?;
+        .start(job.prepared.request.clone(), destination.dump.is_some())
+        .map_err(in_options)?;
     let load_seconds = started.elapsed().as_secs_f64();
     let progress = if args.json || args.quiet {
         Progress::silent()
@@ -163,7 +164,8 @@ fn in_options(error: Error) -> Failure {
     match error {
         Error::Request { what, problem } => match option_of(&what) {
             Some(option) => Failure::mistake(format!("{option}: {problem}")),
-            None => Failure::mistake(format!("the {what} {problem}")),
+            None if what == "prompt" => Failure::mistake(format!("the {what} {problem}")),
+            None => Failure::mistake(format!("{what} {problem}")),
         },
         other => other.into(),
     }
