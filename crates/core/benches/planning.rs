@@ -96,6 +96,7 @@ fn pipeline(sizes: usize, reuse: bool) -> PipelineLayout {
         reuse,
         offload: Offload::Auto,
         beside: Bytes::ZERO,
+        shared: Vec::new(),
     };
     PipelineLayout {
         model: "bench".into(),

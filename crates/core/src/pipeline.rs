@@ -91,6 +91,9 @@ pub struct PhaseLayout {
     pub offload: Offload,
     /// Bytes of other components' weights that stay on the device meanwhile; only [`Offload::Never`] has such.
     pub beside: Bytes,
+    /// Blocks that somebody else holds on the device as well, by index: they are among what is in use already, so that
+    /// they stay, need no memory and are not read.
+    pub shared: Vec<usize>,
 }
 
 /// What a user wants to happen to weights that are not in use. Whatever it is, the results are the same bytes.

@@ -48,7 +48,7 @@ pub struct PhasePlan {
     /// The ring: the k-th streamed load of the phase, counted from 0 over all visits, goes to slot `k % slots.len()`.
     /// Empty when everything is resident.
     pub slots: Vec<Bytes>,
-    /// Bytes of resident blocks and slots.
+    /// Bytes of resident blocks and slots, but for blocks that others hold as well.
     pub weights: Bytes,
     /// Bytes of activations at the worst moment.
     pub activation: Bytes,

@@ -157,7 +157,7 @@ fn phase_plan(search: &Search<'_>, candidate: &Candidate, budget: &Budget) -> Ph
         visits: rung.visits,
         placement,
         slots: split.slots.clone(),
-        weights: split.weights(),
+        weights: split.weights() - search.shared,
         activation: rung.activation,
         held: rung.held,
         peak: candidate.peak + budget.in_use,

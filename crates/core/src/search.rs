@@ -57,6 +57,8 @@ pub(crate) struct Search<'a> {
     pub(crate) phase: &'a PhaseLayout,
     pub(crate) rungs: Vec<Rung>,
     families: Vec<Vec<Split>>,
+    /// Bytes of blocks that are in use already, whatever the split.
+    pub(crate) shared: Bytes,
     overlap: f64,
     cold_s: Vec<f64>,
     warm_s: Vec<f64>,
@@ -96,8 +98,8 @@ impl<'a> Search<'a> {
         };
         let mut rungs = Vec::new();
         for (mode_index, mode) in phase.modes.iter().enumerate() {
-            let required = required_blocks(mode, sizes.len())
-                .ok_or_else(|| wrong("a mode requires a block that does not exist"))?;
+            let required = required_blocks(phase, mode, sizes.len())
+                .ok_or_else(|| wrong("a block that is required or shared does not exist"))?;
             for values in rung_values(mode) {
                 if rungs.len() == RUNGS_MAX {
                     return Err(wrong("its ladders have too many rungs"));
@@ -126,10 +128,8 @@ impl<'a> Search<'a> {
                 .map(|family| family.splits)
                 .collect(),
             overlap: device.overlap,
-            cold_s: sizes
-                .iter()
-                .map(|size| size.as_f64() / device.cold_bytes_per_s)
-                .collect(),
+            shared: phase.shared.iter().map(|&block| sizes[block]).sum(),
+            cold_s: first_reads_s(phase, &sizes, device),
             warm_s: sizes
                 .iter()
                 .map(|size| size.as_f64() / device.link_bytes_per_s)
@@ -137,6 +137,11 @@ impl<'a> Search<'a> {
             link_bytes_per_s: device.link_bytes_per_s,
             timed: RefCell::default(),
         })
+    }
+
+    /// What a rung needs with a split. Blocks that are in use already are part of every split.
+    fn peak(&self, rung: &Rung, split: &Split) -> Bytes {
+        rung.beside() + (split.weights() - self.shared)
     }
 
     /// The candidate's split.
@@ -147,7 +152,7 @@ impl<'a> Search<'a> {
     /// The smallest peak of any candidate of this exactness, or `None` when there are no such modes.
     pub(crate) fn smallest_peak(&self, exact: bool) -> Option<Bytes> {
         // Families are in ascending order of bytes.
-        let smallest = |rung: &Rung| rung.beside() + self.families[rung.family][0].weights();
+        let smallest = |rung: &Rung| self.peak(rung, &self.families[rung.family][0]);
         self.rungs
             .iter()
             .filter(|rung| rung.exact == exact)
@@ -176,7 +181,7 @@ impl<'a> Search<'a> {
         let mut best: Option<Candidate> = None;
         for (index, rung) in self.fitting(exact, available) {
             for (split_index, split) in self.families[rung.family].iter().enumerate() {
-                let peak = rung.beside() + split.weights();
+                let peak = self.peak(rung, split);
                 if peak > available || best.is_some_and(|best| peak >= best.peak) {
                     break;
                 }
@@ -211,7 +216,7 @@ impl<'a> Search<'a> {
         for (index, rung) in rungs {
             // The largest that fit first, for the same reason.
             for (split_index, split) in self.families[rung.family].iter().enumerate().rev() {
-                let peak = rung.beside() + split.weights();
+                let peak = self.peak(rung, split);
                 if peak > available {
                     continue;
                 }
@@ -240,7 +245,7 @@ impl<'a> Search<'a> {
         let mut best_resident = self.split(&fastest).resident_bytes;
         for (index, rung) in self.fitting(exact, available) {
             for (split_index, split) in self.families[rung.family].iter().enumerate() {
-                let peak = rung.beside() + split.weights();
+                let peak = self.peak(rung, split);
                 let better = split.resident_bytes > best_resident
                     || (split.resident_bytes == best_resident && peak < best.peak);
                 if peak > available || !better || self.seconds_min(rung, split) > limit_s {
@@ -344,10 +349,23 @@ fn compute_shared(
         .collect())
 }
 
-/// By block of `count`: whether `mode` cannot stream it. `None` where it names a block that is not there.
-fn required_blocks(mode: &Mode, count: usize) -> Option<Vec<bool>> {
+/// Seconds of each block's first read; none where it is there already.
+fn first_reads_s(phase: &PhaseLayout, sizes: &[Bytes], device: &DeviceProfile) -> Vec<f64> {
+    let mut seconds: Vec<f64> = sizes
+        .iter()
+        .map(|size| size.as_f64() / device.cold_bytes_per_s)
+        .collect();
+    for &block in &phase.shared {
+        seconds[block] = 0.0;
+    }
+    seconds
+}
+
+/// By block of `count`: whether it cannot stream, for `mode` or because it is there anyway. `None` where a block is named
+/// that does not exist.
+fn required_blocks(phase: &PhaseLayout, mode: &Mode, count: usize) -> Option<Vec<bool>> {
     let mut required = vec![false; count];
-    for &block in &mode.resident_blocks {
+    for &block in mode.resident_blocks.iter().chain(&phase.shared) {
         *required.get_mut(block)? = true;
     }
     Some(required)

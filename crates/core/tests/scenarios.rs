@@ -53,6 +53,7 @@ fn phase(name: &str, component: ComponentLayout, passes: u64, modes: Vec<Mode>) 
         reuse: false,
         offload: Offload::Auto,
         beside: Bytes::ZERO,
+        shared: Vec::new(),
     }
 }
 

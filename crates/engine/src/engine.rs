@@ -15,7 +15,7 @@ use crate::adapters::Active;
 use crate::course::Course;
 use crate::defaults;
 use crate::device::{cpu, figures};
-use crate::job::{self, Habits, Job, Planned};
+use crate::job::{self, Habits, Job, Planned, Shared};
 use crate::lora_files::{self, Added, LoraFiles};
 use crate::pipeline::{self, Origin, Pass, Pipeline, Shape};
 use crate::processor::{CacheFigures, Files, NoFiles};
@@ -23,6 +23,7 @@ use crate::prompt_cache::PromptCache;
 use crate::request::{ImageRequest, Upscaler};
 use crate::session::work::{TextKey, Work};
 use crate::session::{Makings, Saved, Session};
+use crate::shared::Counted;
 use crate::stream::Failure;
 use crate::{Error, Result};
 
@@ -154,8 +155,8 @@ impl Engine {
     /// The budget in force now.
     pub fn budget(&self) -> Budget {
         // The kernels' scratch is part of every phase's own bytes, whether it exists already or not; kept weights are
-        // forgotten as soon as a phase needs their room.
-        let ours = self.kept() + self.loras.kept();
+        // forgotten as soon as a phase needs their room, but for those that another model holds as well.
+        let ours = self.model.ours().bytes() + self.loras.kept();
         let not_ours_to_count = kernels::scratch_allocated() as u64 + ours.0;
         let in_use = Bytes(memory::live().saturating_sub(not_ours_to_count));
         figures::within(self.options.budget, self.options.reserve, in_use)
@@ -279,9 +280,13 @@ impl Engine {
             .loras
             .forecast(&*self.model, request, places(&passes))?;
         let shape = self.shape(request, bounds, (&passes, &courses), (added, false))?;
-        let budget = budget.unwrap_or_else(|| self.budget());
+        // What others hold is among what is in use only where that was looked at here.
+        let (budget, shared) = match budget {
+            None => (self.budget(), job::shared(&*self.model, &shape)),
+            Some(budget) => (budget, vec![Vec::new(); shape.phases(&*self.model).len()]),
+        };
         Ok(self
-            .planned_for((shape, courses, None), request.quality, budget)?
+            .planned_for((shape, courses, None), request.quality, (budget, shared))?
             .plan)
     }
 
@@ -501,10 +506,15 @@ impl Engine {
         self.model.held()
     }
 
+    /// The same, but for blocks that were `counted`: those that several models share count once in a sum over models.
+    pub fn held_beside(&self, counted: &mut Counted) -> Bytes {
+        self.model.held_beside(counted)
+    }
+
     /// Forgets all kept weights, and what was made of prompts, and says how many bytes that gave back. Weights that a
-    /// running session uses go when it is done with them.
+    /// running session uses go when it is done with them, those that another model uses as well with that one.
     pub fn forget_weights(&self) -> Bytes {
-        let kept = self.kept() + self.prompts.clear() + self.loras.forget();
+        let kept = self.model.ours().bytes() + self.prompts.clear() + self.loras.forget();
         for part in self.model.parts() {
             part.blocks.forget_unless(|_| false);
         }
@@ -526,7 +536,7 @@ impl Engine {
         }
         for part in self.model.parts() {
             let budget = self.budget();
-            let room = budget.available().saturating_sub(self.kept());
+            let room = budget.available().saturating_sub(self.model.ours().bytes());
             if part.layout.bytes() > room {
                 continue;
             }
@@ -567,21 +577,26 @@ impl Engine {
                 return Err(Error::request("noise", problem));
             }
         }
-        self.planned_for((shape, courses, active), request.quality, self.budget())
+        let shared = job::shared(&*self.model, &shape);
+        self.planned_for(
+            (shape, courses, active),
+            request.quality,
+            (self.budget(), shared),
+        )
     }
 
     fn planned_for(
         &self,
         (shape, courses, active): (Shape, Vec<Course>, Option<Arc<Active>>),
         quality: Quality,
-        budget: Budget,
+        (budget, shared): (Budget, Shared),
     ) -> Result<Planned> {
         let vars = pipeline::vars(&*self.model, &shape);
         let habits = Habits {
             offload: self.options.offload,
             reuse: self.options.keep_weights,
         };
-        let pipeline = job::pipeline(&*self.model, &shape, habits);
+        let pipeline = job::pipeline(&*self.model, &shape, habits, &shared);
         let mut plan = plan(&pipeline, &vars, &self.profile, &budget, quality)?;
         plan.approximate.extend(self.variant.clone());
         Ok(Planned {
@@ -593,6 +608,7 @@ impl Engine {
             plan,
             quality,
             habits,
+            shared,
         })
     }
 }

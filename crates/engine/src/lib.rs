@@ -24,6 +24,7 @@ pub mod prompt;
 mod prompt_cache;
 mod request;
 mod session;
+pub mod shared;
 pub mod stream;
 
 pub use defaults::Defaults;

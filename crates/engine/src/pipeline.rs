@@ -25,7 +25,8 @@ use crate::processor::Files;
 use crate::request::{ImageRequest, Upscaler};
 use crate::session::sketch::Sketcher;
 use crate::session::work::{Text, TextKey};
-use crate::stream::{Blocks, Stream};
+use crate::shared::{Counted, Ours};
+use crate::stream::{self, Blocks, Stream};
 use crate::{Error, Result};
 use pictures::Vae;
 
@@ -358,10 +359,20 @@ impl dyn Pipeline + '_ {
 
     /// Bytes of its weights in memory, those of a stream that runs included.
     pub(crate) fn held(&self) -> Bytes {
+        self.held_beside(&mut Counted::default())
+    }
+
+    /// The same, but for blocks that were `counted`.
+    pub(crate) fn held_beside(&self, counted: &mut Counted) -> Bytes {
         self.parts()
             .into_iter()
-            .map(|part| part.blocks.held())
+            .map(|part| part.blocks.held_beside(counted))
             .sum()
+    }
+
+    /// What of its weights, kept in memory between phases, nobody else holds: what forgetting them gives back.
+    pub(crate) fn ours(&self) -> Ours {
+        stream::ours(self.parts().into_iter().map(|part| &part.blocks))
     }
 
     /// Channels, rows and columns of the latents of a pass.
@@ -461,6 +472,7 @@ pub(crate) fn phase(
         reuse: false,
         offload: Offload::Auto,
         beside: Bytes::ZERO,
+        shared: Vec::new(),
     }
 }
 

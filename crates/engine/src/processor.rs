@@ -14,6 +14,7 @@ use lowtide_media::{Format, Pixels, encode, shrunk};
 use lowtide_weights::ModelFolder;
 use serde_json::Value;
 
+use crate::shared::Counted;
 use crate::{Options, Progress, Result};
 
 /// One kind of job.
@@ -129,6 +130,12 @@ pub trait Opened: Send + Sync {
     /// Bytes of weights in memory now, those that a run uses included.
     fn held(&self) -> Bytes {
         Bytes::ZERO
+    }
+
+    /// The same, but for weights that were `counted`: those that several models share count once in a sum over models.
+    fn held_beside(&self, counted: &mut Counted) -> Bytes {
+        let _ = counted;
+        self.held()
     }
 
     /// Brings weights to the device ahead of any job, as far as the budget has room; returns the bytes held.

@@ -21,7 +21,7 @@ use lowtide_kernels::memory;
 use lowtide_models::Compute;
 
 use crate::device::limits::Seat;
-use crate::job::{Job, Planned, less, replan};
+use crate::job::{self, Job, Planned, less, replan, still_shared};
 use crate::pipeline::Pipeline;
 use crate::prompt_cache::PromptCache;
 use crate::request::{Outcome, Progress, Report, Sketch, Step};
@@ -220,7 +220,7 @@ impl Session {
     /// stays, and rungs are taken when memory is refused.
     fn refit(&mut self) {
         let context = &mut self.context;
-        let own = context.makings.model.kept() + Bytes::from(self.work.bytes());
+        let own = context.makings.model.ours().bytes() + Bytes::from(self.work.bytes());
         let not_others = Bytes::from(kernels::scratch_allocated()) + own;
         let in_use = Bytes(memory::live()).saturating_sub(not_others);
         let known = context.planned.plan.budget;
@@ -228,6 +228,7 @@ impl Session {
             return;
         }
         let budget = Budget { in_use, ..known };
+        let shared = job::shared(&*context.makings.model, &context.planned.shape);
         let phases: Result<Vec<PhasePlan>> = (0..context.planned.phases.len())
             .map(|phase| {
                 replan(
@@ -235,7 +236,7 @@ impl Session {
                     &context.planned,
                     &context.makings.profile,
                     phase,
-                    budget,
+                    (budget, &shared),
                 )
             })
             .collect();
@@ -248,6 +249,7 @@ impl Session {
                 .max()
                 .unwrap_or(plan.peak);
             plan.phases = phases;
+            context.planned.shared = shared;
             self.going = None;
         }
     }
@@ -262,12 +264,13 @@ impl Session {
             context.planned.plan.budget,
             Bytes(failed.peak.0.saturating_sub(1)),
         );
+        let shared = still_shared(&*context.makings.model, &context.planned);
         match replan(
             &*context.makings.model,
             &context.planned,
             &context.makings.profile,
             phase,
-            budget,
+            (budget, &shared),
         ) {
             Ok(rung) => {
                 context.rungs_taken += 1;

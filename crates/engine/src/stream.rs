@@ -5,11 +5,12 @@
 //! block has been used.
 //!
 //! Blocks that stayed can outlive their phase: they go to a shelf, from which the next phase that uses them takes them
-//! without a load, and from which they are forgotten in no time, since there is nothing to write back.
+//! without a load, and from which they are forgotten in no time, since there is nothing to write back. A block that
+//! stays and is equal to one that another model has in memory is that one ([`crate::shared`]).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use lowtide_models::weights::BlockIndex;
 use lowtide_models::{Adapters, BlockSource, Weights};
 use lowtide_weights::{Checkpoint, TensorEntry};
 
+use crate::shared::{Claim, Counted, Form, Ours};
 use crate::{Error, Result};
 
 /// The loader only reads files; it needs next to no stack.
@@ -31,11 +33,17 @@ pub struct Blocks {
     /// By block: each tensor and its offset in the slot.
     reads: Vec<Vec<(TensorEntry, usize)>>,
     bytes: Vec<usize>,
+    /// By block: where its tensors lie in its slot.
+    forms: Vec<Form>,
     /// By block: its weights, kept from an earlier phase.
-    shelf: Mutex<Vec<Option<Arc<Buffer>>>>,
-    /// Bytes in a stream that runs: its slots, and the blocks it read that stay.
-    streaming: AtomicU64,
+    shelf: Mutex<Shelf>,
+    /// By block: its weights if they stay, on the shelf or in a stream.
+    claims: Mutex<Vec<Weak<Claim>>>,
+    /// Bytes of the slots of streams that run.
+    slots: AtomicU64,
 }
+
+type Shelf = Vec<Option<Arc<Claim>>>;
 
 impl Blocks {
     /// The blocks of `layout` in `checkpoint`, whose headers the layout was made from.
@@ -61,6 +69,11 @@ impl Blocks {
             }
             reads.push(tensors);
         }
+        let form = |reads: &Vec<(TensorEntry, usize)>| -> Form {
+            let range = |(entry, at): &(TensorEntry, usize)| *at..*at + entry.bytes as usize;
+            reads.iter().map(range).collect()
+        };
+        let forms = reads.iter().map(form).collect();
         let indexes = layout.blocks.iter().map(BlockIndex::new).collect();
         let bytes = layout
             .blocks
@@ -73,42 +86,65 @@ impl Blocks {
             indexes,
             reads,
             bytes,
+            forms,
             shelf,
-            streaming: AtomicU64::new(0),
+            claims: Mutex::new(vec![Weak::new(); layout.blocks.len()]),
+            slots: AtomicU64::new(0),
         }))
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Vec<Option<Arc<Buffer>>>> {
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
         // Every change of the shelf is one assignment, so a panic elsewhere leaves it valid.
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn claims(&self) -> MutexGuard<'_, Vec<Weak<Claim>>> {
+        // As above.
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds what was read as `block`, as long as anybody of this component needs it.
+    fn claim(&self, block: usize, read: Buffer) -> Arc<Claim> {
+        let claim = Claim::new(&self.forms[block], read);
+        let mut claims = self.claims();
+        let before = claims[block].upgrade();
+        if let Some(before) = before.filter(|before| before.is_of(&claim)) {
+            return before;
+        }
+        let claim = Arc::new(claim);
+        claims[block] = Arc::downgrade(&claim);
+        claim
+    }
+
     /// Bytes of the blocks on the shelf.
     pub fn kept(&self) -> Bytes {
-        let shelf = self.shelf();
-        shelf
-            .iter()
-            .flatten()
-            .map(|block| Bytes::from(block.len()))
-            .sum()
+        self.shelf().iter().flatten().map(|block| block.len()).sum()
     }
 
-    /// Bytes of all its weights in memory: on the shelf, and in a stream that runs.
+    /// Bytes of all its weights in memory: on the shelf, and in streams that run.
     pub fn held(&self) -> Bytes {
-        self.kept() + Bytes(self.streaming.load(Ordering::Relaxed))
+        self.held_beside(&mut Counted::default())
     }
 
-    /// Bytes of the blocks on the shelf that stay in `plan`: those it need not load.
-    pub fn kept_for(&self, plan: &PhasePlan) -> Bytes {
+    /// The same, but for blocks that were `counted`; those that were not are from now on.
+    pub fn held_beside(&self, counted: &mut Counted) -> Bytes {
+        let claims: Vec<_> = self.claims().iter().filter_map(Weak::upgrade).collect();
+        let stay: Bytes = claims.iter().map(|claim| counted.add(claim)).sum();
+        stay + Bytes(self.slots.load(Ordering::Relaxed))
+    }
+
+    /// The blocks on the shelf.
+    fn on_shelf(&self) -> Vec<Arc<Claim>> {
+        self.shelf().iter().flatten().cloned().collect()
+    }
+
+    /// By block: whether it is on the shelf and somebody beside `ours` holds it, too.
+    pub(crate) fn shared(&self, ours: &Ours) -> Vec<bool> {
         let shelf = self.shelf();
-        let stays = shelf
-            .iter()
-            .enumerate()
-            .filter(|(block, _)| plan.placement.is_resident(*block));
-        stays
-            .filter_map(|(_, kept)| kept.as_ref())
-            .map(|kept| Bytes::from(kept.len()))
-            .sum()
+        let shared = shelf.iter().map(|kept| kept.as_ref());
+        shared
+            .map(|kept| kept.is_some_and(|kept| ours.is_shared(kept)))
+            .collect()
     }
 
     /// Forgets every block on the shelf that `stays` does not name.
@@ -131,7 +167,8 @@ impl Blocks {
             }
             let mut buffer = Buffer::new(self.bytes[block])?;
             self.read(block, &mut buffer)?;
-            self.shelf()[block] = Some(Arc::new(buffer));
+            let claim = self.claim(block, buffer);
+            self.shelf()[block] = Some(claim);
         }
         Ok(())
     }
@@ -167,7 +204,21 @@ pub enum Failure {
     },
 }
 
-type Loaded = std::result::Result<(usize, Buffer), Failure>;
+/// What of `all` components' blocks on their shelves nobody else holds.
+pub(crate) fn ours<'b>(all: impl IntoIterator<Item = &'b Arc<Blocks>>) -> Ours {
+    let claims: Vec<_> = all.into_iter().flat_map(|one| one.on_shelf()).collect();
+    Ours::of(&claims)
+}
+
+/// A block that was read.
+enum Weight {
+    /// It stays.
+    Stays(Arc<Claim>),
+    /// It passes through.
+    Passes(Buffer),
+}
+
+type Loaded = std::result::Result<(usize, Weight), Failure>;
 
 /// What a stream did, for reports and for the planner.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -181,10 +232,9 @@ pub struct Traffic {
 /// The blocks of one phase, in the order and for the visits that the plan names.
 pub struct Stream {
     blocks: Arc<Blocks>,
-    kept: Vec<Option<Arc<Buffer>>>,
-    /// Bytes of slots, and of blocks it read that stay: what it added to [`Blocks::held`].
+    kept: Shelf,
+    /// Bytes of its slots: what it added to [`Blocks::held`] beside blocks that stay.
     counted: u64,
-    stays: Vec<bool>,
     in_use: Option<Buffer>,
     loaded: Option<Receiver<Loaded>>,
     returned: Option<SyncSender<Buffer>>,
@@ -210,7 +260,7 @@ impl Stream {
             .collect();
         debug_assert!(plan.placement != Placement::Host);
         blocks.forget_unless(|block| stays[block]);
-        let kept: Vec<Option<Arc<Buffer>>> = blocks.shelf().clone();
+        let kept: Shelf = blocks.shelf().clone();
         let slots: Vec<Buffer> = plan
             .slots
             .iter()
@@ -222,7 +272,7 @@ impl Stream {
         let have = kept.iter().map(Option::is_some).collect();
         let work = Work {
             blocks: blocks.clone(),
-            stays: stays.clone(),
+            stays,
             have,
             visits,
             slots,
@@ -232,12 +282,11 @@ impl Stream {
             .stack_size(LOADER_STACK_BYTES)
             .spawn(move || work.run(&ready, &free))
             .map_err(|_| Failure::Stopped)?;
-        blocks.streaming.fetch_add(counted, Ordering::Relaxed);
+        blocks.slots.fetch_add(counted, Ordering::Relaxed);
         let (loaded, returned, loader) = (Some(loaded), Some(returned), Some(loader));
         Ok(Stream {
             blocks,
             kept,
-            stays,
             in_use: None,
             loaded,
             returned,
@@ -286,7 +335,7 @@ impl Stream {
             .recv()
             .map_err(|_| Failure::Stopped)?;
         self.traffic.waited += start.elapsed();
-        let (planned, buffer) = next?;
+        let (planned, weight) = next?;
         if planned != block {
             return Err(Failure::OutOfOrder {
                 asked: block,
@@ -294,13 +343,9 @@ impl Stream {
             });
         }
         self.traffic.bytes_read += self.blocks.bytes[block] as u64;
-        if self.stays[block] {
-            self.counted += buffer.len() as u64;
-            let streaming = &self.blocks.streaming;
-            streaming.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-            self.kept[block] = Some(Arc::new(buffer));
-        } else {
-            self.in_use = Some(buffer);
+        match weight {
+            Weight::Stays(claim) => self.kept[block] = Some(claim),
+            Weight::Passes(slot) => self.in_use = Some(slot),
         }
         Ok(())
     }
@@ -312,19 +357,18 @@ impl BlockSource for Stream {
             Failure::Memory(refused) => lowtide_models::Error::OutOfMemory(refused),
             other => lowtide_models::Error::Source(Box::new(other)),
         })?;
-        let buffer = self.kept[index]
+        let bytes = self.kept[index]
             .as_deref()
-            .or(self.in_use.as_ref())
+            .map(Claim::bytes)
+            .or(self.in_use.as_ref().map(Buffer::bytes))
             .expect("`fetch` made it available");
-        let weights = Weights::live(&self.blocks.indexes[index], buffer.bytes());
+        let weights = Weights::live(&self.blocks.indexes[index], bytes);
         Ok(weights.with_adapters(self.adapters.as_deref()))
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let streaming = &self.blocks.streaming;
-        streaming.fetch_sub(self.counted, Ordering::Relaxed);
         // Both ends close first: a loader that waits for either then ends.
         self.loaded = None;
         self.returned = None;
@@ -332,6 +376,8 @@ impl Drop for Stream {
             // A panic of the loader was already seen as `Stopped`.
             let _ = loader.join();
         }
+        let slots = &self.blocks.slots;
+        slots.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }
 
@@ -364,7 +410,12 @@ impl Work {
                     }
                 };
                 let loaded = slot.and_then(|mut slot| {
-                    self.blocks.read(block, &mut slot).map(|()| (block, slot))
+                    self.blocks.read(block, &mut slot)?;
+                    let weight = match self.stays[block] {
+                        true => Weight::Stays(self.blocks.claim(block, slot)),
+                        false => Weight::Passes(slot),
+                    };
+                    Ok((block, weight))
                 });
                 let failed = loaded.is_err();
                 if ready.send(loaded).is_err() || failed {

@@ -188,6 +188,10 @@ pub struct Utilisation {
     pub job_peak: f64,
 }
 
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
 /// A model on a worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -199,8 +203,11 @@ pub struct ModelStatus {
     /// Where it is on its way to, while it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moving_to: Option<String>,
-    /// Bytes of its weights on the device.
+    /// Bytes of its weights on the device; what several models share is counted at one of them.
     pub device_bytes: u64,
+    /// Further bytes of its weights on the device, counted at another model that has the same.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shared_bytes: u64,
     /// Bytes of ours that it holds in host memory.
     pub host_bytes: u64,
     /// Bytes of all its weights.

@@ -100,7 +100,7 @@ function card(first) {
     const residency = PLACES.has(model.residency) ? model.residency : 'unloaded';
     node.dataset.residency = residency;
     where.textContent = model.moving_to ? say(`models.moving_${model.moving_to}`) : say(`models.${residency}`);
-    const held = model.device_bytes || 0;
+    const held = (model.device_bytes || 0) + (model.shared_bytes || 0);
     amount.textContent = held ? say('models.bytes', { held, all: model.bytes }) : bytes(model.bytes || 0);
     meter.max = Math.max(1, model.bytes || 1);
     meter.value = held;

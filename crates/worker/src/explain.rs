@@ -153,10 +153,10 @@ fn placed(model: &str, phase: &PhasePlan) -> Explanation {
 
 /// A model that holds memory while no job uses it.
 fn resting(model: &ModelStatus) -> Option<Explanation> {
-    if model.in_flight > 0 || model.device_bytes == 0 {
+    let held = Bytes(model.device_bytes + model.shared_bytes);
+    if model.in_flight > 0 || held == Bytes::ZERO {
         return None;
     }
-    let held = Bytes(model.device_bytes);
     let idle_s = model.idle_s.unwrap_or(0.0);
     let (until, leaves) = match model.leaves_in_s {
         Some(leaves) => (format!("leaves in {leaves:.0} s"), Some(leaves)),

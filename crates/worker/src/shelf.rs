@@ -1,5 +1,6 @@
 //! The models of a worker: which there are, where each is, and the moves between.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use lowtide_core::lifecycle::{
 use lowtide_core::schedule::ModelView;
 use lowtide_engine::Options;
 use lowtide_engine::processor::{self, CacheFigures, Card, Files, Opened, Processor};
+use lowtide_engine::shared::Counted;
 use lowtide_jobs::report::{ComponentCard, ModelCard, ModelStatus, MoveTally, Moves};
 use lowtide_weights::ModelFolder;
 use serde_json::json;
@@ -465,7 +467,22 @@ impl Shelf {
 
     /// Bytes of weights on the device.
     pub(crate) fn held(&self) -> Bytes {
-        self.models.values().map(Model::held).sum()
+        self.each_once().values().copied().sum()
+    }
+
+    /// By model: bytes of its weights on the device. What several share is counted at the one that will leave last: one
+    /// in use, else the one used last.
+    fn each_once(&self) -> BTreeMap<&str, Bytes> {
+        let mut order: Vec<(&String, &Model)> = self.models.iter().collect();
+        order.sort_by_key(|(_, model)| (model.life.in_flight() == 0, Reverse(model.used)));
+        let mut counted = Counted::default();
+        let mut held = BTreeMap::new();
+        for (name, model) in order {
+            let opened = model.opened.values();
+            let bytes = opened.map(|opened| opened.held_beside(&mut counted)).sum();
+            held.insert(name.as_str(), bytes);
+        }
+        held
     }
 
     /// Bytes of the caches of prompts, and how they do.
@@ -484,10 +501,11 @@ impl Shelf {
 
     /// The models as deciding needs to know them.
     pub(crate) fn views(&self) -> Vec<ModelView> {
+        let held = self.each_once();
         let view = |(name, model): (&String, &Model)| ModelView {
             name: name.clone(),
             residency: model.life.residency(),
-            device: model.held(),
+            device: held[name.as_str()],
             host: Bytes::ZERO,
             // The host tier of a CPU is the system's page cache, which is nobody's.
             host_full: Bytes::ZERO,
@@ -522,13 +540,16 @@ impl Shelf {
 
     /// Where every model is, in words.
     pub(crate) fn statuses(&self, now: Moment) -> Vec<ModelStatus> {
+        let held = self.each_once();
         let status = |(name, model): (&String, &Model)| {
             let counts = model.life.counts();
+            let here = held[name.as_str()];
             ModelStatus {
                 name: name.clone(),
                 residency: model.life.residency().name().to_owned(),
                 moving_to: model.life.moving_to().map(|to| to.name().to_owned()),
-                device_bytes: model.held().0,
+                device_bytes: here.0,
+                shared_bytes: model.held().saturating_sub(here).0,
                 host_bytes: 0,
                 bytes: model.card.bytes.0,
                 in_flight: model.life.in_flight(),
@@ -566,7 +587,9 @@ impl Shelf {
 
 impl Model {
     fn held(&self) -> Bytes {
-        self.opened.values().map(|opened| opened.held()).sum()
+        let mut counted = Counted::default();
+        let opened = self.opened.values();
+        opened.map(|opened| opened.held_beside(&mut counted)).sum()
     }
 
     /// Lets go of what was opened, unless a parked session goes on with it.

@@ -110,7 +110,7 @@ fn light(residency: &str) -> &'static str {
 }
 
 fn model_row(model: &ModelStatus) -> [String; 4] {
-    let held = model.device_bytes + model.host_bytes;
+    let held = model.device_bytes + model.shared_bytes + model.host_bytes;
     let life = match (&model.moving_to, model.in_flight, model.idle_s) {
         (Some(to), _, _) => format!("on its way to {to}"),
         (None, 1.., _) => format!("{} in flight", model.in_flight),

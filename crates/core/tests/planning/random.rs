@@ -203,6 +203,7 @@ fn phase(count: RangeInclusive<usize>, ladders_max: usize) -> impl Strategy<Valu
                     reuse,
                     offload: Offload::Auto,
                     beside: Bytes::ZERO,
+                    shared: Vec::new(),
                 }
             },
         )

@@ -23,6 +23,7 @@ use crate::processor::{
 };
 use crate::request::{Image, Outcome};
 use crate::session::Session;
+use crate::shared::Counted;
 use crate::{Engine, Error, ImageRequest, Result, Start, Step};
 use given::Under;
 use request::{Against, Request};
@@ -237,6 +238,10 @@ impl Opened for Painter {
 
     fn held(&self) -> Bytes {
         self.0.engine.held()
+    }
+
+    fn held_beside(&self, counted: &mut Counted) -> Bytes {
+        self.0.engine.held_beside(counted)
     }
 
     fn load(&self) -> Result<Bytes> {

@@ -12,7 +12,7 @@ use super::{Context, Session, pictures, rung};
 use crate::Result;
 use crate::pipeline::pictures::{image, unit};
 use crate::pipeline::{Part, Phase, Running};
-use crate::stream::{Failure, Stream, Traffic};
+use crate::stream::{self, Failure, Stream, Traffic};
 
 impl Session {
     /// Begins a phase unless it was begun: freed buffers may be kept up to its predicted peak, and its own peak is
@@ -88,7 +88,7 @@ impl Context {
         let other = |part: &Part| !std::ptr::eq(part, this);
         let others = || -> Bytes {
             let parts = model.parts().into_iter().filter(|part| other(part));
-            parts.map(|part| part.blocks.kept()).sum()
+            stream::ours(parts.map(|part| &part.blocks)).bytes()
         };
         // Parts that this job does not use at all go first.
         let used = |part: &Part| (0..phases).any(|p| std::ptr::eq(self.part(p), part));
@@ -98,7 +98,9 @@ impl Context {
             if others() <= allowed {
                 break;
             }
-            part.blocks.forget_unless(|_| false);
+            // Blocks that others hold as well are not given back by forgetting them.
+            let shared = part.blocks.shared(&model.ours());
+            part.blocks.forget_unless(|block| shared[block]);
         }
         others()
     }
