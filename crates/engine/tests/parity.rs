@@ -105,7 +105,12 @@ fn check(name: &str) {
             off <= limit,
             "{name}: latents differ by {off}, allowed {limit} (noise drawn: {drawn})"
         );
+        let of_deviation = off / deviation(&latents);
         let off = difference(&outcome.values, &values(&expected, "image"));
+        eprintln!(
+            "{name}: latents within {of_deviation:.1e} of their deviation, the picture within {:.1e}/255",
+            off * 255.0
+        );
         let limit = case["tolerance"]["image"].as_f64().unwrap() as f32;
         assert!(
             off <= limit,

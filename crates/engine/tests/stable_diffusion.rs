@@ -166,11 +166,12 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 fn parity(family: &str) {
     let expected = Checkpoint::open(&fixture(family).join("expected.safetensors")).unwrap();
     let engine = engine(family, None);
-    let mut wrong = Vec::new();
+    let (mut wrong, mut worst, mut worst_picture) = (Vec::new(), 0.0f32, 0.0f32);
     for (name, case) in cases(family) {
         let outcome = finish(engine.start(request(family, &case), true).unwrap());
         let latents = values(&expected, &format!("{name}.latents")).unwrap();
         let off = difference(&outcome.latents, &latents) / deviation(&latents);
+        worst = worst.max(off);
         if off.is_nan() || off > 2e-3 {
             wrong.push(format!(
                 "{name}: latents differ by {off} of their deviation"
@@ -178,11 +179,15 @@ fn parity(family: &str) {
         }
         if let Some(image) = values(&expected, &format!("{name}.image")) {
             let off = difference(&outcome.values, &image) * 255.0;
+            worst_picture = worst_picture.max(off);
             if off.is_nan() || off > 2.0 {
                 wrong.push(format!("{name}: the picture differs by {off}/255"));
             }
         }
     }
+    eprintln!(
+        "{family}: latents within {worst:.1e} of their deviation, pictures within {worst_picture:.1e}/255"
+    );
     assert!(wrong.is_empty(), "{family}:\n{}", wrong.join("\n"));
 }
 

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use lowtide_core::{Bytes, TensorLayout};
-use lowtide_weights::ShardedWriter;
+use lowtide_weights::{ShardedWriter, render_header};
 
 use fill::Filler;
 use settings::Settings;
@@ -68,7 +68,10 @@ fn write_model(settings: &Settings) -> Result<(), Box<dyn Error>> {
     ] {
         let folder = out.join(component);
         fs::create_dir_all(&folder)?;
-        total += write_component(&filler, settings.shard_bytes, &folder, base, &layouts)?;
+        total += match settings.sparse {
+            true => write_holes(&folder, base, &layouts)?,
+            false => write_component(&filler, settings.shard_bytes, &folder, base, &layouts)?,
+        };
     }
     for (file, config) in configs::all(settings, &tokenizer_class) {
         let path = out.join(file);
@@ -96,6 +99,21 @@ fn write_component(
     let bytes: Bytes = layouts.iter().map(TensorLayout::bytes).sum();
     let parameters: u64 = layouts.iter().map(TensorLayout::elements).sum();
     eprintln!("{}: {parameters} parameters, {bytes}", folder.display());
+    Ok(bytes)
+}
+
+/// A file with a header and a hole where its weights would be.
+fn write_holes(
+    folder: &Path,
+    base: &str,
+    layouts: &[TensorLayout],
+) -> Result<Bytes, Box<dyn Error>> {
+    let path = folder.join(format!("{base}.safetensors"));
+    let header = render_header(layouts, &[], &path.display().to_string())?;
+    let bytes: Bytes = layouts.iter().map(TensorLayout::bytes).sum();
+    fs::write(&path, &header)?;
+    let file = fs::OpenOptions::new().write(true).open(&path)?;
+    file.set_len(header.len() as u64 + bytes.0)?;
     Ok(bytes)
 }
 

@@ -13,6 +13,7 @@ usage: random_checkpoint OUT --tokenizer DIR [--preset tiny|400m|full] [--NAME V
   --seed N               same seed, same bytes (0)
   --threads N            threads that draw weights (all)
   --shard-bytes SIZE     the most bytes of one file (5GB)
+  --sparse yes|no        headers and holes instead of weights, to open and plan a model of any size (no)
 
   transformer:  --dim N --layers N --heads N --refiners N --axes N,N,N
   text encoder: --text-hidden N --text-layers N --text-heads N --text-kv-heads N --text-head-dim N
@@ -28,6 +29,7 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
     pub(crate) threads: usize,
     pub(crate) shard_bytes: Bytes,
+    pub(crate) sparse: bool,
     pub(crate) dim: usize,
     pub(crate) layers: usize,
     pub(crate) heads: usize,
@@ -114,6 +116,13 @@ impl Settings {
             "shard-bytes" => {
                 self.shard_bytes = value.parse().map_err(|e| format!("--shard-bytes: {e}"))?
             }
+            "sparse" => {
+                self.sparse = match value {
+                    "yes" => true,
+                    "no" => false,
+                    _ => return Err(format!("--sparse {value}: yes or no")),
+                }
+            }
             "dim" => self.dim = number()?,
             "layers" => self.layers = number()?,
             "heads" => self.heads = number()?,
@@ -192,6 +201,7 @@ fn preset(name: &str) -> Result<Settings, String> {
         seed: 0,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         shard_bytes: Bytes(5_000_000_000),
+        sparse: false,
         dim: 96,
         layers: 2,
         heads: 3,
