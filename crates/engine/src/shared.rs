@@ -94,9 +94,10 @@ impl Ours {
         for claim in claims {
             held.entry(claim.place()).or_insert((0, claim)).0 += 1;
         }
-        let alone = held.into_iter().filter_map(|(place, (count, claim))| {
-            (Arc::strong_count(&claim.buffer) == count).then(|| (place, claim.len()))
-        });
+        let alone = held
+            .into_iter()
+            .filter(|(_, (count, claim))| Arc::strong_count(&claim.buffer) == *count)
+            .map(|(place, (_, claim))| (place, claim.len()));
         Ours {
             alone: alone.collect(),
         }

@@ -88,7 +88,7 @@ impl Blocks {
             bytes,
             forms,
             shelf,
-            claims: Mutex::new(vec![Weak::new(); layout.blocks.len()]),
+            claims: Mutex::new(layout.blocks.iter().map(|_| Weak::new()).collect()),
             slots: AtomicU64::new(0),
         }))
     }
