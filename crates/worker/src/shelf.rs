@@ -1,6 +1,7 @@
 //! The models of a worker: which there are, where each is, and the moves between.
 
-use std::cmp::Reverse;
+mod counts;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -12,7 +13,6 @@ use lowtide_core::lifecycle::{
 use lowtide_core::schedule::ModelView;
 use lowtide_engine::Options;
 use lowtide_engine::processor::{self, CacheFigures, Card, Files, Opened, Processor};
-use lowtide_engine::shared::Counted;
 use lowtide_jobs::report::{ComponentCard, ModelCard, ModelStatus, MoveTally, Moves};
 use lowtide_weights::ModelFolder;
 use serde_json::json;
@@ -470,21 +470,6 @@ impl Shelf {
         self.each_once().values().copied().sum()
     }
 
-    /// By model: bytes of its weights on the device. What several share is counted at the one that will leave last: one
-    /// in use, else the one used last.
-    fn each_once(&self) -> BTreeMap<&str, Bytes> {
-        let mut order: Vec<(&String, &Model)> = self.models.iter().collect();
-        order.sort_by_key(|(_, model)| (model.life.in_flight() == 0, Reverse(model.used)));
-        let mut counted = Counted::default();
-        let mut held = BTreeMap::new();
-        for (name, model) in order {
-            let opened = model.opened.values();
-            let bytes = opened.map(|opened| opened.held_beside(&mut counted)).sum();
-            held.insert(name.as_str(), bytes);
-        }
-        held
-    }
-
     /// Bytes of the caches of prompts, and how they do.
     pub(crate) fn prompt_caches(&self) -> CacheFigures {
         let opened = self.models.values().flat_map(|model| model.opened.values());
@@ -586,12 +571,6 @@ impl Shelf {
 }
 
 impl Model {
-    fn held(&self) -> Bytes {
-        let mut counted = Counted::default();
-        let opened = self.opened.values();
-        opened.map(|opened| opened.held_beside(&mut counted)).sum()
-    }
-
     /// Lets go of what was opened, unless a parked session goes on with it.
     fn close(&mut self) {
         if self.parked == 0 {
