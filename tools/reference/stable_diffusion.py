@@ -9,6 +9,7 @@ schedules, pictures and masks nobody has looked at before, and asks a built `low
 
 import argparse
 import dataclasses
+import inspect
 import json
 import random
 import shutil
@@ -273,8 +274,8 @@ def draw_once(pipeline, request: dict, seed: int, steps: int, given: dict) -> to
     )
     for key in ("clip_skip", "guidance_rescale"):
         if request.get(key):
-            # The pipelines that begin from pictures have no such argument.
-            if key == "guidance_rescale" and "Img2Img" in type(pipeline).__name__:
+            # A second pass is another pipeline, and not all of them have every argument.
+            if key not in inspect.signature(type(pipeline).__call__).parameters:
                 continue
             arguments[key] = request[key]
     return pipeline(**arguments).images
@@ -477,6 +478,9 @@ def draw(rng: random.Random, family: Family) -> dict:
     if sampler == "DDIM":
         asked["eta"] = rng.choice([0.0, 0.4, 1.0])
     given, masked = rng.random() < 0.5 or family.score or family.inpaints, rng.random() < 0.5 or family.inpaints
+    if given and "XL" not in family.pipeline:
+        # These pipelines of diffusers have no such argument.
+        asked["guidance_rescale"] = 0.0
     if given:
         asked["image"] = "picture.png"
         asked["strength"] = rng.choice([0.5, 0.7, 0.9, 1.0])
