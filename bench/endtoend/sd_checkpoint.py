@@ -260,7 +260,6 @@ def configs(preset, encoders):
         projects = component == "text_encoder_2"
         kind = "CLIPTextModelWithProjection" if projects else "CLIPTextModel"
         index[component] = ["transformers", kind]
-        index[component.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
         files[f"{component}/config.json"] = dict(
             config, architectures=[kind], model_type="clip_text_model", vocab_size=49408, max_position_embeddings=77, layer_norm_eps=1e-5,
             bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
