@@ -340,6 +340,7 @@ fn result_json(
         "precision": cpu::precision_word(job.engine.precision()),
         "quality": if plan.approximate.is_empty() { "exact" } else { "approximate" },
         "approximate": plan.approximate,
+        "notes": report.notes,
         "reasons": plan_view::reasons(plan),
         "plan": plan_view::json(plan),
     })

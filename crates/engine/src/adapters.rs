@@ -71,6 +71,8 @@ struct Part {
 pub struct Lora {
     name: String,
     parts: BTreeMap<String, Part>,
+    /// Names in its file that mean no layer of the model.
+    unused: Vec<String>,
 }
 
 impl Lora {
@@ -105,7 +107,19 @@ impl Lora {
         Ok(Lora {
             name: name.to_owned(),
             parts,
+            unused: Vec::new(),
         })
+    }
+
+    /// The same, with the names in its file that mean no layer of the model.
+    pub fn with_unused(mut self, names: Vec<String>) -> Lora {
+        self.unused = names;
+        self
+    }
+
+    /// Names in its file that mean no layer of the model.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
     }
 
     /// Its name.
@@ -214,6 +228,8 @@ pub struct Chosen {
 pub struct Active {
     components: BTreeMap<String, (Arc<Adapters>, Digest)>,
     bytes: Bytes,
+    /// What the user should be told.
+    notes: Vec<String>,
 }
 
 impl Active {
@@ -255,7 +271,19 @@ impl Active {
         Active {
             components: components.collect(),
             bytes: held.iter().map(|lora| lora.bytes()).sum(),
+            notes: Vec::new(),
         }
+    }
+
+    /// The same, with what the user should be told of it.
+    pub(crate) fn with_notes(mut self, notes: Vec<String>) -> Active {
+        self.notes = notes;
+        self
+    }
+
+    /// What the user should be told: layers of a LoRA that the model does not have.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What is added to `component`; `None` where nothing is.

@@ -72,10 +72,14 @@ impl LoraFiles {
         });
         let chosen = chosen.collect::<Result<Vec<_>>>()?;
         let layouts: Vec<_> = model.parts().into_iter().map(|part| &part.layout).collect();
+        let mut notes = Vec::new();
         for chosen in &chosen {
-            chosen.lora.check(&layouts)?;
+            let mut unused = chosen.lora.check(&layouts)?;
+            unused.extend_from_slice(chosen.lora.unused());
+            notes.extend(note(chosen.lora.name(), &unused));
         }
-        Ok(Some(Arc::new(Active::new(&chosen))))
+        notes.dedup();
+        Ok(Some(Arc::new(Active::new(&chosen).with_notes(notes))))
     }
 
     fn path(&self, wanted: &LoraUse) -> Result<std::path::PathBuf> {
@@ -107,6 +111,18 @@ impl LoraFiles {
         }
         Ok(added)
     }
+}
+
+/// What the user should be told of a LoRA of which `unused` means no layer of the model.
+fn note(name: &str, unused: &[String]) -> Option<String> {
+    let first = unused.first()?;
+    let what = match unused.len() {
+        1 => format!("'{first}' of it is"),
+        many => format!("{many} parts of it, '{first}' the first, are"),
+    };
+    Some(format!(
+        "LoRA '{name}': {what} for layers that this model does not have, and had no effect"
+    ))
 }
 
 /// What these LoRAs cost on maps or sequences of up to `pixels`.
@@ -144,5 +160,6 @@ fn open(model: &dyn Pipeline, path: &Path) -> Result<(lora::Lora, Vec<Target>)> 
 
 fn read(model: &dyn Pipeline, name: &str, path: &Path) -> Result<Lora> {
     let (file, targets) = open(model, path)?;
-    Lora::read(name, &file.checkpoint, &targets)
+    let lora = Lora::read(name, &file.checkpoint, &targets)?;
+    Ok(lora.with_unused(file.unmatched))
 }

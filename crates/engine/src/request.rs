@@ -534,6 +534,8 @@ pub struct Report {
     pub prompts: usize,
     /// How many of them were not encoded, since what is made of them was still there.
     pub prompts_cached: usize,
+    /// What the user should be told beside: parts of the request that had no effect.
+    pub notes: Vec<String>,
 }
 
 #[cfg(test)]

@@ -408,6 +408,10 @@ impl Session {
                 rungs_taken: context.rungs_taken,
                 prompts: self.work.texts.len(),
                 prompts_cached: context.prompts_cached,
+                notes: match context.planned.active.as_deref() {
+                    Some(active) => active.notes().to_vec(),
+                    None => Vec::new(),
+                },
             },
         }
     }

@@ -6,14 +6,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lowtide_core::{Bytes, Quality};
+use lowtide_core::{Bytes, Quality, TensorLayout};
 use lowtide_engine::processor::Files;
 use lowtide_engine::{
     Engine, Hires, ImageRequest, LoraUse, NoiseOf, Options, Outcome, PrecisionChoice, Reading,
     Session, Source, Start, Step, Upscaler,
 };
 use lowtide_media::{Filter, Limits, Picture, decode};
-use lowtide_weights::{Checkpoint, ModelFolder};
+use lowtide_weights::{Checkpoint, ModelFolder, SafetensorsWriter};
 use serde_json::Value;
 
 fn fixture(family: &str) -> PathBuf {
@@ -444,4 +444,45 @@ fn brackets_weigh_and_a_weight_of_one_is_none() {
     assert_ne!(draw("a [thing], on a boat", NoiseOf::Cpu), plain);
     assert_ne!(draw("a thinj, on a boat", NoiseOf::Cpu), plain);
     assert_ne!(draw("a thing, on a boat", NoiseOf::Gpu), plain);
+}
+
+#[test]
+fn layers_of_a_lora_that_the_model_does_not_have_are_told() {
+    let file = Checkpoint::open(&fixture("sd15").join("kohya.safetensors")).unwrap();
+    let mut tensors: Vec<(TensorLayout, Vec<u8>)> = Vec::new();
+    for entry in file.tensors() {
+        let mut bytes = vec![0; entry.bytes as usize];
+        file.read(entry, &mut bytes).unwrap();
+        tensors.push((entry.layout(), bytes.clone()));
+        if entry.name.starts_with("lora_unet_mid_block") && entry.name.contains("_to_q.") {
+            let mut layout = entry.layout();
+            layout.name = layout.name.replace("mid_block", "nowhere");
+            tensors.push((layout, bytes));
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("more.safetensors");
+    let layouts: Vec<TensorLayout> = tensors.iter().map(|(layout, _)| layout.clone()).collect();
+    let mut writer = SafetensorsWriter::with_metadata(&path, &layouts, &[]).unwrap();
+    for (layout, bytes) in &tensors {
+        writer.write(&layout.name, bytes).unwrap();
+    }
+    writer.finish().unwrap();
+
+    let cases = cases("sd15");
+    let known = request("sd15", case_of(&cases, "lora kohya"));
+    let mut more = known.clone();
+    more.loras[0].name = path.to_str().unwrap().to_owned();
+    let engine = engine("sd15", None);
+    let known = finish(engine.start(known, true).unwrap());
+    let more = finish(engine.start(more, true).unwrap());
+    assert!(known.report.notes.is_empty(), "{:?}", known.report.notes);
+    assert_eq!(more.latents, known.latents);
+    let [note] = &more.report.notes[..] else {
+        panic!("{:?}", more.report.notes);
+    };
+    assert!(
+        note.contains("more.safetensors") && note.contains("lora_unet_nowhere"),
+        "{note}"
+    );
 }

@@ -348,6 +348,7 @@ impl Painting {
             "prompts": { "needed": report.prompts, "remembered": report.prompts_cached },
             "quality": if plan.approximate.is_empty() { "exact" } else { "approximate" },
             "approximate": plan.approximate,
+            "notes": report.notes,
             "reasons": reasons,
         })
     }

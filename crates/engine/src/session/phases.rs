@@ -11,7 +11,7 @@ use super::work::Work;
 use super::{Context, Session, pictures, rung};
 use crate::Result;
 use crate::pipeline::pictures::{image, unit};
-use crate::pipeline::{Part, Phase, Running};
+use crate::pipeline::{Part, Phase, Running, SMALL_THINGS_BYTES};
 use crate::stream::{self, Failure, Stream, Traffic};
 
 impl Session {
@@ -69,7 +69,9 @@ impl Context {
             Offload::Never => Bytes::ZERO,
             Offload::Auto | Offload::Components | Offload::Stream => self.make_room(phase, plan),
         };
-        memory::set_cache_limit(Some(plan.peak.0.saturating_add(others.0)));
+        // Small things are taken beside buffers, and need their room even when freed buffers fill the rest.
+        let kept_most = plan.peak.0.saturating_sub(SMALL_THINGS_BYTES as u64);
+        memory::set_cache_limit(Some(kept_most.saturating_add(others.0)));
         memory::reset_peak();
     }
 
