@@ -258,7 +258,7 @@ mod tests {
         for (line, says) in [
             (
                 ["--size", "100x128"],
-                "--size 100x128: both sides must be divisible by 16; 96x128 is the nearest",
+                "--size 100x128: both sides must be divisible by 8, for some models by 16; 96x128 suits all",
             ),
             (["--size", "512"], "such as 512x768"),
             (["--size", "0x16"], "from 16 to 16384"),

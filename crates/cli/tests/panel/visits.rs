@@ -302,7 +302,9 @@ fn a_mask_is_drawn_over_a_picture_and_the_rest_stays() {
         "the picture is there to be drawn on",
         "document.querySelector('#begin-image').naturalWidth > 0 && document.querySelector('#begin-mask').width > 16",
     );
-    page.eval("document.querySelector('#begin-mask').scrollIntoView({ block: 'center' })");
+    page.eval(
+        "document.querySelector('#begin-mask').scrollIntoView({ block: 'center', behavior: 'instant' })",
+    );
     // By hand, then by keys, then one stroke is taken back.
     page.drag("#begin-mask", (0.2, 0.2), (0.4, 0.3));
     // The brush itself is grey, what it drew is not.
