@@ -261,7 +261,7 @@ mod tests {
                 "--size 100x128: both sides must be divisible by 8, for some models by 16; 96x128 suits all",
             ),
             (["--size", "512"], "such as 512x768"),
-            (["--size", "0x16"], "from 16 to 16384"),
+            (["--size", "0x16"], "from 8 to 16384"),
             (["--steps", "0"], "--steps 0: must be from 1 to 1000"),
             (["--count", "0"], "--count 0"),
             (["--threads", "0"], "--threads 0"),

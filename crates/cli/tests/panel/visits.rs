@@ -305,6 +305,8 @@ fn a_mask_is_drawn_over_a_picture_and_the_rest_stays() {
     page.eval(
         "document.querySelector('#begin-mask').scrollIntoView({ block: 'center', behavior: 'instant' })",
     );
+    // The canvas is as large as the picture once that has been laid out; nobody draws within a moment of its coming.
+    std::thread::sleep(std::time::Duration::from_millis(800));
     // By hand, then by keys, then one stroke is taken back.
     page.drag("#begin-mask", (0.2, 0.2), (0.4, 0.3));
     // The brush itself is grey, what it drew is not.
