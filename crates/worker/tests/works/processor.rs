@@ -37,6 +37,8 @@ struct Play {
     steps: BTreeMap<String, u32>,
     /// Names whose runs wait after each step until they are let go.
     barred: Vec<String>,
+    /// Whose steps they were, in the order in which they were computed.
+    order: Vec<String>,
 }
 
 impl Stage {
@@ -61,13 +63,18 @@ impl Stage {
         });
     }
 
+    /// Whose steps were computed, in order.
+    pub(crate) fn order(&self) -> Vec<String> {
+        self.play.lock().unwrap().order.clone()
+    }
+
     fn step(&self, name: &str, step: u32) {
         self.computed.fetch_add(1, Ordering::SeqCst);
-        self.play
-            .lock()
-            .unwrap()
-            .steps
-            .insert(name.to_owned(), step);
+        {
+            let mut play = self.play.lock().unwrap();
+            play.steps.insert(name.to_owned(), step);
+            play.order.push(name.to_owned());
+        }
         self.moved.notify_all();
         self.wait(&format!("'{name}' to be let go"), |play| {
             !play.barred.iter().any(|barred| barred == name)
