@@ -149,6 +149,23 @@ pub enum StoreError {
         /// How long was waited.
         waited_ms: u64,
     },
+    /// The server that keeps the store does not answer. Nothing that was accepted is lost, and it is tried again all the
+    /// time.
+    #[error("the store is unreachable: {store}: {reason}")]
+    Unreachable {
+        /// The server, without its password.
+        store: String,
+        /// What the system or the server says.
+        reason: String,
+    },
+    /// The server that keeps the store refuses us, or cannot promise what is asked of it.
+    #[error("{store} will not do: {reason}")]
+    Denied {
+        /// The server, without its password.
+        store: String,
+        /// Why, and what to change.
+        reason: String,
+    },
     /// There is no room for more.
     #[error("no room left to write {}: free some space or raise the limit", path.display())]
     NoRoom {
@@ -252,6 +269,7 @@ impl StoreError {
             StoreError::QueueFull { .. }
             | StoreError::Busy { .. }
             | StoreError::NoRoom { .. }
+            | StoreError::Unreachable { .. }
             | StoreError::InputsFull { .. } => true,
             StoreError::NotFound { .. }
             | StoreError::NoCommand { .. }
@@ -261,6 +279,7 @@ impl StoreError {
             | StoreError::NotClaimable { .. }
             | StoreError::WrongState { .. }
             | StoreError::LeaseLost { .. }
+            | StoreError::Denied { .. }
             | StoreError::Io { .. }
             | StoreError::Corrupt { .. }
             | StoreError::Foreign { .. }

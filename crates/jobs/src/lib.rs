@@ -3,7 +3,7 @@
 //! A client's [`Submission`] becomes a [`Job`] with a [`JobState`](lowtide_core::job::JobState); a worker that claims it gets a [`Lease`], whose attempt
 //! number every later write carries, so that a worker which stalled past its lease can no longer change anything. The
 //! rules of a life are arithmetic on the record alone; a [`JobStore`] keeps records and applies those rules
-//! within transactions. [`SqliteStore`] is the embedded one. [`FolderArtifacts`] keeps the finished files,
+//! within transactions. [`SqliteStore`] is the embedded one, [`RedisStore`] the one for many machines. [`FolderArtifacts`] keeps the finished files,
 //! [`FolderInputs`] those that jobs begin from.
 //!
 //! Time is passed in. Which job runs next is not decided here: a store lists [`Candidates`], in order, and somebody
@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod accept;
 mod artifacts;
 mod command;
 #[cfg(feature = "conformance")]
@@ -20,7 +21,9 @@ mod event;
 mod id;
 mod inputs;
 mod lifecycle;
+mod numbers;
 mod record;
+mod redis;
 pub mod report;
 mod sqlite;
 mod store;
@@ -37,6 +40,7 @@ pub use record::{
     Artifact, Attempt, AttemptEnd, Candidate, Holder, Job, Lease, Outcome, Preview, Progress,
     SavedSession, Submission, Wishes,
 };
+pub use redis::{Listen, RedisOptions, RedisStore, TlsFiles, redacted};
 pub use sqlite::{Durability, SqliteOptions, SqliteStore};
 pub use store::{
     Accepted, Candidates, Claimed, Directive, JobStore, Listing, Minute, Move, Policy, Removed,

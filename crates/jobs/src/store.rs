@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Acknowledgement, Artifact, ArtifactId, Candidate, Command, CommandId, EventId, Events,
     Heartbeat, InputId, Job, Lease, Order, Outcome, Preview, Progress, Result, SavedSession,
-    Submission, WorkerId, WorkerStatus,
+    StoreError, Submission, WorkerId, WorkerStatus,
 };
 
 /// Limits and rules of a queue. Every process that opens a store brings its own; they should agree.
@@ -390,6 +390,12 @@ pub trait JobStore: Send + Sync {
     /// Counts as a change and makes those who wait look at once: for callers who know that another process changed
     /// something, or of another reason to look, such as the end of this process.
     fn nudge(&self);
+
+    /// What keeps the store from answering now, as far as that is known without asking it: nothing for a store that is
+    /// a file.
+    fn trouble(&self) -> Option<StoreError> {
+        None
+    }
 
     /// Gives an order to a worker; it need not be done after `expires`.
     fn send(

@@ -302,6 +302,14 @@ impl From<StoreError> for Refusal {
                     "{STORE_TROUBLE} is busy: another process has been writing for {waited_ms} ms"
                 ),
             },
+            StoreError::Unreachable { reason, .. } => Refusal::Unavailable {
+                problem: format!(
+                    "{STORE_TROUBLE} is unreachable: {reason}; nothing is lost, and it is tried again all the time"
+                ),
+            },
+            StoreError::Denied { reason, .. } => Refusal::Unavailable {
+                problem: format!("{STORE_TROUBLE} will not do: {reason}"),
+            },
             StoreError::NoRoom { .. } => Refusal::Unavailable {
                 problem: format!("{STORE_TROUBLE} has no room left on its disk"),
             },

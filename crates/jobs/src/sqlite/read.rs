@@ -9,7 +9,9 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::fault::Sql;
 use super::rows::{self, At, Col, Id, Json};
 use super::schema;
-use super::write::{MINUTE_MS, held};
+use super::write::held;
+use crate::accept::{LINES_MAX, MINUTE_MS, MINUTES};
+use crate::numbers::Numbered;
 use crate::{
     Artifact, ArtifactId, Candidate, Candidates, Event, EventId, Events, InputId, Job, Listing,
     Minute, Preview, Result, SavedSession, Stats, StoreError,
@@ -17,12 +19,6 @@ use crate::{
 
 /// Connections kept for readers; when more read at once, further ones are opened and closed again.
 const KEPT: usize = 4;
-
-/// Most lines of one answer, however many are asked for.
-const LINES_MAX: usize = 1_000;
-
-/// Minutes of throughput in the numbers.
-const MINUTES: u64 = 60;
 
 /// Connections that are not in use.
 pub(super) struct Readers {
@@ -80,7 +76,7 @@ pub(super) fn list(connection: &Connection, listing: &Listing) -> Sql<Vec<Job>> 
         let numbers = listing
             .states
             .iter()
-            .map(|state| rows::Numbered::number(*state).to_string());
+            .map(|state| Numbered::number(*state).to_string());
         let numbers: Vec<String> = numbers.collect();
         conditions.push(format!("state IN ({})", numbers.join(", ")));
         if !listing.states.contains(&JobState::Done) {

@@ -1,11 +1,12 @@
 //! Records as rows.
 
-use lowtide_core::job::{JobId, JobState, Moment, Priority, Setbacks};
+use lowtide_core::job::{JobId, Moment, Setbacks};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::fault::Sql;
+use crate::numbers::Numbered;
 use crate::{ArtifactId, Attempt, Holder, Job, Outcome, Progress, SavedSession, Wishes, WorkerId};
 
 /// What is only read whole.
@@ -27,40 +28,6 @@ struct Rest {
 pub(super) const COLUMNS: &str = "seq, id, state, priority, turn, kind, model, owner, idempotency_key, submitted, \
      started, finished, deadline, start_by, not_before, attempt, failures, losses, worker, lease_until, \
      cancel_requested, pause_requested, record";
-
-/// A column of a word: its number in the database. These numbers are in files; they never change.
-pub(super) trait Numbered: Copy + 'static {
-    /// All words.
-    const ALL: &'static [Self];
-    /// The word's number.
-    fn number(self) -> u8;
-}
-
-impl Numbered for JobState {
-    const ALL: &'static [JobState] = &JobState::ALL;
-    fn number(self) -> u8 {
-        match self {
-            JobState::Queued => 0,
-            JobState::Paused => 1,
-            JobState::Running => 2,
-            JobState::Parked => 3,
-            JobState::Done => 4,
-            JobState::Failed => 5,
-            JobState::Cancelled => 6,
-        }
-    }
-}
-
-impl Numbered for Priority {
-    const ALL: &'static [Priority] = &Priority::ALL;
-    fn number(self) -> u8 {
-        match self {
-            Priority::Urgent => 0,
-            Priority::Normal => 1,
-            Priority::Batch => 2,
-        }
-    }
-}
 
 /// A value of core as a column.
 #[derive(Clone, Copy, Debug)]

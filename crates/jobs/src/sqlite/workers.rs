@@ -5,7 +5,8 @@ use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::fault::{Fault, Sql};
 use super::rows::{At, Json};
-use super::write::{Tx, fits};
+use super::write::Tx;
+use crate::accept::fits;
 use crate::{
     Acknowledgement, Command, CommandId, Heartbeat, Order, StoreError, WorkerId, WorkerStatus,
 };

@@ -5,19 +5,16 @@ mod submit;
 
 use std::time::Duration;
 
-use lowtide_core::Bytes;
 use lowtide_core::job::{JobId, JobState, Moment};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::fault::{Fault, Sql};
 use super::rows::{self, At, Col, Id, Json};
+use crate::accept::{MINUTE_MS, fits, millis};
 use crate::{
     Claimed, Directive, Happening, Job, Lease, Move, Outcome, Policy, Preview, Progress,
     SavedSession, StoreError, Unclaimable, WorkerId,
 };
-
-/// Milliseconds in the unit in which throughput is counted.
-pub(super) const MINUTE_MS: u64 = 60_000;
 
 /// A transaction, and the rules.
 pub(super) struct Tx<'a> {
@@ -293,21 +290,4 @@ pub(super) fn held(connection: &Connection) -> Sql<bool> {
         .query_row([], |row| row.get(0))
         .optional()?
         .unwrap_or(false))
-}
-
-/// Refuses what is too long.
-pub(super) fn fits(field: &'static str, len: usize, limit: Bytes) -> Result<(), StoreError> {
-    match u64::try_from(len) {
-        Ok(bytes) if bytes > limit.0 => Err(StoreError::TooLarge {
-            field,
-            bytes,
-            limit: limit.0,
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Whole milliseconds.
-pub(super) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -2,7 +2,8 @@
 
 use lowtide_core::job::{JobId, Moment};
 
-use super::{MINUTE_MS, Tx, millis};
+use super::Tx;
+use crate::accept::{MINUTE_MS, millis};
 use crate::sqlite::fault::Sql;
 use crate::sqlite::rows::{self, At};
 use crate::{Passed, Removed, Retention, Swept, WorkerId};

@@ -2,15 +2,11 @@
 
 use lowtide_core::job::Moment;
 use rusqlite::OptionalExtension;
-use serde_json::Value;
 
-use super::{Counter, Tx, fits, millis};
+use super::{Counter, Tx};
 use crate::sqlite::fault::Sql;
 use crate::sqlite::rows::{self, At, Col};
 use crate::{Accepted, Clash, Happening, Job, StoreError, Submission};
-
-/// Longest name of a kind, a model, an owner or a key, bytes.
-const NAME_LEN_MAX: usize = 256;
 
 /// How many of the latest finished jobs tell how fast the queue empties.
 const RECENT: u32 = 32;
@@ -22,22 +18,13 @@ impl Tx<'_> {
         submissions: &[Submission],
         now: Moment,
     ) -> Sql<Vec<Accepted>> {
-        if submissions.len() > self.policy.batch_len_max {
-            let (field, bytes) = ("batch", submissions.len() as u64);
-            let limit = self.policy.batch_len_max as u64;
-            return Err(StoreError::TooLarge {
-                field,
-                bytes,
-                limit,
-            }
-            .into());
-        }
+        self.policy.check_batch(submissions.len())?;
         let accept = |submission| self.submit_one(submission, now);
         submissions.iter().map(accept).collect()
     }
 
     fn submit_one(&self, submission: &Submission, now: Moment) -> Sql<Accepted> {
-        self.check(submission)?;
+        self.policy.check(submission)?;
         if let Some((existing, clash)) = self.earlier(submission)? {
             return self.same(existing, submission, clash);
         }
@@ -64,35 +51,6 @@ impl Tx<'_> {
         })
     }
 
-    fn check(&self, submission: &Submission) -> Sql<()> {
-        let json_max = self.policy.json_max;
-        for (field, text) in [
-            ("request", Some(&submission.request)),
-            ("hints", submission.hints.as_ref()),
-        ] {
-            let Some(text) = text else { continue };
-            fits(field, text.len(), json_max)?;
-            if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(text) {
-                let reason = format!("not JSON: {error}");
-                return Err(StoreError::Invalid { field, reason }.into());
-            }
-        }
-        for (field, text) in [
-            ("kind", Some(&submission.kind)),
-            ("model", Some(&submission.model)),
-            ("owner", submission.owner.as_ref()),
-            ("idempotency key", submission.idempotency_key.as_ref()),
-        ] {
-            let Some(text) = text else { continue };
-            if text.is_empty() {
-                let reason = "it is empty".to_owned();
-                return Err(StoreError::Invalid { field, reason }.into());
-            }
-            fits(field, text.len(), lowtide_core::Bytes(NAME_LEN_MAX as u64))?;
-        }
-        Ok(())
-    }
-
     /// The job that has this submission's key or id.
     fn earlier(&self, submission: &Submission) -> Sql<Option<(Job, Clash)>> {
         if let Some(job) = rows::find(self.connection, submission.id)? {
@@ -113,13 +71,8 @@ impl Tx<'_> {
     /// The earlier job, if it is of the same request.
     fn same(&self, mut earlier: Job, submission: &Submission, clash: Clash) -> Sql<Accepted> {
         rows::complete(self.connection, &mut earlier)?;
-        let same = earlier.kind == submission.kind
-            && earlier.model == submission.model
-            && earlier.owner == submission.owner
-            && earlier.idempotency_key == submission.idempotency_key
-            && same_json(&earlier.request, &submission.request);
         let existing = earlier.id;
-        if !same {
+        if !earlier.is_of(submission) {
             return Err(StoreError::Conflict { clash, existing }.into());
         }
         Ok(Accepted {
@@ -155,15 +108,7 @@ impl Tx<'_> {
         )?;
         let (jobs, since): (u64, Option<At>) =
             statement.query_row([RECENT], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let default = millis(self.policy.retry_after_default);
-        Ok(since.map_or(default, |At(since)| {
-            (millis(now.since(since)) / jobs.max(1)).max(1)
-        }))
+        let since = since.map(|At(since)| since);
+        Ok(self.policy.retry_after_ms((jobs, since), now))
     }
-}
-
-/// Whether two texts are the same JSON, however they are spaced and ordered.
-fn same_json(a: &str, b: &str) -> bool {
-    let parse = |text| serde_json::from_str::<Value>(text).ok();
-    a == b || parse(a).zip(parse(b)).is_some_and(|(a, b)| a == b)
 }
