@@ -1,7 +1,7 @@
 //! The service: its settings, what the server asks about jobs, the worker it keeps, and the verbs that start them.
 //!
 //! In reading order: [`keys`] (every setting), [`value`] (what may be written), [`layers`] (from where, the later
-//! winning), [`settings`] (what it means); [`catalog`] and [`door`] (what can be asked for); [`instance`] (one server a
+//! winning), [`settings`] (what it means); [`store`] (where jobs are kept); [`catalog`] and [`door`] (what can be asked for); [`instance`] (one server a
 //! data folder), [`supervisor`], [`log`]; then the verbs.
 
 mod catalog;
@@ -14,6 +14,7 @@ mod log;
 mod net;
 mod serve;
 mod settings;
+mod store;
 mod supervisor;
 mod value;
 mod work;

@@ -19,6 +19,7 @@
 
 mod choose;
 mod estimate;
+mod peers;
 mod policy;
 mod reason;
 mod room;
@@ -29,6 +30,7 @@ use crate::lifecycle::Residency;
 use crate::{Bytes, Ledger};
 
 pub use estimate::{Estimate, WorkerView, estimate, retry_after_s};
+pub use peers::{Left, Peer, left_to_peers};
 pub use policy::Policy;
 pub use reason::{SetAside, Stay, Why};
 pub use room::{Eviction, NoRoom};

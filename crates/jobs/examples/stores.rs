@@ -1,4 +1,4 @@
-//! How fast a store is: `bench/service/stores.md` tells what each verb measures.
+//! How fast a store is: `bench/service/stores.sh` calls it.
 //!
 //! ```text
 //! stores submit  STORE THREADS SECONDS [BATCH]

@@ -2,6 +2,7 @@
 
 mod hands;
 mod jobs;
+mod peers;
 mod telling;
 
 use std::path::PathBuf;
@@ -194,7 +195,10 @@ impl Worker {
             format!("the queue does not answer: {error}"),
             json!({}),
         );
-        if began.elapsed() > STORE_PATIENCE || matches!(error, StoreError::Closed) {
+        // A server that is away comes back by itself; another process here would wait for it, too.
+        let away = matches!(error, StoreError::Unreachable { .. });
+        let tired = began.elapsed() > STORE_PATIENCE && !away;
+        if tired || matches!(error, StoreError::Closed) {
             return Err(error.clone().into());
         }
         std::thread::sleep(STORE_AGAIN);
@@ -253,6 +257,7 @@ impl Worker {
                     && (shelf.runs(&job.model, &job.kind) || !shelf.contains(&job.model))
             });
             self.queue = Queue::new(jobs);
+            self.leave_to_peers()?;
             self.read = Some((mark, Instant::now()));
         }
         self.shelf.tick();

@@ -16,7 +16,7 @@ pub(crate) struct SettingArgs {
     /// Folder of the queue, the pictures and parked jobs [default: the user's data folder]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) data_dir: Option<String>,
-    /// The queue: a file, or sqlite:// and a file [default: lowtide.db in the data folder]
+    /// The queue: a file, or redis://HOST for many machines [default: lowtide.db in the data folder]
     #[arg(long, value_name = "FILE|URL")]
     pub(crate) store: Option<String>,
     /// Folder of model folders

@@ -12,7 +12,7 @@ use lowtide_core::job::JobState;
 use lowtide_engine::device::cpu;
 use lowtide_engine::device::memory::Memory;
 use lowtide_engine::processor;
-use lowtide_jobs::JobStore;
+use lowtide_jobs::{JobStore, Listen};
 use serde_json::json;
 
 use super::catalog::Catalog;
@@ -23,6 +23,7 @@ use super::layers::Origin;
 use super::log::{Level, Logger, now};
 use super::net::{Net, Subjects};
 use super::settings::{ServerSettings, Settings};
+use super::store;
 use super::supervisor::{Plan, Supervisor};
 use super::work;
 use crate::args::ServeArgs;
@@ -42,10 +43,10 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     cpu::settle_allocator();
     let processors = work::enabled(&settings.kinds)?;
     let instance = Instance::take(&settings.server.data_dir)?;
-    let store = work::open_store(&settings)?;
-    let artifacts = Arc::new(work::open_artifacts(&settings)?);
+    let store = store::open(&settings, Listen::All)?;
+    let artifacts = Arc::new(store::open_artifacts(&settings)?);
     let catalog = Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?);
-    let inputs = Arc::new(work::open_inputs(&settings)?);
+    let inputs = Arc::new(store::open_inputs(&settings)?);
     for dir in catalog.missing() {
         log.say(
             Level::Warn,
@@ -75,18 +76,25 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let url = format!("http://{}", reachable(address));
     instance.tell(&url)?;
     say_start(&settings, &log, &url, &catalog.names());
-    let plan = Plan {
-        command: worker_command()?,
-        settings: settings.resolved.document(),
-        log: log.named("worker"),
+    let supervisor = match settings.server.worker {
+        true => Some(Supervisor::start(
+            Plan {
+                command: worker_command()?,
+                settings: settings.resolved.document(),
+                log: log.named("worker"),
+            },
+            store.clone(),
+        )?),
+        false => None,
     };
-    let supervisor = Supervisor::start(plan, store.clone())?;
     while interrupt.check().is_ok() && !net.is_over() {
         std::thread::park_timeout(LOOK_EVERY);
     }
     log.info("ends: what runs is parked and saved; a second Ctrl-C ends at once");
     let spoke = net.stop();
-    supervisor.stop();
+    if let Some(supervisor) = supervisor {
+        supervisor.stop();
+    }
     let left = waiting(store.as_ref());
     if left > 0 {
         log.info(&format!("{left} jobs go on after the next start"));
@@ -164,8 +172,8 @@ fn say_start(settings: &Settings, log: &Logger, url: &str, models: &[String]) {
     let server = &settings.server;
     log.info(&format!(
         "queue {}, pictures in {}",
-        server.store.display(),
-        server.data_dir.join("artifacts").display()
+        server.store,
+        server.files_dir.join("artifacts").display()
     ));
     log.info(&budget(settings));
     log.info(&format!(

@@ -8,10 +8,12 @@ use std::time::Duration;
 use lowtide_core::Bytes;
 use lowtide_core::job::Priority;
 use lowtide_core::lifecycle::{AfterJob, KeepAlive};
+use lowtide_jobs::TlsFiles;
 use serde_json::{Map, Value, json};
 
-use super::folders::{Surroundings, tilde};
+use super::folders::Surroundings;
 use super::layers::{Origin, Resolved};
+use super::store::Place;
 use super::value::time;
 use crate::args::{GivenSetting, SettingArgs};
 use crate::failure::Failure;
@@ -41,8 +43,12 @@ pub(crate) struct ServerSettings {
     /// 0: one that is free.
     pub(crate) port: u16,
     pub(crate) data_dir: PathBuf,
-    /// The queue's file.
-    pub(crate) store: PathBuf,
+    /// Where finished files, inputs and saved sessions are: what machines that work together share.
+    pub(crate) files_dir: PathBuf,
+    /// Where the queue is.
+    pub(crate) store: Place,
+    /// Whether a worker is started beside the server.
+    pub(crate) worker: bool,
     pub(crate) panel: bool,
     pub(crate) openai: bool,
     /// Further values of `Origin` and `Host` that are let in.
@@ -191,13 +197,19 @@ impl Settings {
             let file = data_dir.join("lowtide.db");
             resolved.text("server.store", &file.to_string_lossy(), &Origin::Default)?;
         }
-        let store = store_file(&text(&resolved, "server.store"))?;
+        if resolved.get("server.files_dir").is_none() {
+            let folder = data_dir.to_string_lossy().into_owned();
+            resolved.text("server.files_dir", &folder, &Origin::Default)?;
+        }
+        let store = store_of(&resolved)?;
         Ok(Settings {
             server: ServerSettings {
                 host: text(&resolved, "server.host"),
                 port: count(&resolved, "server.port") as u16,
                 data_dir,
+                files_dir: PathBuf::from(text(&resolved, "server.files_dir")),
                 store,
+                worker: flag(&resolved, "server.worker"),
                 panel: flag(&resolved, "server.panel"),
                 openai: flag(&resolved, "server.openai"),
                 origins: texts(&resolved, "server.origins"),
@@ -319,25 +331,26 @@ impl ModelsSettings {
     }
 }
 
-/// The queue's file from a path or a URL.
-fn store_file(text: &str) -> Result<PathBuf, Failure> {
-    if let Some(path) = text.strip_prefix("sqlite://") {
-        return match path.is_empty() {
-            true => Err(Failure::mistake(format!(
-                "--store '{text}': a file is missing after sqlite://"
-            ))),
-            false => Ok(tilde(path)),
-        };
-    }
-    match text.split_once("://") {
-        Some(("redis" | "rediss" | "valkey", _)) => Err(Failure::mistake(format!(
-            "--store '{text}': this version cannot use Redis; give the path of a file, which SQLite will keep"
-        ))),
-        Some((scheme, _)) => Err(Failure::mistake(format!(
-            "--store '{text}': '{scheme}' is not known; give a path, or sqlite:// and a path"
-        ))),
-        None => Ok(tilde(text)),
-    }
+fn store_of(resolved: &Resolved) -> Result<Place, Failure> {
+    let file = |place| {
+        let path = resolved.get(place).and_then(Value::as_str);
+        path.map(PathBuf::from)
+    };
+    let identity = match (file("server.store_cert"), file("server.store_key")) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => {
+            return Err(Failure::mistake(
+                "server.store_cert and server.store_key belong together: a certificate and its key",
+            ));
+        }
+    };
+    let tls = TlsFiles {
+        authority: file("server.store_ca"),
+        identity,
+    };
+    let queue = text(resolved, "server.store_queue");
+    Place::of(&text(resolved, "server.store"), &queue, tls)
 }
 
 /// Whether only this machine reaches such an address.
@@ -420,9 +433,9 @@ pub(crate) fn shown_json(settings: &Settings) -> Value {
         .resolved
         .all()
         .into_iter()
-        .map(|(place, _, given)| {
+        .map(|(place, key, given)| {
             let (value, origin) = match given {
-                Some(given) => (given.value.clone(), given.origin.to_string()),
+                Some(given) => (key.kind.told(&given.value), given.origin.to_string()),
                 None => (Value::Null, "default".to_owned()),
             };
             json!({ "setting": super::keys::written(&place), "value": value, "origin": origin })
@@ -467,25 +480,30 @@ mod tests {
             json!({ "guidance": 0, "steps": 20 })
         );
         assert_eq!(settings.kinds, ["text-to-image", "noise"]);
-        assert_eq!(settings.server.store, Path::new("data/lowtide.db"));
+        assert_eq!(
+            settings.server.store,
+            Place::File(PathBuf::from("data/lowtide.db"))
+        );
+        assert_eq!(settings.server.files_dir, Path::new("data"));
     }
 
     #[test]
-    fn a_store_is_a_file() {
-        for (text, file) in [("a/b.db", "a/b.db"), ("sqlite:///a/b.db", "/a/b.db")] {
-            assert_eq!(store_file(text).unwrap(), Path::new(file));
+    fn a_password_is_not_shown() {
+        let settings = from_text(
+            "[server]\nstore = \"rediss://me:secret@host\"\nstore_queue = \"studio\"\nfiles_dir = \"shared\"",
+        )
+        .unwrap();
+        assert_eq!(settings.server.files_dir, Path::new("shared"));
+        assert!(settings.server.store.to_string().starts_with("studio of"));
+        for told in [shown(&settings), shown_json(&settings).to_string()] {
+            assert!(told.contains("rediss://me:***@host"), "{told}");
+            assert!(!told.contains("secret"), "{told}");
         }
-        for (text, says) in [
-            ("redis://host/0", "cannot use Redis"),
-            ("postgres://host", "'postgres' is not known"),
-            ("sqlite://", "a file is missing"),
-        ] {
-            let failure = store_file(text).unwrap_err().to_string();
-            assert!(
-                failure.contains(says) && failure.contains(text),
-                "{failure}"
-            );
-        }
+        assert!(!format!("{:?}", settings.server).contains("secret"));
+        // A worker that is started beside it has to know it.
+        assert!(settings.resolved.document().to_string().contains("secret"));
+        let half = from_text("[server]\nstore_cert = \"a.pem\"").unwrap_err();
+        assert!(half.to_string().contains("server.store_key"), "{half}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 pub(crate) enum Kind {
     /// Anything but nothing.
     Text,
+    /// A file or the URL of a server; what may be a password in it is never shown.
+    Store,
     /// A file or a folder; `~` is the user's.
     Path,
     /// A whole number within bounds.
@@ -58,7 +60,7 @@ impl Kind {
     pub(crate) fn read(self, written: &Value, strict: bool) -> Result<Value, String> {
         let wrong = || format!("is {}; {}", shown(written), self.right());
         match self {
-            Kind::Text => match written {
+            Kind::Text | Kind::Store => match written {
                 Value::String(text) if !text.trim().is_empty() => Ok(json!(text.trim())),
                 _ => Err(wrong()),
             },
@@ -126,6 +128,7 @@ impl Kind {
     fn right(self) -> String {
         match self {
             Kind::Text => "write a text in quotes".to_owned(),
+            Kind::Store => "write a file or a URL in quotes".to_owned(),
             Kind::Path => "write a path in quotes".to_owned(),
             Kind::Count { min, max } => format!("write a whole number from {min} to {max}"),
             Kind::Size => "write a size such as \"600MiB\" or \"8GiB\"".to_owned(),
@@ -159,6 +162,7 @@ impl Kind {
             (Kind::Time { .. }, Value::Number(seconds)) => {
                 format!("{}s", seconds.as_f64().unwrap_or_default())
             }
+            (Kind::Store, Value::String(text)) => lowtide_jobs::redacted(text),
             (_, Value::String(text)) => text.clone(),
             (_, Value::Array(items)) => {
                 let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
@@ -168,6 +172,16 @@ impl Kind {
                 }
             }
             (_, other) => other.to_string(),
+        }
+    }
+}
+
+impl Kind {
+    /// A value for programs: as it is, but for what nobody else should know.
+    pub(crate) fn told(self, value: &Value) -> Value {
+        match self {
+            Kind::Store => json!(self.show(value)),
+            _ => value.clone(),
         }
     }
 }

@@ -1,21 +1,16 @@
 //! `lowtide worker`: joins settings, queue and processors to one worker, alone or under a supervisor.
 
 use std::io::{BufRead, Read};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use lowtide_core::job::RetryPolicy;
 use lowtide_core::{Bytes, Offload};
 use lowtide_engine::device::memory::Memory;
 use lowtide_engine::processor::{Files, Processor};
 use lowtide_engine::{Options, PrecisionChoice, processors};
-use lowtide_jobs::{
-    Durability, FolderArtifacts, FolderInputs, InputStore, JobStore, Policy, SqliteOptions,
-    SqliteStore, StoreError, WorkerId,
-};
+use lowtide_jobs::{InputStore, JobStore, Listen, WorkerId};
 use lowtide_weights::ModelFolder;
 use lowtide_worker::{Folders, ModelOptions, Setup, Stop, Worker, WorkerOptions};
 use serde_json::Value;
@@ -24,6 +19,7 @@ use super::catalog::Catalog;
 use super::folders::Surroundings;
 use super::log::{Level, Logger};
 use super::settings::{Reserve, Settings};
+use super::store;
 use crate::args::WorkerArgs;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -60,10 +56,10 @@ fn alone(args: &WorkerArgs) -> Result<(), Failure> {
             settings.server.data_dir.display()
         ))
     })?;
-    let store = open_store(&settings)?;
+    let store = store::open(&settings, Listen::Queue)?;
     log.info(&format!(
         "worker {id} on the queue {}; Ctrl-C lets it park and save what runs",
-        settings.server.store.display()
+        settings.server.store
     ));
     let stop = Stop::new();
     let over = Arc::new(AtomicBool::new(false));
@@ -97,7 +93,7 @@ fn supervised() -> Result<(), Failure> {
     })?;
     let settings = Settings::from_parent(&document)?;
     let log = Logger::for_parent(settings.log);
-    let store = open_store(&settings)?;
+    let store = store::open(&settings, Listen::Queue)?;
     let stop = Stop::new();
     let (asked, bell) = (stop.clone(), store.clone());
     std::thread::Builder::new()
@@ -129,13 +125,13 @@ fn work(
     let lines = log.clone();
     let setup = Setup {
         store,
-        artifacts: Arc::new(open_artifacts(settings)?),
+        artifacts: Arc::new(store::open_artifacts(settings)?),
         id,
-        sessions: settings.server.data_dir.join("sessions"),
+        sessions: settings.server.files_dir.join("sessions"),
         processors: enabled(&settings.kinds)?,
         folders: Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?),
         device: device(settings),
-        files: files(settings, Arc::new(open_inputs(settings)?)),
+        files: files(settings, Arc::new(store::open_inputs(settings)?)),
         options: options(settings),
         log: lowtide_worker::Log::new(move |line| {
             let level = match line.level {
@@ -230,60 +226,6 @@ fn options(settings: &Settings) -> WorkerOptions {
         previews: worker.previews,
         checkpoint_every: worker.checkpoint_every,
     }
-}
-
-/// The queue.
-///
-/// # Errors
-/// When the file cannot be used.
-pub(crate) fn open_store(settings: &Settings) -> Result<Arc<dyn JobStore>, Failure> {
-    let queue = &settings.queue;
-    let path = &settings.server.store;
-    let options = SqliteOptions {
-        policy: Policy {
-            waiting_max: queue.waiting_max,
-            retry: RetryPolicy {
-                failures_max: queue.retries.saturating_add(1),
-                ..RetryPolicy::default()
-            },
-            priority_by_kind: queue.priority.clone(),
-            ..Policy::default()
-        },
-        durability: match queue.durable {
-            true => Durability::Full,
-            false => Durability::Relaxed,
-        },
-        size_max: None,
-    };
-    let store = SqliteStore::open(path, options).map_err(|cause| unusable(path, cause))?;
-    Ok(Arc::new(store))
-}
-
-fn unusable(path: &Path, cause: StoreError) -> Failure {
-    Failure::Other(anyhow::Error::new(cause).context(format!(
-        "the queue '{}' cannot be used; --store names another",
-        path.display()
-    )))
-}
-
-/// The finished files.
-///
-/// # Errors
-/// When the folder cannot be used.
-pub(crate) fn open_artifacts(settings: &Settings) -> Result<FolderArtifacts, Failure> {
-    let folder = settings.server.data_dir.join("artifacts");
-    let opened = FolderArtifacts::open(&folder);
-    Ok(opened.with_context(|| format!("the folder for pictures '{}'", folder.display()))?)
-}
-
-/// What jobs begin from.
-///
-/// # Errors
-/// When the folder cannot be used.
-pub(crate) fn open_inputs(settings: &Settings) -> Result<FolderInputs, Failure> {
-    let folder = settings.server.data_dir.join("inputs");
-    let opened = FolderInputs::open(&folder, settings.queue.inputs_bytes);
-    Ok(opened.with_context(|| format!("the folder for inputs '{}'", folder.display()))?)
 }
 
 /// The files that requests name.

@@ -144,6 +144,7 @@ fn report(name: &str, outcome: &Outcome) {
         out_of_memory,
         decisions,
         deferred,
+        left,
         end_s,
         waits_s: _,
         worst_of_bound,
@@ -152,7 +153,7 @@ fn report(name: &str, outcome: &Outcome) {
         "{name}: {done} done, {failed} failed, {cancelled} cancelled in {end_s:.0} s; {loads} loads ({load_s:.0} s, \
          {:.1} % of the busy time beside {compute_s:.0} s of computing); {starts} starts, {batched} in batches, \
          {parked} parked; {deaths} deaths, {out_of_memory} out of memory, {requeued} queued again, {refused_writes} \
-         writes refused, {deferred} orders deferred; {decisions} decisions; mean wait {:.1} s; worst wait {:.0} % of \
+         writes refused, {deferred} orders deferred; {left} times left to another; {decisions} decisions; mean wait {:.1} s; worst wait {:.0} % of \
          its bound in starts",
         100.0 * outcome.load_share(),
         outcome.mean_wait_s(),
@@ -192,6 +193,7 @@ pub(crate) fn mixed(seed: u64, count: usize, load: f64) -> World {
         policy: Policy::default(),
         out_of_memory_every: Some(500),
         fifo: false,
+        leaves: false,
     }
 }
 
@@ -255,6 +257,7 @@ fn three_unlike_models(link_bytes_per_s: f64, load: f64, fifo: bool) -> World {
         outside: Vec::new(),
         out_of_memory_every: None,
         fifo,
+        leaves: false,
     }
 }
 
@@ -307,6 +310,7 @@ fn flood(turn: u32) -> World {
         outside: Vec::new(),
         out_of_memory_every: None,
         fifo: false,
+        leaves: false,
     }
 }
 
@@ -319,4 +323,90 @@ fn a_flood_of_urgent_jobs_starves_nobody() {
     let ((with_s, _), (without_s, _)) = (fair.wait_s(2), unfair.wait_s(2));
     assert!(with_s < 0.8 * without_s, "{with_s} s and {without_s} s");
     assert!(fair.worst_of_bound <= 1.0);
+}
+
+/// Two workers with room for one model each, and jobs for two models in turn: what is idle and has the model gets the
+/// job, although the other one looks first and could load it.
+#[test]
+fn a_job_is_left_to_the_worker_that_has_its_model() {
+    let world = |leaves| {
+        let models = vec![model("a", 6_000, "keep"), model("b", 6_000, "keep")];
+        let jobs = (0..40u32)
+            .map(|index| {
+                // The first two at once, so that each worker has a model; then one every eight seconds.
+                let at = Moment::from_secs_f64(8.0 * f64::from(index - index.min(1)));
+                Job {
+                    id: JobId::new(at, u128::from(index)),
+                    at,
+                    model: (index % 2) as usize,
+                    priority: Priority::Normal,
+                    deadline: None,
+                    seconds: 1.0,
+                    truth: 1.0,
+                    steps: 2,
+                    activation: Bytes::mib(100),
+                    batch: None,
+                }
+            })
+            .collect();
+        World {
+            seed: 1,
+            models,
+            jobs,
+            workers: 2,
+            budget: Bytes::mib(7_000),
+            host: Bytes::ZERO,
+            open_max: 1,
+            policy: Policy::default(),
+            outside: Vec::new(),
+            out_of_memory_every: None,
+            fifo: false,
+            leaves,
+        }
+    };
+    let (alone, together) = (run(world(false)), run(world(true)));
+    report("each for itself", &alone);
+    report("left to the warm one", &together);
+    assert_eq!((alone.done, together.done), (40, 40));
+    assert_eq!(together.loads, 2, "each model is loaded once");
+    assert!(together.left > 0);
+    assert!(alone.loads > 10, "{}", alone.loads);
+    assert!(together.mean_wait_s() < 0.5 * alone.mean_wait_s());
+}
+
+/// A worker that is to get jobs and dies, or stands still, keeps none of them: they are loaded elsewhere.
+#[test]
+fn nothing_waits_for_a_worker_that_does_not_come() {
+    let mut random = Random(7);
+    let models = vec![model("a", 6_000, "keep"), model("b", 6_000, "keep")];
+    let jobs = jobs(&mut random, 400, &models, 0.4, 3);
+    let mut world = World {
+        seed: 7,
+        models,
+        jobs,
+        workers: 3,
+        budget: Bytes::mib(8_000),
+        host: Bytes::ZERO,
+        open_max: 2,
+        policy: Policy::default(),
+        outside: Vec::new(),
+        out_of_memory_every: None,
+        fifo: false,
+        leaves: true,
+    };
+    for index in 0..40 {
+        let at = Moment::from_secs_f64(15.0 * f64::from(index));
+        let worker = (index % 3) as usize;
+        let outside = match index % 2 {
+            0 => Outside::Stall { worker, ms: 45_000 },
+            _ => Outside::Death {
+                worker,
+                restart_ms: 20_000,
+            },
+        };
+        world.outside.push((at, outside));
+    }
+    let outcome = run(world);
+    assert_eq!(outcome.done + outcome.failed, 400);
+    assert!(outcome.left > 0 && outcome.deaths > 0);
 }

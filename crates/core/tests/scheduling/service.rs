@@ -10,7 +10,7 @@ use std::collections::BinaryHeap;
 use lowtide_core::Bytes;
 use lowtide_core::job::{JobId, Moment, Priority};
 use lowtide_core::lifecycle::{LifePolicy, Order};
-use lowtide_core::schedule::{BatchKey, Policy};
+use lowtide_core::schedule::{BatchKey, Peer, Policy};
 
 use store::Store;
 use worker::Worker;
@@ -112,6 +112,8 @@ pub(crate) struct World {
     pub(crate) out_of_memory_every: Option<u64>,
     /// First come, first served, one at a time: what to compare with.
     pub(crate) fifo: bool,
+    /// A job is left to a worker that has its model, where that begins it sooner.
+    pub(crate) leaves: bool,
 }
 
 /// What a run came to.
@@ -132,6 +134,7 @@ pub(crate) struct Outcome {
     pub(crate) out_of_memory: u64,
     pub(crate) decisions: u64,
     pub(crate) deferred: u64,
+    pub(crate) left: u64,
     pub(crate) end_s: f64,
     /// By class, urgent first: seconds from submission to the first start.
     pub(crate) waits_s: [Vec<f64>; 3],
@@ -209,6 +212,8 @@ struct Shared {
     events: BinaryHeap<Reverse<(Moment, u64, Event)>>,
     sequence: u64,
     slow: (f64, Moment),
+    /// What is known of each worker, where they leave jobs to each other.
+    peers: Vec<Option<Peer>>,
 }
 
 impl Shared {
@@ -262,6 +267,7 @@ impl Service {
                 events: BinaryHeap::new(),
                 sequence: 0,
                 slow: (1.0, Moment(0)),
+                peers: Vec::new(),
                 world,
             },
         };
@@ -281,14 +287,23 @@ impl Service {
             self.shared.now = at;
             self.happen(event);
             if self.shared.store.take_news() {
-                for worker in &mut self.workers {
-                    worker.look(&mut self.shared);
+                for worker in 0..self.workers.len() {
+                    self.tell_of_peers();
+                    self.workers[worker].look(&mut self.shared);
                 }
             }
+            self.tell_of_peers();
         }
         self.shared.store.assert_all_ended(&mut self.shared.outcome);
         self.shared.outcome.end_s = self.shared.now.as_secs_f64();
         self.shared.outcome
+    }
+
+    fn tell_of_peers(&mut self) {
+        if self.shared.world.leaves {
+            let peers = self.workers.iter().map(|one| one.as_peer(&self.shared));
+            self.shared.peers = peers.collect();
+        }
     }
 
     fn happen(&mut self, event: Event) {

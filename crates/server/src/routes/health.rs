@@ -43,11 +43,16 @@ async fn all(State(app): State<App>, asked: Asked) -> Result<Response, Refusal> 
     asked.done()?;
     let looked = app
         .blocking(|app| {
-            let store = queue::answers(app.store.as_ref(), app);
-            Ok((
-                store.map_err(|error| Refusal::from(error).message()),
-                app.fleet().unwrap_or_default(),
-            ))
+            // What is known already is told at once: a store that is unreachable would be waited for.
+            let store = match app.store.trouble() {
+                Some(trouble) => Err(trouble),
+                None => queue::answers(app.store.as_ref(), app),
+            };
+            let fleet = match store {
+                Ok(_) => app.fleet().unwrap_or_default(),
+                Err(_) => Fleet::default(),
+            };
+            Ok((store.map_err(|error| Refusal::from(error).message()), fleet))
         })
         .await?;
     let (store, fleet) = looked;

@@ -3,7 +3,8 @@
 use lowtide_core::job::{JobId, Moment, Setback};
 use lowtide_core::lifecycle::{Effect, Event as LifeEvent, Life, Order, Residency};
 use lowtide_core::schedule::{
-    Action, Candidate, Device, ModelView, Session, SessionState, Switch, decide,
+    Action, Candidate, Device, ModelView, Peer, Session, SessionState, Switch, decide,
+    left_to_peers,
 };
 use lowtide_core::{Bytes, Kind, Ledger};
 
@@ -302,15 +303,13 @@ impl Worker {
             paused: false,
             starts_since_oldest: self.starts_since_oldest,
         };
-        let (now, policy) = (shared.now, &shared.world.policy);
-        let first_come;
-        let queue = match shared.world.fifo {
-            true => {
-                first_come = first_come_first_served(&shared.store.queue, now);
-                &first_come
-            }
-            false => &shared.store.queue,
+        let some = match (shared.world.fifo, shared.world.leaves) {
+            (true, _) => Some(first_come_first_served(&shared.store.queue, shared.now)),
+            (false, true) => Some(self.not_left(shared, &models)),
+            (false, false) => None,
         };
+        let (now, policy) = (shared.now, &shared.world.policy);
+        let queue = some.as_ref().unwrap_or(&shared.store.queue);
         let decision = decide(queue, &device, policy, now);
         if shared.outcome.decisions.is_multiple_of(1024) {
             let sentence = decision.to_string();
@@ -340,6 +339,36 @@ impl Worker {
             Action::Nothing => {}
         }
         false
+    }
+
+    /// The queue without what others begin sooner; what is left is looked at again when it was left long enough.
+    fn not_left(&self, shared: &mut Shared, models: &[ModelView]) -> Vec<Candidate> {
+        let others = shared.peers.iter().enumerate();
+        let others = others.filter(|(index, _)| *index != self.index);
+        let peers: Vec<Peer> = others.filter_map(|(_, peer)| peer.clone()).collect();
+        let mut queue = shared.store.queue.clone();
+        let left = left_to_peers(&queue, models, &peers, shared.now);
+        let (worker, epoch) = self.holder();
+        for left in left {
+            let job = queue.iter().position(|job| job.id == left.job);
+            let job = queue.remove(job.expect("what is left is queued"));
+            let until = job.submitted.plus_seconds(left.load_s);
+            shared.outcome.left += 1;
+            shared.plan(until, Event::Wake { worker, epoch });
+        }
+        queue
+    }
+
+    /// What others know of it.
+    pub(super) fn as_peer(&self, shared: &Shared) -> Option<Peer> {
+        let there = self.alive && self.stalled <= shared.now;
+        let names = shared.world.models.iter().zip(&self.lives);
+        let warm = names.filter(|(_, life)| life.residency() == Residency::Device);
+        there.then(|| Peer {
+            name: self.index.to_string(),
+            free_in_s: self.sessions.iter().map(|open| open.view.remaining_s).sum(),
+            on_device: warm.map(|(model, _)| model.name.to_owned()).collect(),
+        })
     }
 
     fn start(&mut self, shared: &mut Shared, id: JobId, mates: &[JobId]) {
