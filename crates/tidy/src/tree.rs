@@ -53,7 +53,8 @@ pub fn text_files() -> Vec<TextFile> {
                 if !hidden && !NOT_OURS.contains(&name.as_str()) {
                     folders.push(entry.path());
                 }
-            } else if kind.is_file() {
+            // In a worktree it is a file, with the place of the repository in it.
+            } else if kind.is_file() && name != ".git" {
                 files.extend(read(&root, &entry.path()));
             }
         }
