@@ -113,10 +113,34 @@ fn cpu_time() -> Duration {
     panic!("the processor's clock is only read on Linux");
 }
 
-fn numbers(count: usize) -> Vec<f32> {
-    (0..count)
-        .map(|i| ((i * 7919) % 1013) as f32 / 1013.0 - 0.5)
-        .collect()
+/// Activations as the models hand them out: aligned to a cache line.
+struct Numbers {
+    all: Vec<f32>,
+    start: usize,
+}
+
+impl std::ops::Deref for Numbers {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.all[self.start..]
+    }
+}
+
+impl std::ops::DerefMut for Numbers {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.all[self.start..]
+    }
+}
+
+fn numbers(count: usize) -> Numbers {
+    let mut all = vec![0.0; count + memory::BUFFER_ALIGNMENT / 4];
+    let start = all.as_ptr().align_offset(memory::BUFFER_ALIGNMENT);
+    all.truncate(start + count);
+    for (i, number) in all[start..].iter_mut().enumerate() {
+        *number = ((i * 7919) % 1013) as f32 / 1013.0 - 0.5;
+    }
+    Numbers { all, start }
 }
 
 /// Bytes as a loader hands them out: aligned to a cache line.
@@ -140,7 +164,7 @@ fn weights(stored: Stored, count: usize) -> Weights {
     let mut numbers = vec![0; length + memory::BUFFER_ALIGNMENT];
     let start = numbers.as_ptr().align_offset(memory::BUFFER_ALIGNMENT);
     let to = numbers[start..][..length].chunks_exact_mut(stored.size());
-    for (to, v) in to.zip(values) {
+    for (to, v) in to.zip(values.iter()) {
         match stored {
             Stored::F32 => to.copy_from_slice(&v.to_le_bytes()),
             _ => to.copy_from_slice(&half::bf16::from_f32(v).to_le_bytes()),
@@ -160,7 +184,7 @@ fn time_linear(
     [m, k, n]: [usize; 3],
 ) -> Duration {
     let (x, bytes, bias) = (numbers(m * k), weights(stored, n * k), numbers(n));
-    let mut out = vec![0.0; m * n];
+    let mut out = numbers(m * n);
     let matrix = Matrix {
         stored,
         bytes: &bytes,
@@ -190,7 +214,7 @@ fn time_swiglu(
         weights(stored, n * k),
         weights(stored, n * k),
     );
-    let mut out = vec![0.0; m * n];
+    let mut out = numbers(m * n);
     let matrix = |bytes| Matrix {
         stored,
         bytes,
@@ -218,7 +242,7 @@ fn time_conv(
     let bytes = weights(stored, cout * cin * kernel * kernel);
     let padding = kernel / 2;
     let size = |size: usize| (size + 2 * padding - kernel) / stride + 1;
-    let mut out = vec![0.0; cout * size(rows) * size(width)];
+    let mut out = numbers(cout * size(rows) * size(width));
     let conv = Conv2d {
         weight: Matrix {
             stored,
@@ -247,7 +271,7 @@ fn time_attention(
         numbers(tk * kv_heads * d),
         numbers(tk * kv_heads * d),
     );
-    let mut out = vec![0.0; tq * heads * d];
+    let mut out = numbers(tq * heads * d);
     let spec = Attention {
         heads,
         kv_heads,

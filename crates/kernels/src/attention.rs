@@ -5,16 +5,21 @@
 //! of the second product with the values. Running maxima and sums join the tiles, which have a
 //! fixed size, so a query's bits depend neither on the other queries nor on threads.
 
+mod softmax;
+
 use crate::gemm::PANEL;
-use crate::gemm::tile::{Operand, Product};
+use crate::gemm::amx;
+use crate::gemm::tile::{Multiplier, OnTiles, Operand, Plain, Product};
 use crate::isa::{Isa, isa};
-use crate::linear::{pack_rows, store_rows};
-use crate::math::{self, Activation};
+use crate::linear::{load_up_to, pack_rows, store_rows};
+use crate::math::Activation;
 use crate::rows::{Rows, RowsMut, Shared};
 use crate::scratch::{self, Scratch};
 use crate::simd::{LANES, Vector, per_isa};
 use crate::stored::{Format, Precision, Stored, round_to_bf16, to_bf16_pairs};
 use crate::threads::{parallel, threads};
+use softmax::{Softmax, divide, softmax_tile};
+use std::ops::Range;
 
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +53,13 @@ const TILE_NUMBERS: usize = 64 * 1024;
 
 /// Numbers of the queries of a task, D times its queries.
 const TASK_NUMBERS: usize = 64 * 512;
+
+/// The same where tiles multiply: what is packed of keys and values has to serve more of them.
+const TILED_TASK_NUMBERS: usize = 64 * 2048;
+
+/// Most panels of a task; where tiles multiply.
+const TASK_PANELS: usize = 4;
+const TILED_TASK_PANELS: usize = 8;
 
 impl Attention {
     /// Keys of a tile; by D alone, since the order of sums depends on it.
@@ -109,10 +121,17 @@ pub fn attention(spec: &Attention, q: Rows<'_>, k: Rows<'_>, v: Rows<'_>, out: R
     }
     spec.check(&q, &k, &v, &out);
     let isa = isa();
+    let format = Format::of(spec.precision, isa);
+    let tiled = isa.has_tiles() && format == Format::Pairs;
     let group = spec.heads / spec.kv_heads;
     // The panels of a head of keys: its query heads, each cut into panels of queries.
     let panels = group * q.rows.div_ceil(PANEL);
-    let most = (TASK_NUMBERS / (PANEL * spec.head_dim)).clamp(1, 4);
+    let (numbers, panels_max) = if tiled {
+        (TILED_TASK_NUMBERS, TILED_TASK_PANELS)
+    } else {
+        (TASK_NUMBERS, TASK_PANELS)
+    };
+    let most = (numbers / (PANEL * spec.head_dim)).clamp(1, panels_max);
     let wanted = (4 * threads()).div_ceil(spec.kv_heads);
     let chunks = panels.div_ceil(most).max(wanted.min(panels));
     let chunk = panels.div_ceil(chunks);
@@ -120,7 +139,8 @@ pub fn attention(spec: &Attention, q: Rows<'_>, k: Rows<'_>, v: Rows<'_>, out: R
     let job = Job {
         spec,
         isa,
-        format: Format::of(spec.precision, isa),
+        format,
+        tiled,
         q,
         k,
         v,
@@ -138,6 +158,8 @@ struct Job<'a> {
     spec: &'a Attention,
     isa: Isa,
     format: Format,
+    /// Whether tiles multiply. Then all that is packed is made whole tiles by zeros.
+    tiled: bool,
     q: Rows<'a>,
     k: Rows<'a>,
     v: Rows<'a>,
@@ -153,7 +175,7 @@ struct Queries {
     count: usize,
 }
 
-/// The buffers of a task.
+/// The buffers of a task. Steps, and D as a number of outputs, are [`Job::steps`] and [`Job::outputs`] of them.
 struct Buffers<'a> {
     /// `[panel][steps of D][PANEL]`.
     queries: &'a mut [f32],
@@ -189,14 +211,56 @@ impl Job<'_> {
         }
     }
 
-    fn run(&self, kv_head: usize, panels: std::ops::Range<usize>, scratch: &mut Scratch) {
-        let d = self.spec.head_dim;
+    /// Steps of a product along `numbers`.
+    fn steps(&self, numbers: usize) -> usize {
+        let steps = self.format.steps(numbers);
+        if self.tiled {
+            steps.next_multiple_of(LANES)
+        } else {
+            steps
+        }
+    }
+
+    /// Outputs that a product computes where `count` are wanted.
+    fn outputs(&self, count: usize) -> usize {
+        if self.tiled {
+            count.next_multiple_of(LANES)
+        } else {
+            count
+        }
+    }
+
+    fn run(&self, kv_head: usize, panels: Range<usize>, scratch: &mut Scratch) {
+        match (self.isa, self.tiled) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Amx, true) => {
+                // SAFETY: an `Isa` is only ever one that this processor has; kernels never nest.
+                let tiles = unsafe { OnTiles::<amx::Instructions>::configure() };
+                self.run_with(tiles, kv_head, panels, scratch);
+            }
+            (_, true) => {
+                // SAFETY: the emulation needs no instruction.
+                let tiles = unsafe { OnTiles::<amx::Emulated>::configure() };
+                self.run_with(tiles, kv_head, panels, scratch);
+            }
+            (isa, false) => self.run_with(Plain(isa, self.format), kv_head, panels, scratch),
+        }
+    }
+
+    fn run_with(
+        &self,
+        mut multiplier: impl Multiplier,
+        kv_head: usize,
+        panels: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let d = self.outputs(self.spec.head_dim);
         let tile = self.spec.tile();
-        let steps = self.format.steps(d);
+        let steps = self.steps(self.spec.head_dim);
         let count = panels.len();
         let (keys, values) = scratch
             .weights
-            .take(tile * steps + self.format.steps(tile) * d)
+            .take(tile * steps + self.steps(tile) * d)
             .split_at_mut(tile * steps);
         let mut buffers = Buffers {
             queries: scratch.panel.take(count * steps * PANEL),
@@ -218,7 +282,12 @@ impl Job<'_> {
             for (i, panel) in panels.clone().enumerate() {
                 let queries = self.queries(kv_head, panel);
                 if first_key < self.visible(queries.first + queries.count - 1) {
-                    self.tile(i, queries, first_key, keys, &mut buffers);
+                    self.tile(
+                        &mut multiplier,
+                        (i, queries),
+                        (first_key, keys),
+                        &mut buffers,
+                    );
                 }
             }
         }
@@ -228,7 +297,7 @@ impl Job<'_> {
             let total = &buffers.state[(i * 3 + 1) * PANEL..][..PANEL];
             let out = self
                 .out
-                .at(queries.first * self.out_stride + queries.head * d);
+                .at(queries.first * self.out_stride + queries.head * self.spec.head_dim);
             // SAFETY: tasks have disjoint queries or heads, and the output was checked.
             unsafe {
                 divide(self.isa, sums, total);
@@ -238,7 +307,7 @@ impl Job<'_> {
                     self.isa,
                     sums,
                     queries.count,
-                    d,
+                    self.spec.head_dim,
                     None,
                     None,
                     none,
@@ -252,7 +321,8 @@ impl Job<'_> {
         let d = self.spec.head_dim;
         let from = &self.q.data[queries.first * self.q.stride + queries.head * d..];
         assert!(from.len() >= (queries.count - 1) * self.q.stride + d);
-        assert!(panel.len() >= self.format.steps(d) * PANEL);
+        let packed = self.format.steps(d) * PANEL;
+        panel[packed..self.steps(d) * PANEL].fill(0.0);
         // SAFETY: just checked.
         unsafe {
             pack_rows(
@@ -271,10 +341,12 @@ impl Job<'_> {
     /// Copies a tile of keys and values, in the format of the products.
     fn pack_keys(&self, kv_head: usize, first: usize, keys: usize, buffers: &mut Buffers<'_>) {
         let d = self.spec.head_dim;
-        let steps = self.format.steps(d);
+        let steps = self.steps(d);
         for i in 0..keys {
             let key = &self.k.row(first + i)[kv_head * d..][..d];
-            let to = &mut buffers.keys[i * steps..][..steps];
+            let (to, beyond) =
+                buffers.keys[i * steps..][..steps].split_at_mut(self.format.steps(d));
+            beyond.fill(0.0);
             if self.format == Format::Pairs {
                 let (from, to) = (key.as_ptr().cast(), to.as_mut_ptr().cast());
                 // SAFETY: both have D numbers, `to` as pairs.
@@ -283,11 +355,20 @@ impl Job<'_> {
                 to.copy_from_slice(key);
             }
         }
-        if self.isa.has_tiles() && self.format == Format::Pairs {
+        if self.tiled {
+            buffers.keys[keys * steps..self.outputs(keys) * steps].fill(0.0);
             let from = &self.v.data[first * self.v.stride + kv_head * d..];
             assert!(from.len() >= (keys - 1) * self.v.stride + d);
-            let steps = self.format.steps(self.spec.tile());
-            assert!(buffers.values.len() >= d * steps && keys <= 2 * steps);
+            let steps = self.steps(self.spec.tile());
+            let outputs = self.outputs(d);
+            assert!(buffers.values.len() >= outputs * steps && keys <= 2 * steps);
+            if self.steps(keys) > keys / 2 {
+                // What is beyond the last pair must be zeros where a tile reaches there.
+                for line in buffers.values.chunks_exact_mut(steps).take(d) {
+                    line[keys / 2..self.steps(keys)].fill(0.0);
+                }
+            }
+            buffers.values[d * steps..outputs * steps].fill(0.0);
             let rows = (from.as_ptr(), self.v.stride);
             // SAFETY: just checked.
             unsafe { turn_values(self.isa, rows, keys, d, buffers.values, steps) };
@@ -317,8 +398,8 @@ impl Job<'_> {
 
     /// Packed values as the weights of the second product.
     fn values(&self, values: &[f32]) -> Operand {
-        let (row_bytes, step_bytes) = if self.isa.has_tiles() && self.format == Format::Pairs {
-            (self.format.steps(self.spec.tile()) * 4, 4)
+        let (row_bytes, step_bytes) = if self.tiled {
+            (self.steps(self.spec.tile()) * 4, 4)
         } else {
             (4, self.spec.head_dim * 4)
         };
@@ -332,14 +413,13 @@ impl Job<'_> {
     /// One tile of keys against one panel of queries.
     fn tile(
         &self,
-        index: usize,
-        queries: Queries,
-        first_key: usize,
-        keys: usize,
+        multiplier: &mut impl Multiplier,
+        (index, queries): (usize, Queries),
+        (first_key, keys): (usize, usize),
         buffers: &mut Buffers<'_>,
     ) {
-        let d = self.spec.head_dim;
-        let steps = self.format.steps(d);
+        let d = self.outputs(self.spec.head_dim);
+        let steps = self.steps(self.spec.head_dim);
         let lanes = queries.count.next_multiple_of(LANES);
         let scores = Product {
             panel: buffers.queries[index * steps * PANEL..][..steps * PANEL].as_ptr(),
@@ -352,7 +432,7 @@ impl Job<'_> {
                 row_bytes: steps * 4,
                 step_bytes: 4,
             },
-            outputs: keys,
+            outputs: self.outputs(keys),
             sums: buffers.scores.as_mut_ptr(),
             add: false,
         };
@@ -370,6 +450,7 @@ impl Job<'_> {
         let softmax = Softmax {
             format: self.format,
             keys,
+            steps: self.steps(keys),
             lanes,
             scale: self.spec.scale * std::f32::consts::LOG2_E,
             first: first_key == 0,
@@ -380,7 +461,7 @@ impl Job<'_> {
             width: PANEL,
             lanes,
             used: queries.count,
-            steps: self.format.steps(keys),
+            steps: self.steps(keys),
             weights: self.values(buffers.values),
             outputs: d,
             sums: sums.as_mut_ptr(),
@@ -388,111 +469,22 @@ impl Job<'_> {
         };
         // SAFETY: all buffers were taken with room for a whole tile and `count` panels.
         unsafe {
-            scores.run(self.isa, self.format);
+            multiplier.run(&scores);
             softmax_tile(self.isa, &softmax, buffers.scores, maximum, total, sums);
-            weighted.run(self.isa, self.format);
+            multiplier.run(&weighted);
         }
     }
 }
 
-/// How a tile of scores becomes a panel of weights.
-struct Softmax<'a> {
-    format: Format,
-    keys: usize,
-    lanes: usize,
-    /// Of the scores, times log2(e).
-    scale: f32,
-    /// Whether nothing came before.
-    first: bool,
-    /// Keys of the tile that each lane sees, if not all see all.
-    visible: Option<&'a [f32]>,
-}
-
-/// Replaces scores by their exponentials relative to the running maximum, in the format of the
-/// second product, and brings the running sums to that maximum.
+/// Up to sixteen numbers of a row, zeros behind them, or where there is no row.
 #[inline(always)]
-unsafe fn softmax_tile_generic<V: Vector>(
-    spec: &Softmax<'_>,
-    scores: &mut [f32],
-    maximum: &mut [f32],
-    total: &mut [f32],
-    sums: &mut [f32],
-) {
-    let keys = spec.keys;
-    let scores = scores.as_mut_ptr();
-    for lane in (0..spec.lanes).step_by(LANES) {
-        // SAFETY: the buffers have room for `keys` (made even) rows of PANEL lanes.
-        unsafe {
-            let at = |key: usize| scores.add(key * PANEL + lane);
-            let scale = V::splat(spec.scale);
-            let hidden = V::splat(f32::NEG_INFINITY);
-            if let Some(visible) = spec.visible {
-                let visible = V::load(visible.as_ptr().add(lane));
-                for key in 0..keys {
-                    let below = V::splat(key as f32);
-                    let seen = below.where_below(visible, V::load(at(key)), hidden);
-                    seen.store(at(key));
-                }
-            }
-            let old = V::load(maximum.as_ptr().add(lane));
-            // Four maxima, so that they need not wait for each other.
-            let mut most = [if spec.first { hidden } else { old }; 4];
-            for key in 0..keys {
-                most[key % 4] = V::load(at(key)).max(most[key % 4]);
-            }
-            let new = most[0].max(most[1]).max(most[2].max(most[3]));
-            let mut sum = V::splat(0.0);
-            if spec.format == Format::Pairs {
-                for key in (0..keys).step_by(2) {
-                    let low = weigh(V::load(at(key)), new, scale);
-                    let mut high = V::splat(0.0);
-                    if key + 1 < keys {
-                        high = weigh(V::load(at(key + 1)), new, scale);
-                    }
-                    sum = sum.add(low.add(high));
-                    low.store_bf16_pairs(high, scores.add(key / 2 * PANEL + lane).cast());
-                }
-            } else {
-                for key in 0..keys {
-                    let mut weight = weigh(V::load(at(key)), new, scale);
-                    sum = sum.add(weight);
-                    if spec.format == Format::Rounded {
-                        weight = weight.to_bf16();
-                    }
-                    weight.store(at(key));
-                }
-            }
-            if !spec.first {
-                // Exactly one where the maximum stays: a tile that a lane sees nothing of must not
-                // change it.
-                let factor = weigh(old, new, scale);
-                sum = V::load(total.as_ptr().add(lane)).fma(factor, sum);
-                for line in sums.chunks_exact_mut(PANEL) {
-                    let to = line.as_mut_ptr().add(lane);
-                    V::load(to).mul(factor).store(to);
-                }
-            }
-            sum.store(total.as_mut_ptr().add(lane));
-            new.store(maximum.as_mut_ptr().add(lane));
-        }
-    }
-}
-
-/// The exponential of a score relative to the maximum.
-#[inline(always)]
-fn weigh<V: Vector>(score: V, maximum: V, scale: V) -> V {
-    math::exp2_below_one(score.sub(maximum).mul(scale))
-}
-
-#[inline(always)]
-unsafe fn divide_generic<V: Vector>(sums: &mut [f32], total: &[f32]) {
-    for line in sums.chunks_exact_mut(PANEL) {
-        for (sum, total) in line.chunks_exact_mut(LANES).zip(total.chunks_exact(LANES)) {
-            // SAFETY: both chunks have sixteen numbers.
-            unsafe {
-                let quotient = V::load(sum.as_ptr()).div(V::load(total.as_ptr()));
-                quotient.store(sum.as_mut_ptr());
-            }
+unsafe fn load_row<V: Vector>(from: *const f32, exists: bool, count: usize) -> V {
+    // SAFETY: the caller promises `count` numbers of a row that exists.
+    unsafe {
+        if exists {
+            load_up_to(from, count)
+        } else {
+            V::splat(0.0)
         }
     }
 }
@@ -504,16 +496,12 @@ unsafe fn pair_values_generic<V: Vector>(low: &[f32], high: Option<&[f32]>, out:
         let mut pairs = [0u32; LANES];
         // SAFETY: all slices have the output's length, of which `here` numbers are left.
         unsafe {
-            let read = |from: &[f32]| {
-                let from = from[i..][..here].as_ptr();
-                if here == LANES {
-                    V::load(from)
-                } else {
-                    V::load_part(from, here)
-                }
+            let high = match high {
+                Some(high) => load_up_to(high[i..][..here].as_ptr(), here),
+                None => V::splat(0.0),
             };
-            let high = high.map_or(V::splat(0.0), read);
-            read(low).store_bf16_pairs(high, pairs.as_mut_ptr());
+            let low = load_up_to::<V>(low[i..][..here].as_ptr(), here);
+            low.store_bf16_pairs(high, pairs.as_mut_ptr());
             let to = out.as_mut_ptr().add(i).cast();
             std::ptr::copy_nonoverlapping(pairs.as_ptr(), to, here);
         }
@@ -537,16 +525,11 @@ unsafe fn turn_values_generic<V: Vector>(
             let mut turned = [0f32; LANES * LANES];
             // SAFETY: the caller promises rows and numbers; the squares are whole blocks.
             unsafe {
-                let read = |row: usize| {
-                    let from = from.wrapping_add(row * stride + number);
-                    match (row < rows, count == LANES) {
-                        (false, _) => V::splat(0.0),
-                        (true, true) => V::load(from),
-                        (true, false) => V::load_part(from, count),
-                    }
-                };
                 for i in 0..(pairs - pair).min(LANES) {
-                    let (low, high) = (read(2 * (pair + i)), read(2 * (pair + i) + 1));
+                    let row = 2 * (pair + i);
+                    let first = from.wrapping_add(row * stride + number);
+                    let low = load_row::<V>(first, row < rows, count);
+                    let high = load_row(first.wrapping_add(stride), row + 1 < rows, count);
                     low.store_bf16_pairs(high, square.as_mut_ptr().add(i * LANES).cast());
                 }
                 V::transpose(square.as_ptr(), LANES, turned.as_mut_ptr(), LANES);
@@ -565,16 +548,6 @@ per_isa! {
     /// # Safety
     /// `rows` rows of `numbers` numbers must be there.
     fn turn_values(from: (*const f32, usize), rows: usize, numbers: usize, out: &mut [f32], out_stride: usize) = turn_values_generic;
-    /// The softmax of a tile.
-    ///
-    /// # Safety
-    /// Each buffer must have its rows of PANEL lanes.
-    fn softmax_tile(spec: &Softmax<'_>, scores: &mut [f32], maximum: &mut [f32], total: &mut [f32], sums: &mut [f32]) = softmax_tile_generic;
-    /// Divides sums by their lanes' totals.
-    ///
-    /// # Safety
-    /// None beyond the instruction set.
-    fn divide(sums: &mut [f32], total: &[f32]) = divide_generic;
     /// Interleaves two keys' values as bf16.
     ///
     /// # Safety

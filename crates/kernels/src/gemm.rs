@@ -11,7 +11,9 @@
 //! same bits alone and among others, and on any number of threads.
 
 pub(crate) mod amx;
+mod cut;
 pub(crate) mod tile;
+mod tiled;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
@@ -21,23 +23,15 @@ use crate::scratch::{self, Buffer, Scratch};
 use crate::simd::LANES;
 use crate::stored::{Format, Matrix, Stored, round_to_bf16, to_bf16_pairs, widen_to_f32};
 use crate::threads::{parallel, threads};
+use cut::Cut;
 use std::ops::Range;
 use tile::{FEW, Operand, Product, TURNED};
 
 /// Lanes of a full panel.
 pub(crate) const PANEL: usize = 64;
 
-/// Sums of one block, over all its weights: half of a typical second-level cache of 1 MiB.
-const BLOCK_SUMS: usize = 128 * 1024;
-
-/// Outputs of one block over all its weights, whose stretch may have to be converted: 576 KiB.
-const BLOCK_OUTPUTS: usize = 1024;
-
 /// Outputs of a few lanes whose sums are finished together: they stay in the first cache.
 const FEW_OUTPUTS: usize = 128;
-
-/// Products below which a second thread costs more than it brings.
-const SERIAL_PRODUCTS: usize = 400_000;
 
 impl Format {
     /// Panels of a block. More spread the cost of widening weights further, fewer that of packing.
@@ -118,65 +112,6 @@ pub(crate) struct Problem<'a> {
     pub(crate) most: usize,
 }
 
-/// How a problem is cut into blocks.
-#[derive(Debug, PartialEq, Eq)]
-struct Cut {
-    /// Panels of a block.
-    panels: usize,
-    /// Blocks of a run.
-    run_blocks: usize,
-    /// Blocks along the panels.
-    panel_blocks: usize,
-    /// Outputs of a block.
-    outputs: usize,
-    /// Blocks along the outputs.
-    output_blocks: usize,
-}
-
-impl Cut {
-    fn new(problem: &Problem<'_>, threads: usize) -> Self {
-        let weights = problem.weights.len();
-        let (outputs, k) = (problem.weights[0].rows, problem.weights[0].cols);
-        let serial = problem.lanes * outputs * k * weights < SERIAL_PRODUCTS;
-        let threads = if serial { 1 } else { threads };
-        // With few outputs more panels fit, and share what is staged for them.
-        let fitting = BLOCK_SUMS / 2 / (weights * PANEL * outputs);
-        let base = problem.format.block_panels();
-        let wanted = fitting.clamp(base, 2 * base.max(8)).min(problem.most);
-        let run_blocks = problem.run.div_ceil(wanted);
-        let block_panels = problem.run.div_ceil(run_blocks);
-        let run_blocks = problem.run.div_ceil(block_panels);
-        let panel_blocks = problem.panels.div_ceil(problem.run) * run_blocks;
-        let most =
-            (BLOCK_SUMS / (weights * PANEL * block_panels)).clamp(1, BLOCK_OUTPUTS / weights);
-        let fewest_blocks = outputs.div_ceil(most);
-        // Of a few numbers of blocks, the one whose slowest thread is done first. A block costs its
-        // outputs and, for packing, about as much as sixteen more.
-        let cost = |blocks: usize| {
-            let rounds = (panel_blocks * blocks).div_ceil(threads);
-            rounds * (outputs.div_ceil(blocks) + 16)
-        };
-        let output_blocks = (fewest_blocks..fewest_blocks + 2 * threads)
-            .min_by_key(|blocks| cost(*blocks))
-            .unwrap_or(fewest_blocks);
-        let block_outputs = outputs
-            .div_ceil(output_blocks)
-            .next_multiple_of(together(problem.isa));
-        Self {
-            panels: block_panels,
-            run_blocks,
-            panel_blocks,
-            outputs: block_outputs,
-            output_blocks: outputs.div_ceil(block_outputs),
-        }
-    }
-}
-
-/// Outputs that the widest inner loop computes together.
-fn together(isa: Isa) -> usize {
-    if isa.has_tiles() { 32 } else { 6 }
-}
-
 /// Computes all products and hands the sums of each block to `sink`, in parallel.
 pub(crate) fn run(problem: &Problem<'_>, source: &impl Source, sink: &impl Sink) {
     let first = problem.weights[0];
@@ -203,7 +138,7 @@ pub(crate) fn run(problem: &Problem<'_>, source: &impl Source, sink: &impl Sink)
             outputs: output..(output + cut.outputs).min(first.rows),
         };
         if !block.panels.is_empty() {
-            scratch::with(|scratch| block.run(problem, source, sink, scratch));
+            scratch::with(|scratch| block.run(problem, cut.depth, source, sink, scratch));
         }
     });
 }
@@ -218,13 +153,48 @@ impl Block {
     fn run(
         &self,
         problem: &Problem<'_>,
+        depth: usize,
         source: &impl Source,
         sink: &impl Sink,
         scratch: &mut Scratch,
     ) {
-        if problem.lanes <= FEW && !(problem.isa.has_tiles() && problem.format == Format::Pairs) {
-            return self.run_few(problem, source, sink, scratch);
+        if problem.format == Format::Pairs {
+            match problem.isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Amx => {
+                    type Tiles = amx::Instructions;
+                    // SAFETY: an `Isa` is only ever one that this processor has.
+                    unsafe {
+                        tiled::run::<Tiles>(self, problem, depth, source, sink, scratch);
+                    }
+                    return;
+                }
+                Isa::AmxEmulated => {
+                    type Tiles = amx::Emulated;
+                    // SAFETY: the emulation needs no instruction.
+                    unsafe {
+                        tiled::run::<Tiles>(self, problem, depth, source, sink, scratch);
+                    }
+                    return;
+                }
+                _ => {}
+            }
         }
+        if problem.lanes <= FEW {
+            self.run_few(problem, source, sink, scratch);
+        } else {
+            self.run_panels(problem, source, sink, scratch);
+        }
+    }
+
+    /// A stretch of k at a time: each panel's is packed to the first cache and meets all outputs.
+    fn run_panels(
+        &self,
+        problem: &Problem<'_>,
+        source: &impl Source,
+        sink: &impl Sink,
+        scratch: &mut Scratch,
+    ) {
         let Scratch {
             panel,
             weights,
@@ -394,43 +364,5 @@ fn operand(
         data: room.as_ptr().cast(),
         row_bytes: steps * 4,
         step_bytes: 4,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_cover_every_shape_and_fit_the_scratch() {
-        for (panels, run) in [(1, 1), (2, 2), (17, 17), (64, 8), (1563, 1563), (512, 256)] {
-            for outputs in [1, 3, 6, 7, 288, 1152, 10_240] {
-                for (weights, threads) in [(1, 1), (1, 2), (2, 2), (1, 7), (2, 64)] {
-                    let weight = Matrix {
-                        stored: Stored::Bf16,
-                        bytes: &[],
-                        rows: outputs,
-                        cols: 288,
-                    };
-                    let problem = Problem {
-                        isa: Isa::Portable,
-                        format: Format::F32,
-                        weights: &[&weight, &weight][..weights],
-                        lanes: panels * PANEL,
-                        panels,
-                        run,
-                        most: usize::MAX,
-                    };
-                    let cut = Cut::new(&problem, threads);
-                    assert!(cut.run_blocks * cut.panels >= run);
-                    assert!((cut.run_blocks - 1) * cut.panels < run);
-                    assert_eq!(cut.panel_blocks, panels / run * cut.run_blocks);
-                    assert!(cut.output_blocks * cut.outputs >= outputs);
-                    assert!((cut.output_blocks - 1) * cut.outputs < outputs);
-                    let sums = weights * cut.panels * PANEL * cut.outputs;
-                    assert!(sums <= BLOCK_SUMS + weights * cut.panels * PANEL * 6);
-                }
-            }
-        }
     }
 }

@@ -21,9 +21,9 @@
 //! of them is packed into the first-level cache, and weights are broadcast against it from where
 //! they lie ([`linear`], [`conv2d`], both products of [`attention`]); a call with a few rows turns
 //! the weights round instead. Kernels are written once over sixteen f32 lanes and compiled for
-//! each [`Isa`], chosen at the first call or by `LOWTIDE_ISA`. AMX takes weights and panels as tiles
-//! as they lie; it is used only after a known product came out right. Missing for now: kernels for
-//! NEON other than what the compiler makes of the portable ones.
+//! each [`Isa`], chosen at the first call or by `LOWTIDE_ISA`. AMX takes weights as tiles
+//! as they lie, panels packed for much of k at once, and is used only after a known product came
+//! out right. There are no kernels for NEON: there the compiler's vectors of the portable ones serve.
 //!
 //! Work is dealt to rayon's global pool ([`set_threads`]), the caller taking part; a call waits
 //! for no thread that has not begun.

@@ -182,6 +182,19 @@ impl Source for RowSource<'_> {
     }
 }
 
+/// Up to sixteen numbers, zeros behind them.
+#[inline(always)]
+pub(crate) unsafe fn load_up_to<V: Vector>(from: *const f32, count: usize) -> V {
+    // SAFETY: the caller promises `count` numbers.
+    unsafe {
+        if count == LANES {
+            V::load(from)
+        } else {
+            V::load_part(from, count)
+        }
+    }
+}
+
 /// Packs one row of `k` numbers, `stride` steps apart.
 #[inline(always)]
 unsafe fn pack_row_generic<V: Vector>(
@@ -197,19 +210,16 @@ unsafe fn pack_row_generic<V: Vector>(
         let length = (k - start).min(block);
         // SAFETY: the caller promises both sides; the line has a block's numbers.
         unsafe {
-            let read = |first: usize| {
-                let count = length.saturating_sub(first).min(LANES);
-                if count == LANES {
-                    V::load(from.add(start + first))
-                } else {
-                    V::load_part(from.wrapping_add(start + first), count)
-                }
-            };
-            let low = read(0);
+            let from = from.add(start);
+            let low = load_up_to::<V>(from, length.min(LANES));
             match format {
                 Format::F32 => low.store(line.as_mut_ptr()),
                 Format::Rounded => low.to_bf16().store(line.as_mut_ptr()),
-                Format::Pairs => low.store_bf16(read(LANES), line.as_mut_ptr().cast()),
+                Format::Pairs => {
+                    let beyond = length.saturating_sub(LANES);
+                    let high = load_up_to(from.wrapping_add(LANES), beyond);
+                    low.store_bf16(high, line.as_mut_ptr().cast());
+                }
             }
             let to = to.add(format.steps(start) * stride);
             for (step, number) in line.iter().take(format.steps(length)).enumerate() {

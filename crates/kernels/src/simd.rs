@@ -120,6 +120,15 @@ pub(crate) trait Vector: Copy {
         }
     }
 
+    /// Whether all lanes are one.
+    #[inline(always)]
+    fn all_ones(self) -> bool {
+        let mut lanes = [0f32; LANES];
+        // SAFETY: the array has sixteen elements, and the value proves its instruction set.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        lanes.iter().all(|lane| *lane == 1.0)
+    }
+
     /// The sum over lanes, always in the same order.
     #[inline(always)]
     fn sum(self) -> f32 {

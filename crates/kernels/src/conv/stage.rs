@@ -318,6 +318,10 @@ impl MapSource<'_> {
                 }
                 let real = (virtual_row as usize >> doubled) - self.x_rows.first;
                 let line = &self.x[channel * plane + real * self.width..][..self.width];
+                // The same row of the next channel is far away: nothing foresees it.
+                let next = line.as_ptr().wrapping_add(plane).wrapping_offset(left);
+                // SAFETY: nothing is read through a prefetch.
+                unsafe { ask_for(self.isa, next, row_length) };
                 for phase in 0..self.stride {
                     let to = &mut to[phase * window.columns..][..window.columns];
                     self.stage_row(line, left + phase as isize, channel, to);
@@ -343,6 +347,14 @@ impl MapSource<'_> {
                 (y, channel) = (0, channel + 1);
             }
         }
+    }
+}
+
+/// Asks for the cache lines of some numbers. Any address will do.
+#[inline(always)]
+unsafe fn ask_for_generic<V: Vector>(from: *const f32, count: usize) {
+    for i in (0..count).step_by(LANES) {
+        V::prefetch::<false>(from.wrapping_add(i));
     }
 }
 
@@ -376,27 +388,29 @@ unsafe fn pack_pixels_generic<V: Vector>(
         let mut to = panel.data.as_mut_ptr().wrapping_add(group * LANES);
         // SAFETY: the caller promises the panel and that every tap of every pixel can be read.
         unsafe {
-            let read = |tap: usize| gather::<V>(from.add(tap), pixels, in_a_row);
             match format {
                 Format::F32 => {
                     for tap in taps {
-                        read(*tap).store(to);
+                        gather::<V>(from.add(*tap), pixels, in_a_row).store(to);
                         to = to.wrapping_add(panel.width);
                     }
                 }
                 Format::Rounded => {
                     for tap in taps {
-                        read(*tap).to_bf16().store(to);
+                        gather::<V>(from.add(*tap), pixels, in_a_row)
+                            .to_bf16()
+                            .store(to);
                         to = to.wrapping_add(panel.width);
                     }
                 }
                 Format::Pairs => {
                     for pair in taps.chunks(2) {
                         let high = match pair {
-                            [_, high] => read(*high),
+                            [_, high] => gather::<V>(from.add(*high), pixels, in_a_row),
                             _ => V::splat(0.0),
                         };
-                        read(pair[0]).store_bf16_pairs(high, to.cast());
+                        gather::<V>(from.add(pair[0]), pixels, in_a_row)
+                            .store_bf16_pairs(high, to.cast());
                         to = to.wrapping_add(panel.width);
                     }
                 }
@@ -446,6 +460,11 @@ unsafe fn affine_generic<V: Vector>(
 }
 
 per_isa! {
+    /// Asks for numbers ahead of their use.
+    ///
+    /// # Safety
+    /// None beyond the instruction set.
+    fn ask_for(from: *const f32, count: usize) = ask_for_generic;
     /// Copies every second number.
     ///
     /// # Safety

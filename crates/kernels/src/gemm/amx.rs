@@ -8,8 +8,10 @@
 //! The order of an element's sum follows from k alone: tiles of 32 numbers of k in ascending
 //! order, the instruction's order within. So a row has the same bits alone and among others.
 
-use super::tile::Product;
+use super::tile::{Operand, Product};
 use crate::gemm::PANEL;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
 /// Rows of a tile, and 32-bit columns.
 const SIDE: usize = 16;
@@ -33,28 +35,79 @@ pub(crate) trait Tiles {
     fn zero<const TILE: usize>(&mut self);
     unsafe fn load<const TILE: usize>(&mut self, from: *const u8, stride: usize);
     unsafe fn store<const TILE: usize>(&self, to: *mut u8, stride: usize);
+    /// Asks for a cache line long before its use. Any address will do.
+    #[inline(always)]
+    fn prefetch(_line: *const u8) {}
     /// `SUMS[m][n] += sum over k of W[m][k] * X[k][n]`, each of the sixteen k a pair of bf16.
     fn multiply<const SUMS: usize, const W: usize, const X: usize>(&mut self);
+}
+
+/// Weights that the next product will read, asked for while this one computes. Any address will do.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    data: *const u8,
+    row_bytes: usize,
+    rows: usize,
+}
+
+impl Ahead {
+    pub(crate) const NOTHING: Self = Self {
+        data: std::ptr::null(),
+        row_bytes: 0,
+        rows: 0,
+    };
+
+    /// All rows of an operand.
+    pub(crate) fn of(weights: &Operand, rows: usize) -> Self {
+        Self {
+            data: weights.data,
+            row_bytes: weights.row_bytes,
+            rows,
+        }
+    }
+
+    /// Part `index` of `parts`.
+    #[inline(always)]
+    pub(crate) fn part(&self, index: usize, parts: usize) -> Self {
+        let first = self.rows * index / parts;
+        Self {
+            data: self.data.wrapping_add(first * self.row_bytes),
+            row_bytes: self.row_bytes,
+            rows: self.rows * (index + 1) / parts - first,
+        }
+    }
 }
 
 /// A product.
 ///
 /// # Safety
 /// The panel, the weights and the sums must be as large as said, and the instructions be there.
-pub(super) unsafe fn product<T: Tiles>(p: &Product) {
-    assert_eq!(p.weights.step_bytes, 4, "tiles want a row's pairs in a row");
+pub(crate) unsafe fn product<T: Tiles>(p: &Product) {
     // SAFETY: the caller's promise; kernels never nest.
-    let mut tiles = unsafe { T::configure() };
+    unsafe { product_on(&mut T::configure(), p, Ahead::NOTHING) }
+}
+
+/// The same on tiles that are in use already.
+///
+/// # Safety
+/// The panel, the weights and the sums must be as large as said.
+#[inline(always)]
+pub(crate) unsafe fn product_on<T: Tiles>(tiles: &mut T, p: &Product, ahead: Ahead) {
+    assert_eq!(p.weights.step_bytes, 4, "tiles want a row's pairs in a row");
+    let blocks = p.outputs.div_ceil(2 * SIDE) * p.lanes.div_ceil(2 * SIDE);
+    let mut index = 0;
     for output in (0..p.outputs).step_by(2 * SIDE) {
         for lane in (0..p.lanes).step_by(2 * SIDE) {
             let p = &p.at_output(output).at_lane(lane);
+            let ahead = ahead.part(index, blocks);
+            index += 1;
             // SAFETY: the caller's promise.
             unsafe {
                 match (p.outputs > SIDE, p.lanes > SIDE) {
-                    (true, true) => block::<T, true, true>(&mut tiles, p),
-                    (true, false) => block::<T, true, false>(&mut tiles, p),
-                    (false, true) => block::<T, false, true>(&mut tiles, p),
-                    (false, false) => block::<T, false, false>(&mut tiles, p),
+                    (true, true) => block::<T, true, true>(tiles, p, ahead),
+                    (true, false) => block::<T, true, false>(tiles, p, ahead),
+                    (false, true) => block::<T, false, true>(tiles, p, ahead),
+                    (false, false) => block::<T, false, false>(tiles, p, ahead),
                 }
             }
         }
@@ -64,7 +117,11 @@ pub(super) unsafe fn product<T: Tiles>(p: &Product) {
 /// The sums of a tile of outputs by a tile of lanes; of two tiles `DOWN` the outputs and `ALONG`
 /// the lanes, so that what was loaded is multiplied twice.
 #[inline(always)]
-unsafe fn block<T: Tiles, const DOWN: bool, const ALONG: bool>(tiles: &mut T, p: &Product) {
+unsafe fn block<T: Tiles, const DOWN: bool, const ALONG: bool>(
+    tiles: &mut T,
+    p: &Product,
+    mut ahead: Ahead,
+) {
     // SAFETY: the caller's promise; a second tile is touched only where there is one.
     unsafe {
         begin::<T, 0>(tiles, p, 0, 0);
@@ -92,6 +149,10 @@ unsafe fn block<T: Tiles, const DOWN: bool, const ALONG: bool>(tiles: &mut T, p:
             if DOWN && ALONG {
                 tiles.multiply::<3, 5, 7>();
             }
+            for row in 0..ahead.rows {
+                T::prefetch(ahead.data.wrapping_add(row * ahead.row_bytes));
+            }
+            ahead.data = ahead.data.wrapping_add(ROW_BYTES);
         }
         end::<T, 0>(tiles, p, 0, 0);
         if ALONG {
@@ -288,6 +349,12 @@ impl Tiles for Instructions {
     }
 
     #[inline(always)]
+    fn prefetch(line: *const u8) {
+        // SAFETY: nothing is read through a prefetch.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+    }
+
+    #[inline(always)]
     fn multiply<const SUMS: usize, const W: usize, const X: usize>(&mut self) {
         // SAFETY: `configure` has made the tiles usable.
         unsafe {
@@ -415,7 +482,7 @@ pub(crate) unsafe fn multiplies<T: Tiles>() -> bool {
         lanes: PANEL,
         used: PANEL,
         steps: STEPS,
-        weights: super::tile::Operand {
+        weights: Operand {
             data: weights.as_ptr().cast(),
             row_bytes: STEPS * 4,
             step_bytes: 4,
@@ -437,121 +504,4 @@ pub(crate) unsafe fn multiplies<T: Tiles>() -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// One element of a tile's product; the others' factors are zero.
-    fn element(sum: f32, pairs: &[([u16; 2], [u16; 2])]) -> f32 {
-        let pack = |[low, high]: [u16; 2]| u32::from(low) | u32::from(high) << 16;
-        // SAFETY: the emulation needs no instruction.
-        let mut tiles = unsafe { Emulated::configure() };
-        tiles.zero::<0>();
-        tiles.zero::<4>();
-        tiles.zero::<6>();
-        tiles.0[0][3 * SIDE + 5] = sum.to_bits();
-        for (k, (w, x)) in pairs.iter().enumerate() {
-            tiles.0[4][3 * SIDE + k] = pack(*w);
-            tiles.0[6][k * SIDE + 5] = pack(*x);
-        }
-        tiles.multiply::<0, 4, 6>();
-        f32::from_bits(tiles.0[0][3 * SIDE + 5])
-    }
-
-    const ONE: u16 = 0x3f80;
-    const TINY: u16 = 0x0001;
-    const HUGE: u16 = 0x7f00;
-    const MINUS_HUGE: u16 = 0xff00;
-
-    #[test]
-    fn a_pair_is_two_products() {
-        let (two, three) = (0x4000, 0x4040);
-        assert_eq!(element(0.5, &[([two, three], [three, three])]), 15.5);
-    }
-
-    #[test]
-    fn even_and_odd_are_summed_apart() {
-        // 2^25 swallows a one unless 2^25 is gone before the ones are added.
-        let large = 0x4c00;
-        let minus_large = 0xcc00;
-        let pairs = [([large, ONE], [ONE, ONE]), ([minus_large, ONE], [ONE, ONE])];
-        assert_eq!(element(0.0, &pairs), 2.0);
-        let mixed = [([large, minus_large], [ONE, ONE]), ([ONE, ONE], [ONE, ONE])];
-        assert_eq!(element(0.0, &mixed), 0.0);
-    }
-
-    #[test]
-    fn subnormal_numbers_count_as_zero() {
-        assert_eq!(element(0.0, &[([TINY, 0], [HUGE, 0])]), 0.0);
-        assert_eq!(element(f32::from_bits(1), &[([0, 0], [0, 0])]), 0.0);
-        assert_eq!(element(0.0, &[([0x0080, 0], [0x3f00, 0])]), 0.0);
-    }
-
-    #[test]
-    fn a_product_is_not_rounded_before_it_is_added() {
-        // 2^254, then -2^254, which is no infinity before it is added to one.
-        let pairs = [([HUGE, 0], [HUGE, 0]), ([HUGE, 0], [MINUS_HUGE, 0])];
-        assert_eq!(element(0.0, &pairs), f32::INFINITY);
-        // 2^128 - 2^127 is one.
-        let (two, minus_one) = (0x4000, 0xbf80);
-        let pairs = [([HUGE, 0], [minus_one, 0]), ([HUGE, 0], [two, 0])];
-        assert_eq!(element(0.0, &pairs), f32::from_bits(0x7f00_0000));
-    }
-
-    #[test]
-    fn infinity_and_nan_pass_through() {
-        let (infinity, nan) = (0x7f80, 0x7fc0);
-        assert_eq!(element(1.0, &[([infinity, 0], [ONE, 0])]), f32::INFINITY);
-        assert!(element(1.0, &[([nan, 0], [ONE, 0])]).is_nan());
-        assert!(element(1.0, &[([infinity, 0], [0, 0])]).is_nan());
-    }
-
-    /// Also that the assembler takes the instructions: the function below is compiled with them.
-    #[test]
-    fn the_known_product_comes_out() {
-        // SAFETY: the emulation needs no instruction.
-        assert!(unsafe { multiplies::<Emulated>() });
-        #[cfg(target_arch = "x86_64")]
-        match crate::isa::amx_state() {
-            // SAFETY: just found.
-            Ok(()) => assert!(unsafe { multiplies::<Instructions>() }),
-            Err(why) => eprintln!("skipped: AMX instructions, {}", why.unwrap_or("not here")),
-        }
-    }
-
-    /// Tiles that forget the second number of each pair.
-    struct Forgetful(Emulated);
-
-    impl Tiles for Forgetful {
-        unsafe fn configure() -> Self {
-            // SAFETY: the caller's promise.
-            Self(unsafe { Emulated::configure() })
-        }
-
-        fn zero<const TILE: usize>(&mut self) {
-            self.0.zero::<TILE>();
-        }
-
-        unsafe fn load<const TILE: usize>(&mut self, from: *const u8, stride: usize) {
-            // SAFETY: the caller's promise.
-            unsafe { self.0.load::<TILE>(from, stride) };
-        }
-
-        unsafe fn store<const TILE: usize>(&self, to: *mut u8, stride: usize) {
-            // SAFETY: the caller's promise.
-            unsafe { self.0.store::<TILE>(to, stride) };
-        }
-
-        fn multiply<const SUMS: usize, const W: usize, const X: usize>(&mut self) {
-            let pairs = self.0.0[W];
-            self.0.0[W] = pairs.map(|pair| pair & 0xffff);
-            self.0.multiply::<SUMS, W, X>();
-            self.0.0[W] = pairs;
-        }
-    }
-
-    #[test]
-    fn wrong_tiles_are_found_out() {
-        // SAFETY: the emulation needs no instruction.
-        assert!(!unsafe { multiplies::<Forgetful>() });
-    }
-}
+mod tests;

@@ -91,6 +91,46 @@ impl Product {
     }
 }
 
+/// Computes products one after the other.
+pub(crate) trait Multiplier {
+    /// One of them.
+    ///
+    /// # Safety
+    /// As [`Product::run`].
+    unsafe fn run(&mut self, product: &Product);
+}
+
+/// By an instruction set's own products of a format, which it must have.
+pub(crate) struct Plain(pub(crate) Isa, pub(crate) Format);
+
+impl Multiplier for Plain {
+    #[inline(always)]
+    unsafe fn run(&mut self, product: &Product) {
+        // SAFETY: the caller's promise.
+        unsafe { product.run(self.0, self.1) }
+    }
+}
+
+/// By tiles that stay in use between products.
+pub(crate) struct OnTiles<T>(T);
+
+impl<T: amx::Tiles> OnTiles<T> {
+    /// # Safety
+    /// As [`amx::Tiles::configure`].
+    pub(crate) unsafe fn configure() -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { T::configure() })
+    }
+}
+
+impl<T: amx::Tiles> Multiplier for OnTiles<T> {
+    #[inline(always)]
+    unsafe fn run(&mut self, product: &Product) {
+        // SAFETY: the caller's promise.
+        unsafe { amx::product_on(&mut self.0, product, amx::Ahead::NOTHING) }
+    }
+}
+
 /// How a step multiplies.
 pub(crate) trait Multiply {
     /// Sums.
@@ -144,6 +184,9 @@ impl<V: Vector> Multiply for Single<V> {
     }
 }
 
+/// Steps of a row in a cache line.
+const LINE_STEPS: usize = 16;
+
 /// `W` vectors of lanes by `N` outputs, all sums in registers.
 #[inline(always)]
 unsafe fn tile<M: Multiply, const W: usize, const N: usize>(p: &Product) {
@@ -157,16 +200,25 @@ unsafe fn tile<M: Multiply, const W: usize, const N: usize>(p: &Product) {
         }
         let mut panel = p.panel;
         let mut offset = 0;
-        for _ in 0..p.steps {
-            let x: [M::Step; W] = std::array::from_fn(|v| M::load(panel.add(v * LANES)));
-            for n in 0..N {
-                let w = M::broadcast(rows[n].add(offset));
-                for v in 0..W {
-                    sums[n][v] = M::step(sums[n][v], x[v], w);
+        for step in (0..p.steps).step_by(LINE_STEPS) {
+            if p.weights.step_bytes == 4 {
+                // The outputs that come next: their rows are no stream a processor foresees.
+                for row in rows {
+                    let ahead = row.wrapping_add(N * p.weights.row_bytes + offset);
+                    M::Sum::prefetch::<false>(ahead.cast());
                 }
             }
-            panel = panel.wrapping_add(p.width);
-            offset += p.weights.step_bytes;
+            for _ in 0..(p.steps - step).min(LINE_STEPS) {
+                let x: [M::Step; W] = std::array::from_fn(|v| M::load(panel.add(v * LANES)));
+                for n in 0..N {
+                    let w = M::broadcast(rows[n].add(offset));
+                    for v in 0..W {
+                        sums[n][v] = M::step(sums[n][v], x[v], w);
+                    }
+                }
+                panel = panel.wrapping_add(p.width);
+                offset += p.weights.step_bytes;
+            }
         }
         for (n, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {

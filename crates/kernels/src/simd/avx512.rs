@@ -128,6 +128,11 @@ impl<const BF16: bool> Vector for F32x16<BF16> {
     }
 
     #[inline(always)]
+    fn all_ones(self) -> bool {
+        op!(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, _mm512_set1_ps(1.0)) == 0xffff)
+    }
+
+    #[inline(always)]
     fn where_below(self, bound: Self, yes: Self, no: Self) -> Self {
         op!({
             let mask = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, bound.0);
