@@ -12,6 +12,7 @@ use crate::history::History;
 use crate::hub::Hub;
 use crate::outlook::Forecasts;
 use crate::refusal::Refusal;
+use crate::routes::{Board, Desktop};
 use crate::{Door, Kind, Options};
 
 /// What every route can reach.
@@ -41,6 +42,10 @@ pub(crate) struct Inner {
     pub(crate) history: History,
     /// Requests by route.
     pub(crate) counters: Counters,
+    /// What clients of the Stable Diffusion web UI chose and wait for.
+    pub(crate) sdapi: Desktop,
+    /// The graphs that ComfyUI's clients sent.
+    pub(crate) comfy: Board,
     /// When the server began.
     pub(crate) started: Moment,
     /// The description of all routes, as text.

@@ -45,6 +45,19 @@ pub trait Door: Send + Sync {
     /// `Invalid` with the field `image`: it is no picture.
     fn mask_of(&self, picture: &[u8]) -> Result<Option<Vec<u8>>, Refused>;
 
+    /// The mask that is bright where this one is dark.
+    ///
+    /// # Errors
+    /// `Invalid` with the field `mask`: it is no picture.
+    fn inverted(&self, mask: &[u8]) -> Result<Vec<u8>, Refused>;
+
+    /// What a picture was made with, as it says itself, in the words of the Stable Diffusion web UI. `None` where it says
+    /// nothing.
+    ///
+    /// # Errors
+    /// `Invalid` with the field `image`: it is no picture.
+    fn parameters_of(&self, picture: &[u8]) -> Result<Option<String>, Refused>;
+
     /// The LoRAs that requests can name.
     fn loras(&self) -> Vec<Extra>;
 

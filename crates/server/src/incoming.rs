@@ -26,6 +26,10 @@ const CAPACITY_MAX: u64 = 1 << 20;
 /// A body of JSON.
 pub(crate) struct Json(pub(crate) Value);
 
+/// As [`Json`], also where a program does not say what it sends; nothing at all is an empty object. A web page always
+/// says, so that no foreign page can send this unasked.
+pub(crate) struct UntypedJson(pub(crate) Value);
+
 /// A body of JSON that may have pictures in it, as data URLs.
 pub(crate) struct JsonWithPictures(pub(crate) Value, pub(crate) Turn);
 
@@ -48,6 +52,22 @@ impl FromRequest<App> for Json {
         is_json(&parts.headers)?;
         let bytes = read(body, &parts.headers, app, app.options.body_max).await?;
         parse(&bytes).map(Json)
+    }
+}
+
+impl FromRequest<App> for UntypedJson {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, app: &App) -> Result<UntypedJson, Refusal> {
+        let (parts, body) = request.into_parts();
+        if parts.headers.contains_key(header::CONTENT_TYPE) {
+            is_json(&parts.headers)?;
+        }
+        let bytes = read(body, &parts.headers, app, app.options.body_max).await?;
+        if bytes.is_empty() {
+            return Ok(UntypedJson(Value::Object(serde_json::Map::new())));
+        }
+        parse(&bytes).map(UntypedJson)
     }
 }
 
@@ -251,6 +271,12 @@ impl Asked {
             Some(text) if text.is_empty() => Err(Refusal::malformed(name, "it is empty")),
             found => Ok(found),
         }
+    }
+
+    /// A parameter that changes nothing, whatever it says.
+    pub(crate) fn ignore(&mut self, name: &'static str) {
+        self.known.push(name);
+        self.parameters.retain(|(key, _)| key != name);
     }
 
     /// A parameter of any type that is read from text.

@@ -105,7 +105,8 @@ async fn connection(app: &App, stream: TcpStream, router: Router) {
         .header_read_timeout(app.options.head_timeout)
         .max_buf_size(HEAD_MAX)
         .max_headers(HEADERS_MAX);
-    let mut connection = builder.serve_connection(io, TowerToHyperService::new(router));
+    let service = TowerToHyperService::new(router);
+    let mut connection = builder.serve_connection(io, service).with_upgrades();
     let mut ending = app.hub.ending();
     let result = tokio::select! {
         result = &mut connection => result,
@@ -116,8 +117,9 @@ async fn connection(app: &App, stream: TcpStream, router: Router) {
     };
     if let Err(error) = result
         && error.is_timeout()
+        // A connection that became a web socket has said what it wanted.
+        && let Some(parts) = connection.into_parts()
     {
-        let parts = connection.into_parts();
         // A connection that is only kept open has asked nothing and is told nothing.
         if !parts.read_buf.is_empty() {
             farewell(

@@ -11,7 +11,8 @@ pub(crate) struct Operation {
     parameters: Vec<Value>,
     body: Option<Value>,
     answers: Vec<(u16, Value)>,
-    openai: bool,
+    /// The schema of its errors.
+    errors: &'static str,
 }
 
 impl Operation {
@@ -23,13 +24,13 @@ impl Operation {
             parameters: Vec::new(),
             body: None,
             answers: Vec::new(),
-            openai: false,
+            errors: "Error",
         }
     }
 
-    /// Its errors are written as OpenAI writes them.
-    pub(crate) fn openai(mut self) -> Operation {
-        self.openai = true;
+    /// Its errors are written as this schema has them.
+    pub(crate) fn errors(mut self, schema: &'static str) -> Operation {
+        self.errors = schema;
         self
     }
 
@@ -108,7 +109,7 @@ impl Operation {
 
     /// As the standard wants it.
     pub(crate) fn described(mut self) -> Value {
-        let schema = if self.openai { "OpenaiError" } else { "Error" };
+        let schema = self.errors;
         self.answers
             .extend([400, 403, 500, 503].map(|status| (status, Value::Null)));
         let mut responses = Map::new();

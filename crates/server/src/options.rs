@@ -37,6 +37,10 @@ pub struct Options {
     pub panel: bool,
     /// Whether the OpenAI dialect is served.
     pub openai: bool,
+    /// Whether the dialect of the Stable Diffusion web UI is served.
+    pub sdapi: bool,
+    /// Whether ComfyUI's dialect is served.
+    pub comfyui: bool,
     /// The program's version, for clients.
     pub version: String,
     /// How much of the past is kept; `None` leaves removing it to somebody else.
@@ -66,6 +70,8 @@ impl Default for Options {
             grace: Duration::from_secs(5),
             panel: true,
             openai: true,
+            sdapi: true,
+            comfyui: true,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             retention: None,
             retain_every: Duration::from_secs(60),

@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod catalog;
+mod comfy;
 mod events;
 mod explain;
 mod gpu;
@@ -13,6 +14,7 @@ mod openai;
 mod orders;
 mod panel;
 mod queue;
+mod sdapi;
 mod submit;
 mod waiting;
 
@@ -30,6 +32,8 @@ use crate::guard;
 use crate::openapi::{self, Operation};
 use crate::refusal::Refusal;
 
+pub(crate) use comfy::Board;
+pub(crate) use sdapi::Desktop;
 pub(crate) use submit::KIND_DEFAULT;
 
 /// Routes and what is said of them.
@@ -113,6 +117,12 @@ fn all(app: &App) -> Routes {
     routes = metrics::routes(routes);
     if app.options.openai {
         routes = openai::routes(routes);
+    }
+    if app.options.sdapi {
+        routes = sdapi::routes(routes);
+    }
+    if app.options.comfyui {
+        routes = comfy::routes(routes);
     }
     routes.get(
         "/openapi.json",

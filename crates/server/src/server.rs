@@ -15,6 +15,7 @@ use crate::counters::Counters;
 use crate::history::History;
 use crate::hub::{self, Hub};
 use crate::outlook::Forecasts;
+use crate::routes::{Board, Desktop};
 use crate::{Door, Options, keeper, listen, routes};
 
 /// Threads that wait for sockets.
@@ -80,6 +81,8 @@ impl Server {
             forecasts: Forecasts::default(),
             history: History::new(options.history),
             counters: Counters::default(),
+            sdapi: Desktop::default(),
+            comfy: Board::default(),
             started: (options.clock)(),
             openapi: OnceLock::new(),
             options,

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "http/comfy.rs"]
+mod comfy;
 #[path = "http/inputs.rs"]
 mod inputs;
 #[path = "http/life.rs"]
@@ -10,5 +12,7 @@ mod life;
 mod manners;
 #[path = "http/pretend.rs"]
 mod pretend;
+#[path = "http/sdapi.rs"]
+mod sdapi;
 #[path = "http/server.rs"]
 mod server;

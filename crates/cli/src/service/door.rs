@@ -354,6 +354,33 @@ impl Door for Desk {
             .map_err(invalid)
     }
 
+    fn inverted(&self, mask: &[u8]) -> Result<Vec<u8>, Refused> {
+        let invalid = |error: lowtide_media::Error| Refused::Invalid {
+            field: "mask".to_owned(),
+            problem: one_line(&error.to_string()),
+        };
+        let decoded = lowtide_media::decode(mask, &Limits::default()).map_err(invalid)?;
+        let bright = decoded.picture.luminance();
+        let rgb: Vec<u8> = bright
+            .values()
+            .iter()
+            .flat_map(|&value| [u8::MAX - value; 3])
+            .collect();
+        let pixels = Pixels {
+            width: bright.width(),
+            height: bright.height(),
+            rgb: &rgb,
+        };
+        lowtide_media::encode(pixels, Format::Png, "").map_err(invalid)
+    }
+
+    fn parameters_of(&self, picture: &[u8]) -> Result<Option<String>, Refused> {
+        lowtide_media::text_of(picture).map_err(|error| Refused::Invalid {
+            field: "image".to_owned(),
+            problem: one_line(&error.to_string()),
+        })
+    }
+
     fn loras(&self) -> Vec<Extra> {
         extras(self.places.loras())
     }

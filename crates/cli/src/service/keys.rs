@@ -54,6 +54,8 @@ pub(crate) const KEYS: &[Key] = &[
     key("server.worker", Kind::Flag, "true"),
     key("server.panel", Kind::Flag, "true"),
     key("server.openai", Kind::Flag, "true"),
+    key("server.sdapi", Kind::Flag, "true"),
+    key("server.comfyui", Kind::Flag, "true"),
     key("server.origins", Kind::Texts, ""),
     key("server.hosts", Kind::Texts, ""),
     key("server.body_max", Kind::Size, "1MiB"),

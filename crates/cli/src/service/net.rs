@@ -81,6 +81,8 @@ fn options(settings: &Settings) -> Options {
         connections_max: server.connections_max,
         panel: server.panel,
         openai: server.openai,
+        sdapi: server.sdapi,
+        comfyui: server.comfyui,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         retention: Some(Retention {
             age_max: queue.retention_age,

@@ -51,6 +51,8 @@ pub(crate) struct ServerSettings {
     pub(crate) worker: bool,
     pub(crate) panel: bool,
     pub(crate) openai: bool,
+    pub(crate) sdapi: bool,
+    pub(crate) comfyui: bool,
     /// Further values of `Origin` and `Host` that are let in.
     pub(crate) origins: Vec<String>,
     pub(crate) hosts: Vec<String>,
@@ -212,6 +214,8 @@ impl Settings {
                 worker: flag(&resolved, "server.worker"),
                 panel: flag(&resolved, "server.panel"),
                 openai: flag(&resolved, "server.openai"),
+                sdapi: flag(&resolved, "server.sdapi"),
+                comfyui: flag(&resolved, "server.comfyui"),
                 origins: texts(&resolved, "server.origins"),
                 hosts: texts(&resolved, "server.hosts"),
                 body_max: Bytes(count(&resolved, "server.body_max")),

@@ -5,7 +5,7 @@ mod edits;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use lowtide_core::job::{JobId, JobState};
+use lowtide_core::job::JobState;
 use lowtide_jobs::{Artifact, Job};
 use serde_json::{Map, Value, json};
 
@@ -39,7 +39,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         "openai",
         "Makes pictures, as OpenAI's clients ask for them, and waits for them",
     )
-    .openai()
+    .errors("OpenaiError")
     .body(reference("OpenaiImageRequest"))
     .answers(200, "The pictures", reference("OpenaiImages"))
     .refuses(&[404, 409, 429]);
@@ -47,7 +47,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         "openai",
         "Makes pictures from a picture, as OpenAI's clients ask for them, and waits for them",
     )
-    .openai()
+    .errors("OpenaiError")
     .body_of("multipart/form-data", reference("OpenaiEditForm"))
     .body_of("application/json", reference("OpenaiEditRequest"))
     .answers(200, "The pictures", reference("OpenaiImages"))
@@ -106,28 +106,6 @@ struct Wanted {
     b64: bool,
 }
 
-/// Cancels a job whose client went away: dropped while waiting, it is told to the store.
-struct Patron {
-    app: App,
-    job: JobId,
-    content: bool,
-}
-
-impl Drop for Patron {
-    fn drop(&mut self) {
-        // When the server ends, clients are cut off without having gone away: what was accepted is done after the next
-        // start.
-        if self.content || self.app.hub.is_ending() {
-            return;
-        }
-        let (app, job) = (App::clone(&self.app), self.job);
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            // Where it cannot be cancelled it is over already.
-            runtime.spawn_blocking(move || app.store.cancel(job, app.now()).map(drop));
-        }
-    }
-}
-
 async fn generate_images(
     State(app): State<App>,
     headers: HeaderMap,
@@ -169,15 +147,7 @@ async fn made(
             Ok((wanted, accepted.job, accepted.existed))
         })
         .await?;
-    // Of a job that was there before, somebody else may be waiting.
-    let mut patron = Patron {
-        app: App::clone(&app),
-        job,
-        content: existed,
-    };
-    let over = waiting::until_over(&app, job, None).await;
-    patron.content = true;
-    let over = over?;
+    let over = waiting::until_over_for_client(&app, job, existed).await?;
     let base = base_of(&headers);
     Ok(app
         .blocking(move |app| result(app, over, &wanted, &base))
@@ -302,7 +272,12 @@ fn read_wanted(fields: &mut Fields) -> Result<Wanted, Refusal> {
 }
 
 /// Puts a field into the request where the kind's schema has it.
-fn offer(app: &Inner, request: &mut Map<String, Value>, name: &str, value: Value) -> bool {
+pub(super) fn offer(
+    app: &Inner,
+    request: &mut Map<String, Value>,
+    name: &str,
+    value: Value,
+) -> bool {
     let kind = app.kinds.iter().find(|kind| kind.name == KIND_DEFAULT);
     let known = kind.is_some_and(|kind| kind.schema["properties"].get(name).is_some());
     if known {

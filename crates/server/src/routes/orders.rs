@@ -25,7 +25,7 @@ use crate::schemas;
 const WAIT_S: u64 = 30;
 
 /// An order is worth doing for so long, whether or not the client still waits.
-const WORTH: Duration = Duration::from_secs(600);
+pub(super) const WORTH: Duration = Duration::from_secs(600);
 
 /// The store is asked no more often than this whether a command was acknowledged.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -186,7 +186,7 @@ async fn drain(
     of_worker(state, id, (asked, body), Order::Drain).await
 }
 
-async fn of_model(
+pub(super) async fn of_model(
     State(app): State<App>,
     Segment(name): Segment,
     (asked, JsonOrNothing(body)): (Asked, JsonOrNothing),
@@ -220,7 +220,7 @@ async fn of_model(
     carry_out(&app, order, workers, wait).await
 }
 
-async fn of_all(
+pub(super) async fn of_all(
     State(app): State<App>,
     (asked, JsonOrNothing(body)): (Asked, JsonOrNothing),
     order: Order,

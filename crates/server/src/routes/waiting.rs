@@ -50,3 +50,42 @@ pub(crate) async fn until_over(
         }
     }
 }
+
+/// Cancels a job whose client went away: dropped while waiting, it is told to the store.
+struct Patron {
+    app: App,
+    job: JobId,
+    content: bool,
+}
+
+impl Drop for Patron {
+    fn drop(&mut self) {
+        // When the server ends, clients are cut off without having gone away: what was accepted is done after the next
+        // start.
+        if self.content || self.app.hub.is_ending() {
+            return;
+        }
+        let (app, job) = (App::clone(&self.app), self.job);
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // Where it cannot be cancelled it is over already.
+            runtime.spawn_blocking(move || app.store.cancel(job, app.now()).map(drop));
+        }
+    }
+}
+
+/// Waits until a job is over for a client that asked for it and nothing else; a client that goes away cancels it. Of a
+/// job that `existed` before, somebody else may be waiting.
+pub(crate) async fn until_over_for_client(
+    app: &App,
+    job: JobId,
+    existed: bool,
+) -> Result<Job, Refusal> {
+    let mut patron = Patron {
+        app: App::clone(app),
+        job,
+        content: existed,
+    };
+    let over = until_over(app, job, None).await;
+    patron.content = true;
+    over
+}

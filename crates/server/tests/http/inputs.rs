@@ -12,7 +12,7 @@ use super::server::{Answer, PATIENCE, World};
 
 const JPEG: &[u8] = b"\xff\xd8\xff\xe0 a picture of which only the beginning is looked at";
 
-fn base64(bytes: &[u8]) -> String {
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const SIGNS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for group in bytes.chunks(3) {
@@ -35,7 +35,7 @@ fn data_url(bytes: &[u8]) -> String {
     format!("data:image/png;base64,{}", base64(bytes))
 }
 
-fn send(world: &World, path: &str, content_type: &str, body: &[u8]) -> Answer {
+pub(crate) fn send(world: &World, path: &str, content_type: &str, body: &[u8]) -> Answer {
     let head = format!(
         "POST {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-type: {content_type}\r\n\
          content-length: {}\r\n\r\n",

@@ -73,6 +73,12 @@ impl PretendDoor {
             "guidance".to_owned(),
             json!({ "type": "number", "minimum": 0, "maximum": 30 }),
         );
+        for word in ["sampler", "schedule"] {
+            properties.insert(
+                word.to_owned(),
+                json!({ "type": "string", "maxLength": 64 }),
+            );
+        }
         for picture in ["image", "mask"] {
             properties.insert(
                 picture.to_owned(),
@@ -239,6 +245,16 @@ impl Door for PretendDoor {
     /// The one picture that can be seen through here is [`PNG`]; its mask is a white point.
     fn mask_of(&self, picture: &[u8]) -> std::result::Result<Option<Vec<u8>>, Refused> {
         Ok((picture == PNG).then(|| MASK.to_vec()))
+    }
+
+    fn inverted(&self, mask: &[u8]) -> std::result::Result<Vec<u8>, Refused> {
+        Ok([mask, b" turned"].concat())
+    }
+
+    /// Every picture but [`PNG`] says what it was made with.
+    fn parameters_of(&self, picture: &[u8]) -> std::result::Result<Option<String>, Refused> {
+        let text = "a red heart\nNegative prompt: blue\nSteps: 4, Sampler: Euler, Size: 128x128";
+        Ok((picture != PNG).then(|| text.to_owned()))
     }
 
     fn loras(&self) -> Vec<Extra> {
