@@ -147,7 +147,7 @@ fn nodes_that_are_not_understood_are_named() {
             .contains("IPAdapterApply"),
         "{told}"
     );
-    let mut unknown = graph();
+    let mut unknown = self::graph();
     unknown["4"]["inputs"]["ckpt_name"] = json!("sd_xl.safetensors");
     assert_eq!(submit(&world, &unknown).status, 404);
     for body in ["{", "[]", "{\"prompt\": 3}", "{}"] {
