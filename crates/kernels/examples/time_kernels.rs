@@ -167,7 +167,7 @@ fn weights(stored: Stored, count: usize) -> Weights {
     for (to, v) in to.zip(values.iter()) {
         match stored {
             Stored::F32 => to.copy_from_slice(&v.to_le_bytes()),
-            _ => to.copy_from_slice(&half::bf16::from_f32(v).to_le_bytes()),
+            _ => to.copy_from_slice(&half::bf16::from_f32(*v).to_le_bytes()),
         }
     }
     Weights {
