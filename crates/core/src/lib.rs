@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod chain;
 mod dtype;
 mod explain;
 mod formula;
@@ -28,6 +29,10 @@ mod sim;
 mod timeline;
 
 pub use bytes::{Bytes, NotASize};
+pub use chain::{
+    Ahead, ChainPlan, ChainRoom, PhaseBlocks, Share, StepCost, StepPlan, plan_chain, refuse_chain,
+    worth_reading,
+};
 pub use dtype::Dtype;
 pub use explain::{Cause, MoreMemory, Reason, Rung};
 pub use formula::{Formula, Term, UnknownVariable, VarName, Vars};

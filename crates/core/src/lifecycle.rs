@@ -128,6 +128,9 @@ pub enum Event {
     JobParks,
     /// A parked job goes on. [`Effect::Ready`] says when it can.
     JobResumes,
+    /// A job that has begun with another model will use it later. The timer lets it be, but it may be moved away to make
+    /// room. Then [`Event::JobResumes`], or [`Event::ParkedJobLeaves`].
+    JobExpects,
     /// A job that used it is done, failed or was cancelled.
     JobEnds,
     /// A parked job will not go on here: cancelled, or saved until a hand lets it go on.
@@ -305,6 +308,7 @@ impl Life {
                 self.parked += 1;
                 self.leave(now);
             }
+            Event::JobExpects => self.parked += 1,
             Event::JobEnds => self.leave(now),
             Event::ParkedJobLeaves => {
                 self.parked = fewer(self.parked);

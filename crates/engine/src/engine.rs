@@ -25,7 +25,7 @@ use crate::prompt_cache::PromptCache;
 use crate::request::{ImageRequest, Upscaler};
 use crate::session::work::{TextKey, Work};
 use crate::session::{Makings, Saved, Session};
-use crate::{Error, Result};
+use crate::{Error, Result, siblings};
 
 /// What products are multiplied in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,7 +118,7 @@ impl Engine {
             kernels::set_threads(threads).map_err(|e| Error::Threads(e.to_string()))?;
         }
         let folder = Arc::new(folder);
-        let model = pipeline::open(&folder, &files)?;
+        let model = siblings::one_of(pipeline::open(&folder, &files)?, &files);
         let loras = LoraFiles::new(files);
         let precision = options.precision.resolve();
         let profile = cpu::profile(precision);

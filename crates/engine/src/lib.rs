@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod adapters;
+pub mod chain;
 pub mod clip_prompt;
 mod course;
 mod defaults;
@@ -25,6 +26,7 @@ mod prompt_cache;
 mod request;
 mod session;
 pub mod shared;
+mod siblings;
 pub mod stream;
 
 pub use defaults::Defaults;

@@ -164,14 +164,19 @@ impl Shape {
 
     /// The phases in order.
     pub(crate) fn phases(&self, model: &dyn Pipeline) -> Vec<Phase> {
-        let mut phases: Vec<Phase> = (0..model.text_stages().len()).map(Phase::Text).collect();
-        for (k, pass) in self.passes.iter().enumerate() {
-            phases.extend(pass.encodes().then_some(Phase::Picture(k)));
-            phases.push(Phase::Denoise(k));
-            phases.extend(pass.decodes.then_some(Phase::Decode(k)));
-        }
-        phases
+        phases(model, &self.passes)
     }
+}
+
+/// The phases of a job of these passes, in order.
+pub(crate) fn phases(model: &dyn Pipeline, passes: &[Pass]) -> Vec<Phase> {
+    let mut phases: Vec<Phase> = (0..model.text_stages().len()).map(Phase::Text).collect();
+    for (k, pass) in passes.iter().enumerate() {
+        phases.extend(pass.encodes().then_some(Phase::Picture(k)));
+        phases.push(Phase::Denoise(k));
+        phases.extend(pass.decodes.then_some(Phase::Decode(k)));
+    }
+    phases
 }
 
 /// What a phase computes with.

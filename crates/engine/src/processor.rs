@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lowtide_core::{Budget, Bytes, Plan};
 use lowtide_media::{Format, Pixels, encode, shrunk};
@@ -151,10 +152,58 @@ pub trait Opened: Send + Sync {
         Bytes::ZERO
     }
 
+    /// Lets weights go that no run uses until it holds at most `most` bytes; returns the bytes that gave back.
+    fn shrink(&self, most: Bytes) -> Bytes {
+        match self.held() > most {
+            true => self.forget(),
+            false => Bytes::ZERO,
+        }
+    }
+
+    /// Bytes of its weights that stay in memory once they were read, when this checked request runs as forecast.
+    ///
+    /// # Errors
+    /// As [`Opened::forecast`].
+    fn stays(&self, request: &Value, forecast: &Forecast) -> Result<Bytes> {
+        let _ = (request, forecast);
+        Ok(Bytes::ZERO)
+    }
+
+    /// Reads weights ahead of a run of this checked request, in the order in which it will use them, while something
+    /// else computes. Before each read `more` is asked whether so many bytes more may be taken; it may let the caller
+    /// wait, and says no when it is enough. No run of the model may be in progress.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    fn bring(
+        &self,
+        request: &Value,
+        forecast: &Forecast,
+        more: &dyn Fn(Bytes) -> bool,
+    ) -> Result<Brought> {
+        let _ = (request, forecast, more);
+        Ok(Brought::default())
+    }
+
+    /// Width and height of what a checked request gives, from a picture of this size where it takes one.
+    fn result_size(&self, request: &Value, given: Option<[u32; 2]>) -> Option<[u32; 2]> {
+        let _ = request;
+        given
+    }
+
     /// The cache of what was made of prompts.
     fn prompt_cache(&self) -> CacheFigures {
         CacheFigures::default()
     }
+}
+
+/// What was read ahead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Brought {
+    /// Bytes of weights.
+    pub bytes: Bytes,
+    /// Time that took.
+    pub reading: Duration,
 }
 
 /// What a model consists of.
@@ -276,6 +325,36 @@ pub trait Run: Send {
     fn rungs_taken(&self) -> usize {
         0
     }
+
+    /// Others want to take up to `wanted` bytes of the device beside this run until its end. Lets weights go that it
+    /// needs no more, and says how many bytes they may take in all.
+    fn cede(&mut self, wanted: Bytes) -> Bytes {
+        let room = self.plan().map(|plan| plan.budget.available());
+        let room = room.map_or(Bytes::ZERO, |room| room.saturating_sub(self.peak()));
+        wanted.min(room)
+    }
+
+    /// Where a run of several steps is; `None` for a run of one.
+    fn stage(&self) -> Option<Stage> {
+        None
+    }
+}
+
+/// Where a run of several steps is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// The step, from 1.
+    pub step: usize,
+    /// How many there are.
+    pub steps: usize,
+    /// Its kind.
+    pub kind: String,
+    /// Its model.
+    pub model: String,
+    /// Models whose weights it uses or reads ahead now.
+    pub using: Vec<String>,
+    /// Models of the steps after it.
+    pub later: Vec<String>,
 }
 
 /// What a run did in one step.

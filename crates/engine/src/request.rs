@@ -524,6 +524,8 @@ pub struct Report {
     pub seconds: BTreeMap<&'static str, f64>,
     /// Seconds that computing waited for weights, by phase.
     pub waited: BTreeMap<&'static str, f64>,
+    /// Seconds that weights were read, by phase, whether computing waited for them or not.
+    pub reading: BTreeMap<&'static str, f64>,
     /// Highest number of bytes in use, by phase.
     pub peak: BTreeMap<&'static str, Bytes>,
     /// Bytes of weights read.

@@ -64,6 +64,9 @@ struct Context {
     seat: Seat,
     seconds: BTreeMap<&'static str, f64>,
     waited: BTreeMap<&'static str, f64>,
+    reading: BTreeMap<&'static str, f64>,
+    /// Bytes that others may take beside the plan.
+    ceded: Bytes,
     peak: BTreeMap<&'static str, Bytes>,
     bytes_read: u64,
     rungs_taken: usize,
@@ -92,6 +95,8 @@ impl Session {
             seat: Seat::take(),
             seconds: BTreeMap::new(),
             waited: BTreeMap::new(),
+            reading: BTreeMap::new(),
+            ceded: Bytes::ZERO,
             peak: BTreeMap::new(),
             bytes_read: 0,
             rungs_taken: 0,
@@ -123,6 +128,8 @@ impl Session {
     /// from there, to the same bytes.
     pub fn park(&mut self) {
         self.leave();
+        // Whoever took what was ceded has given it back by now, or counts among others from here on.
+        self.context.ceded = Bytes::ZERO;
         memory::trim();
     }
 
@@ -403,6 +410,7 @@ impl Session {
                 plan: context.planned.plan.clone(),
                 seconds: context.seconds.clone(),
                 waited: context.waited.clone(),
+                reading: context.reading.clone(),
                 peak: context.peak.clone(),
                 bytes_read: context.bytes_read,
                 rungs_taken: context.rungs_taken,

@@ -18,7 +18,7 @@ use lowtide_core::{Bytes, ComponentLayout, PhasePlan, Placement};
 use lowtide_kernels::memory::{Buffer, OutOfMemory};
 use lowtide_models::weights::BlockIndex;
 use lowtide_models::{Adapters, BlockSource, Weights};
-use lowtide_weights::{Checkpoint, TensorEntry};
+use lowtide_weights::{Checkpoint, Fingerprint, TensorEntry};
 
 use crate::shared::{Claim, Counted, Form, Ours};
 use crate::{Error, Result};
@@ -162,15 +162,54 @@ impl Blocks {
     /// When a file cannot be read or the budget refuses a block; those read before stay.
     pub fn preload(&self) -> std::result::Result<(), Failure> {
         for block in 0..self.bytes.len() {
-            if self.shelf()[block].is_some() {
-                continue;
-            }
-            let mut buffer = Buffer::new(self.bytes[block])?;
-            self.read(block, &mut buffer)?;
-            let claim = self.claim(block, buffer);
-            self.shelf()[block] = Some(claim);
+            self.bring(block)?;
         }
         Ok(())
+    }
+
+    /// What the files were that it reads from.
+    pub(crate) fn fingerprint(&self) -> lowtide_weights::Result<Fingerprint> {
+        self.checkpoint.fingerprint()
+    }
+
+    /// Whether `block` is on the shelf.
+    pub(crate) fn is_kept(&self, block: usize) -> bool {
+        self.shelf()[block].is_some()
+    }
+
+    /// Bytes of `block`.
+    pub(crate) fn bytes_of(&self, block: usize) -> Bytes {
+        Bytes::from(self.bytes[block])
+    }
+
+    /// Reads `block` and puts it on the shelf, unless it is there. No stream of this component may run.
+    ///
+    /// # Errors
+    /// As [`Blocks::preload`].
+    pub(crate) fn bring(&self, block: usize) -> std::result::Result<(), Failure> {
+        if self.is_kept(block) {
+            return Ok(());
+        }
+        let mut buffer = Buffer::new(self.bytes[block])?;
+        self.read(block, &mut buffer)?;
+        let claim = self.claim(block, buffer);
+        self.shelf()[block] = Some(claim);
+        Ok(())
+    }
+
+    /// Forgets blocks on the shelf, the last first, until `bytes` came back or none is left that gives any back: those
+    /// that others hold as well do not. Returns what came back.
+    pub(crate) fn forget_some(&self, bytes: Bytes, ours: &Ours) -> Bytes {
+        let mut back = Bytes::ZERO;
+        for kept in self.shelf().iter_mut().rev() {
+            if back >= bytes {
+                break;
+            }
+            if kept.as_ref().is_some_and(|claim| !ours.is_shared(claim)) {
+                back += kept.take().map_or(Bytes::ZERO, |claim| claim.len());
+            }
+        }
+        back
     }
 
     fn read(&self, block: usize, slot: &mut Buffer) -> std::result::Result<(), Failure> {
@@ -227,6 +266,8 @@ pub struct Traffic {
     pub bytes_read: u64,
     /// Time the computation waited for weights.
     pub waited: Duration,
+    /// Time the loader read, whoever waited meanwhile.
+    pub reading: Duration,
 }
 
 /// The blocks of one phase, in the order and for the visits that the plan names.
@@ -240,6 +281,8 @@ pub struct Stream {
     returned: Option<SyncSender<Buffer>>,
     loader: Option<JoinHandle<()>>,
     traffic: Traffic,
+    /// Nanoseconds the loader read so far.
+    reading: Arc<AtomicU64>,
     adapters: Option<Arc<Adapters>>,
 }
 
@@ -270,7 +313,9 @@ impl Stream {
         let (returned, free) = sync_channel(slots.len().max(1));
         let (ready, loaded) = sync_channel(slots.len().max(1));
         let have = kept.iter().map(Option::is_some).collect();
+        let reading = Arc::new(AtomicU64::new(0));
         let work = Work {
+            reading: reading.clone(),
             blocks: blocks.clone(),
             stays,
             have,
@@ -292,6 +337,7 @@ impl Stream {
             returned,
             loader,
             traffic: Traffic::default(),
+            reading,
             counted,
             adapters: None,
         })
@@ -313,7 +359,10 @@ impl Stream {
 
     /// What it did so far.
     pub fn traffic(&self) -> Traffic {
-        self.traffic
+        Traffic {
+            reading: Duration::from_nanos(self.reading.load(Ordering::Relaxed)),
+            ..self.traffic
+        }
     }
 
     /// Makes `block` available: kept, or in use.
@@ -389,6 +438,8 @@ struct Work {
     have: Vec<bool>,
     visits: u64,
     slots: Vec<Buffer>,
+    /// Nanoseconds of reading so far.
+    reading: Arc<AtomicU64>,
 }
 
 impl Work {
@@ -410,11 +461,14 @@ impl Work {
                     }
                 };
                 let loaded = slot.and_then(|mut slot| {
+                    let start = Instant::now();
                     self.blocks.read(block, &mut slot)?;
                     let weight = match self.stays[block] {
                         true => Weight::Stays(self.blocks.claim(block, slot)),
                         false => Weight::Passes(slot),
                     };
+                    let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                    self.reading.fetch_add(took, Ordering::Relaxed);
                     Ok((block, weight))
                 });
                 let failed = loaded.is_err();

@@ -17,6 +17,19 @@ pub struct Hints {
     /// What it can share a batch with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchHints>,
+    /// Of a job of several steps, the kind and model of each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepHints>,
+}
+
+/// A step of a job of several.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StepHints {
+    /// What kind of job it is.
+    pub kind: String,
+    /// Its model.
+    pub model: String,
 }
 
 /// How a job can share a batch.
@@ -393,6 +406,10 @@ mod tests {
             seconds: 1.5,
             peak: 3,
             batch: None,
+            steps: vec![StepHints {
+                kind: "upscale".to_owned(),
+                model: "x4".to_owned(),
+            }],
         };
         assert_eq!(Hints::from_json(&hints.to_json()), Some(hints));
         assert_eq!(Hints::from_json("7"), None);

@@ -89,6 +89,11 @@ pub fn forget_pages(bytes: &'static [u8]) {
     let _ = bytes;
 }
 
+/// Bytes a second at which plans expect weights to be read for the first time.
+pub fn read_bytes_per_s() -> f64 {
+    COLD_SPEED_BYTES_PER_S
+}
+
 /// Threads that compute.
 pub fn threads() -> usize {
     kernels::threads()

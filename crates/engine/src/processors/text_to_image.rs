@@ -18,8 +18,8 @@ use crate::defaults::Defaults;
 use crate::device::cpu::precision_word;
 use crate::parameters::MadeBy;
 use crate::processor::{
-    BatchForecast, BatchKey, CacheFigures, Card, File, Files, Forecast, Opened, Order, Processor,
-    Product, Run, Setup, Stepped,
+    BatchForecast, BatchKey, Brought, CacheFigures, Card, File, Files, Forecast, Opened, Order,
+    Processor, Product, Run, Setup, Stepped,
 };
 use crate::request::{Image, Outcome};
 use crate::session::Session;
@@ -144,9 +144,24 @@ impl Studio {
         };
         Request::read(request, against)
     }
+
+    /// The same with an empty picture for the one it names: what decides about the cost, without reading a file.
+    fn read_sizes(&self, request: &Value) -> Result<Request> {
+        let mut request = self.read(request)?;
+        if let Some(given) = &request.given {
+            let size = (request.engine.width, request.engine.height);
+            request.engine.source = Some(Arc::new(given.blank(size)?));
+        }
+        Ok(request)
+    }
 }
 
 struct Painter(Arc<Studio>);
+
+/// A side as keys and callers have it.
+fn size(side: usize) -> u32 {
+    u32::try_from(side).expect("sides have a bound far below 2^32")
+}
 
 impl Opened for Painter {
     fn card(&self) -> Card {
@@ -188,12 +203,11 @@ impl Opened for Painter {
     }
 
     fn forecast(&self, request: &Value, budget: Option<Budget>) -> Result<Forecast> {
-        let request = self.0.read(request)?;
+        let request = self.0.read_sizes(request)?;
         let engine = &self.0.engine;
         let budget = budget.unwrap_or_else(|| engine.budget());
         let plan = engine.forecast(&request.engine, 1, Some(budget))?;
         let (more, more_seconds) = engine.one_more(&request.engine, &plan)?;
-        let size = |side: usize| u32::try_from(side).expect("sides have a bound far below 2^32");
         let key = BatchKey {
             size: [size(request.engine.width), size(request.engine.height)],
             settings: request.settings(),
@@ -250,6 +264,39 @@ impl Opened for Painter {
 
     fn forget(&self) -> Bytes {
         self.0.engine.forget_weights()
+    }
+
+    fn shrink(&self, most: Bytes) -> Bytes {
+        self.0.engine.shrink(most)
+    }
+
+    fn stays(&self, request: &Value, forecast: &Forecast) -> Result<Bytes> {
+        let Some(plan) = &forecast.plan else {
+            return Ok(Bytes::ZERO);
+        };
+        let request = self.0.read_sizes(request)?;
+        self.0.engine.stays(&request.engine, plan)
+    }
+
+    fn bring(
+        &self,
+        request: &Value,
+        forecast: &Forecast,
+        more: &dyn Fn(Bytes) -> bool,
+    ) -> Result<Brought> {
+        let Some(plan) = &forecast.plan else {
+            return Ok(Brought::default());
+        };
+        let request = self.0.read_sizes(request)?;
+        self.0.engine.bring(&request.engine, plan, more)
+    }
+
+    fn result_size(&self, request: &Value, given: Option<[u32; 2]>) -> Option<[u32; 2]> {
+        let Ok(request) = self.0.read(request) else {
+            return given;
+        };
+        let (width, height) = request.engine.result_size();
+        Some([size(width), size(height)])
     }
 
     fn prompt_cache(&self) -> CacheFigures {
@@ -342,6 +389,7 @@ impl Painting {
                 "predicted_peak": predicted,
                 "measured_peak": measured,
             },
+            "reading_seconds": report.reading.values().sum::<f64>(),
             "bytes_read": report.bytes_read,
             "rungs_taken": report.rungs_taken,
             "batch": self.requests.len(),
@@ -410,5 +458,9 @@ impl Run for Painting {
 
     fn rungs_taken(&self) -> usize {
         self.session.rungs_taken()
+    }
+
+    fn cede(&mut self, wanted: Bytes) -> Bytes {
+        self.session.cede(wanted)
     }
 }

@@ -42,6 +42,28 @@ impl Session {
         self.context.close(&mut self.stream, phase);
     }
 
+    /// Others want to take up to `wanted` bytes beside this session until its end. Weights that no phase to come uses
+    /// make way for them. Returns how many they may take, which is never less than the last time.
+    pub fn cede(&mut self, wanted: Bytes) -> Bytes {
+        let Some(next) = self.phase().filter(|_| !self.over) else {
+            return self.context.ceded;
+        };
+        let context = &mut self.context;
+        let phases = next..context.planned.phases.len();
+        let needs = phases
+            .map(|phase| context.planned.plan.phases[phase].peak + context.kept_for_later(phase));
+        let needs = needs.max().unwrap_or_default();
+        let room = context.planned.plan.budget.total.saturating_sub(needs);
+        let ceded = wanted.min(room);
+        if ceded > context.ceded {
+            context.ceded = ceded;
+            if let Some(phase) = self.entered.filter(|_| context.seat.owns()) {
+                context.bound(phase);
+            }
+        }
+        context.ceded
+    }
+
     /// One step of `phase`.
     pub(super) fn advance(&mut self, phase: usize) -> Result<()> {
         let Session {
@@ -63,6 +85,12 @@ impl Session {
 impl Context {
     pub(super) fn enter(&self, phase: usize) {
         memory::trim();
+        self.bound(phase);
+        memory::reset_peak();
+    }
+
+    /// Makes room for what a phase will take and for what was ceded to others; freed buffers may be kept up to there.
+    fn bound(&self, phase: usize) {
         let plan = &self.planned.plan.phases[phase];
         let others = match self.planned.habits.offload {
             // The plan has room for all of them.
@@ -71,8 +99,7 @@ impl Context {
         };
         // Small things are taken beside buffers, and need their room even when freed buffers fill the rest.
         let kept_most = plan.peak.0.saturating_sub(SMALL_THINGS_BYTES as u64);
-        memory::set_cache_limit(Some(kept_most.saturating_add(others.0)));
-        memory::reset_peak();
+        memory::set_cache_limit(Some(kept_most.saturating_add(others.0 + self.ceded.0)));
     }
 
     /// Forgets blocks that earlier phases kept until this phase fits beside the rest; returns how many bytes of other
@@ -83,7 +110,8 @@ impl Context {
         let allowed = budget
             .total
             .saturating_sub(budget.in_use)
-            .saturating_sub(own);
+            .saturating_sub(own)
+            .saturating_sub(self.ceded);
         let phases = self.planned.phases.len();
         let this = self.part(phase);
         let model = &self.makings.model;
@@ -107,11 +135,30 @@ impl Context {
         others()
     }
 
+    /// Bytes kept in memory during `phase` that only phases after it use.
+    fn kept_for_later(&self, phase: usize) -> Bytes {
+        let this = self.part(phase);
+        let mut later: Vec<&Part> = Vec::new();
+        for after in phase + 1..self.planned.phases.len() {
+            let part = self.part(after);
+            let known = |known: &&Part| std::ptr::eq(*known, part);
+            if !std::ptr::eq(part, this) && !later.iter().any(known) {
+                later.push(part);
+            }
+        }
+        stream::ours(later.into_iter().map(|part| &part.blocks)).bytes()
+    }
+
     /// Ends a stream, and keeps or forgets what it held.
     fn close(&mut self, stream: &mut Option<Stream>, phase: usize) {
         let Some(stream) = stream.take() else { return };
-        let Traffic { bytes_read, waited } = stream.traffic();
+        let Traffic {
+            bytes_read,
+            waited,
+            reading,
+        } = stream.traffic();
         self.bytes_read += bytes_read;
+        *self.reading.entry(self.name(phase)).or_default() += reading.as_secs_f64();
         *self.waited.entry(self.name(phase)).or_default() += waited.as_secs_f64();
         if self.planned.habits.keeps() {
             stream.shelve();

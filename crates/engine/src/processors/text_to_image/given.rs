@@ -58,6 +58,23 @@ impl Given {
         Ok((side(width), side(height)))
     }
 
+    /// An empty picture, and a mask where there is one, as large as the result: all that a forecast has to know.
+    ///
+    /// # Errors
+    /// [`Error::Picture`].
+    pub(super) fn blank(&self, (width, height): (usize, usize)) -> Result<Source> {
+        let plane = |channels: usize| vec![0; width * height * channels];
+        let (width, height) = (width as u32, height as u32);
+        let mask = self
+            .mask
+            .as_ref()
+            .map(|_| Mask::new(width, height, plane(1)));
+        Ok(Source {
+            picture: Picture::new(width, height, plane(3))?,
+            mask: mask.transpose()?,
+        })
+    }
+
     /// The picture and its mask, as large as the result; and what the result is put over.
     ///
     /// # Errors
