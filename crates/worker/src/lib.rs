@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod chain;
 mod error;
 mod explain;
 mod keeper;

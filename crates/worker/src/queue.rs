@@ -4,7 +4,7 @@ use lowtide_core::Bytes;
 use lowtide_core::job::{JobId, Moment, Setbacks};
 use lowtide_core::schedule::{Batch, BatchKey, Candidate};
 use lowtide_jobs::Candidate as Record;
-use lowtide_jobs::report::Hints;
+use lowtide_jobs::report::{Hints, StepHints};
 
 /// Predicted seconds of a job that came without a prediction.
 const SECONDS_DEFAULT: f64 = 1.0;
@@ -27,6 +27,12 @@ impl Queue {
     pub(crate) fn take(&mut self, job: JobId) {
         self.jobs.retain(|candidate| candidate.id != job);
     }
+}
+
+/// The steps of a job that has several.
+pub(crate) fn steps_of(record: &Record) -> Vec<StepHints> {
+    let hints = record.hints.as_deref().and_then(Hints::from_json);
+    hints.map_or_else(Vec::new, |hints| hints.steps)
 }
 
 fn candidate(record: Record) -> Candidate {
@@ -129,6 +135,7 @@ mod tests {
                 more: 7,
                 more_seconds: 0.5,
             }),
+            steps: Vec::new(),
         };
         let mut begun = record(4, 4, Some(hints("a")));
         begun.session = Some(SavedSession {

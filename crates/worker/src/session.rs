@@ -8,9 +8,11 @@ use lowtide_core::Bytes;
 use lowtide_core::job::{JobId, Moment, Priority};
 use lowtide_core::lifecycle::Event;
 use lowtide_core::schedule::{Session as View, SessionState};
-use lowtide_engine::processor::{Product, Run, Stepped};
+use lowtide_engine::processor::{Product, Run, Stage, Stepped};
 use lowtide_jobs::report::SessionStatus;
 use lowtide_jobs::{Job, Lease, Preview, Progress, SavedSession, WorkerId};
+
+use crate::chain::Uses;
 
 /// A preview is made no more often than this: it costs a moment of computing.
 const PREVIEW_EVERY: Duration = Duration::from_millis(400);
@@ -23,6 +25,10 @@ pub(crate) struct Open {
     /// As the schedule sees it.
     pub(crate) view: View,
     pub(crate) members: Vec<Member>,
+    /// Its models, those left out that it has no more use for.
+    pub(crate) uses: Uses,
+    /// All of its models.
+    all: Vec<String>,
     pub(crate) progress: Progress,
     pub(crate) began: Instant,
     /// Computed since it was saved last, or since it began.
@@ -56,7 +62,7 @@ pub(crate) struct Claim {
 }
 
 impl Open {
-    pub(crate) fn new(claims: Vec<Claim>, run: Box<dyn Run>, now: Moment) -> Open {
+    pub(crate) fn new(claims: Vec<Claim>, run: Box<dyn Run>, uses: Uses, now: Moment) -> Open {
         let first = &claims[0].job;
         let mut open = Open {
             view: View {
@@ -72,6 +78,8 @@ impl Open {
                 state: SessionState::Active { since: now },
             },
             members: claims.into_iter().map(Member::new).collect(),
+            all: uses.models().map(str::to_owned).collect(),
+            uses,
             progress: Progress {
                 phase: "start".to_owned(),
                 ..Progress::default()
@@ -92,12 +100,19 @@ impl Open {
         matches!(self.view.state, SessionState::Active { .. })
     }
 
-    /// What its end means for its model.
-    pub(crate) fn leaving(&self) -> Event {
-        match self.is_active() {
-            true => Event::JobEnds,
-            false => Event::ParkedJobLeaves,
-        }
+    /// What its end means for its models.
+    pub(crate) fn leaving(&self) -> Vec<(String, Event)> {
+        self.uses.leaving(self.is_active())
+    }
+
+    /// Every model it uses or used.
+    pub(crate) fn all_models(&self) -> &[String] {
+        &self.all
+    }
+
+    /// Where a job of several steps is.
+    pub(crate) fn stage(&mut self) -> Option<Stage> {
+        self.guarded(|run| run.stage()).ok().flatten()
     }
 
     /// Members that still count, with their places.
@@ -121,6 +136,8 @@ impl Open {
     /// Does one step, and returns the products of the members that count when it was the last.
     pub(crate) fn step(&mut self) -> lowtide_engine::Result<Option<Vec<(usize, Product)>>> {
         let start = Instant::now();
+        // What a step does is told with the number of the step.
+        let stage = self.stage();
         let stepped = self.guarded(|run| run.step());
         let took = start.elapsed();
         self.unsaved += took;
@@ -128,7 +145,12 @@ impl Open {
         let finished = match stepped?? {
             Stepped::Progress(progress) => {
                 self.progress = Progress {
-                    phase: progress.phase.to_owned(),
+                    phase: match stage {
+                        Some(Stage { step, steps, .. }) => {
+                            format!("{step}/{steps} {}", progress.phase)
+                        }
+                        None => progress.phase.to_owned(),
+                    },
                     step: u32::try_from(progress.done).unwrap_or(u32::MAX),
                     steps: u32::try_from(progress.total).unwrap_or(u32::MAX),
                     eta_ms: None,
@@ -323,6 +345,15 @@ pub(crate) fn job_of(name: &str) -> Option<JobId> {
     job.parse().ok()
 }
 
+/// The job that a part of a saved session belongs to, which should have been gone long ago: `JOB-ATTEMPT.session.PART`.
+pub(crate) fn job_of_part(name: &str) -> Option<JobId> {
+    let (session, part) = name.rsplit_once('.')?;
+    let named = part.split_once('-');
+    let (what, number) = named.filter(|(_, number)| number.parse::<u32>().is_ok())?;
+    let known = !number.is_empty() && ["step", "go"].contains(&what);
+    job_of(session).filter(|_| known)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,6 +372,13 @@ mod tests {
             &format!("{job}/3.session"),
         ] {
             assert_eq!(job_of(name), None, "{name}");
+            assert_eq!(job_of_part(name), None, "{name}");
+        }
+        let whole = format!("{job}-3.session");
+        assert_eq!(job_of_part(&format!("{whole}.step-0")), Some(job));
+        assert_eq!(job_of_part(&format!("{whole}.go-12")), Some(job));
+        for part in ["", ".", ".step", ".step-", ".step-x", ".tmp-1", ".step-1/x"] {
+            assert_eq!(job_of_part(&format!("{whole}{part}")), None, "{part}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The models of a worker: which there are, where each is, and the moves between.
 
 mod counts;
+mod opening;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use lowtide_core::lifecycle::{
 };
 use lowtide_core::schedule::ModelView;
 use lowtide_engine::Options;
-use lowtide_engine::processor::{self, CacheFigures, Card, Files, Opened, Processor};
+use lowtide_engine::chain::Handed;
+use lowtide_engine::processor::{CacheFigures, Card, Files, Opened, Processor};
 use lowtide_jobs::report::{ComponentCard, ModelCard, ModelStatus, MoveTally, Moves};
 use lowtide_weights::ModelFolder;
 use serde_json::json;
@@ -38,6 +40,8 @@ pub(crate) struct Makings {
 /// All models a worker can run.
 pub(crate) struct Shelf {
     makings: Makings,
+    /// The files of requests, and what passes between the steps of a job.
+    handed: Arc<Handed>,
     models: BTreeMap<String, Model>,
 }
 
@@ -77,6 +81,7 @@ impl Shelf {
     /// Finds every model, by names and headers; opens none for longer than that takes.
     pub(crate) fn new(makings: Makings) -> Shelf {
         let mut shelf = Shelf {
+            handed: Handed::new(makings.files.clone()),
             makings,
             models: BTreeMap::new(),
         };
@@ -156,22 +161,6 @@ impl Shelf {
         self.models.insert(name.to_owned(), model);
     }
 
-    fn open_with(
-        &self,
-        name: &str,
-        processor: &Arc<dyn Processor>,
-        folder: Option<ModelFolder>,
-    ) -> lowtide_engine::Result<Arc<dyn Opened>> {
-        let setup = processor::Setup {
-            options: Options {
-                keep_weights: true,
-                ..self.makings.device
-            },
-            files: self.makings.files.clone(),
-        };
-        processor.open(name, folder, setup)
-    }
-
     pub(crate) fn names(&self) -> Vec<String> {
         self.models.keys().cloned().collect()
     }
@@ -184,42 +173,6 @@ impl Shelf {
 
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.models.contains_key(name)
-    }
-
-    /// The opened model, as jobs of this kind use it.
-    pub(crate) fn opened(
-        &mut self,
-        name: &str,
-        kind: &str,
-    ) -> lowtide_engine::Result<Arc<dyn Opened>> {
-        let missing = || lowtide_engine::Error::Incomplete {
-            model: name.to_owned(),
-            what: format!("is not a model for '{kind}' jobs"),
-        };
-        let model = self.models.get(name).ok_or_else(missing)?;
-        if let Some(opened) = model.opened.get(kind) {
-            return Ok(opened.clone());
-        }
-        let runs = |processor: &&Arc<dyn Processor>| processor.kind() == kind;
-        let processor = model
-            .processors
-            .iter()
-            .find(runs)
-            .ok_or_else(missing)?
-            .clone();
-        let folder = if processor.own_models().contains(&name) {
-            None
-        } else {
-            let opened = self.makings.folders.open(name);
-            Some(opened.map_err(|what| lowtide_engine::Error::Incomplete {
-                model: name.to_owned(),
-                what,
-            })?)
-        };
-        let opened = self.open_with(name, &processor, folder)?;
-        let model = self.models.get_mut(name).ok_or_else(missing)?;
-        model.opened.insert(processor.kind(), opened.clone());
-        Ok(opened)
     }
 
     /// Notes what a request says about the time after it.
@@ -279,7 +232,11 @@ impl Shelf {
                     model.used = now;
                     model.parked += 1;
                 }
-                Event::JobResumes => model.parked = model.parked.saturating_sub(1),
+                Event::JobExpects => model.parked += 1,
+                Event::JobResumes => {
+                    model.was_used = true;
+                    model.parked = model.parked.saturating_sub(1);
+                }
                 Event::ParkedJobLeaves => {
                     model.used = now;
                     model.parked = model.parked.saturating_sub(1);
@@ -297,6 +254,13 @@ impl Shelf {
             }
         }
         told
+    }
+
+    /// Gives each of these models its event.
+    pub(crate) fn tell_all(&mut self, events: Vec<(String, Event)>) {
+        for (model, event) in events {
+            self.tell(&model, event);
+        }
     }
 
     /// Does what a life asks for; returns the event that follows from it.

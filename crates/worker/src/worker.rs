@@ -23,8 +23,8 @@ use serde_json::json;
 use crate::keeper::{self, Keeper};
 use crate::log::{Level, Log};
 use crate::publisher::{self, Publisher};
-use crate::queue::Queue;
-use crate::session::{Open, job_of};
+use crate::queue::{self, Queue};
+use crate::session::{Open, job_of, job_of_part};
 use crate::setup::{Setup, WorkerOptions};
 use crate::shelf::{self, Shelf};
 use crate::status::Tallies;
@@ -212,9 +212,12 @@ impl Worker {
         };
         for entry in entries.filter_map(std::io::Result::ok) {
             let name = entry.file_name();
-            let Some(job) = name.to_str().and_then(job_of) else {
-                continue;
-            };
+            let Some(name) = name.to_str() else { continue };
+            if job_of_part(name).is_some() {
+                // Whoever wrote it was ended while it did.
+                let _ = std::fs::remove_file(entry.path());
+            }
+            let Some(job) = job_of(name) else { continue };
             let over = match self.store.job(job) {
                 // Whoever sends a failed one through the queue again wants it from the beginning.
                 Ok(job) => job.state.is_final(),
@@ -252,9 +255,14 @@ impl Worker {
             let mut jobs = candidates.jobs;
             // Kinds that are not done here are left to workers that do them.
             let shelf = &self.shelf;
+            let left = |model: &str, kind: &str| shelf.contains(model) && !shelf.runs(model, kind);
             jobs.retain(|job| {
-                !candidates.held
-                    && (shelf.runs(&job.model, &job.kind) || !shelf.contains(&job.model))
+                let steps = queue::steps_of(job);
+                let left = match steps.is_empty() {
+                    true => left(&job.model, &job.kind),
+                    false => steps.iter().any(|step| left(&step.model, &step.kind)),
+                };
+                !candidates.held && !left
             });
             self.queue = Queue::new(jobs);
             self.leave_to_peers()?;

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use lowtide_core::Bytes;
+use lowtide_core::lifecycle::Residency;
 use lowtide_engine::shared::Counted;
 
 use super::{Model, Shelf};
@@ -22,6 +23,15 @@ impl Shelf {
             held.insert(name.as_str(), bytes);
         }
         held
+    }
+
+    /// Whether a model counts as being on the device and has nothing there that could be elsewhere.
+    pub(crate) fn is_bare(&self, name: &str) -> bool {
+        self.models.get(name).is_some_and(|model| {
+            let idle = model.life.in_flight() == 0 && model.life.moving_to().is_none();
+            let there = model.life.residency() == Residency::Device;
+            idle && there && model.card.bytes > Bytes::ZERO && model.held() == Bytes::ZERO
+        })
     }
 }
 

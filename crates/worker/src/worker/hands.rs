@@ -93,9 +93,9 @@ impl Worker {
     /// Ends a session whose members are all gone.
     pub(super) fn close(&mut self, place: usize) {
         let open = self.sessions.swap_remove(place);
-        let (event, model) = (open.leaving(), open.view.model.clone());
+        let leaving = open.leaving();
         drop(open);
-        self.shelf.tell(&model, event);
+        self.shelf.tell_all(leaving);
     }
 
     pub(super) fn commands(&mut self) -> lowtide_jobs::Result<()> {

@@ -15,6 +15,7 @@ use lowtide_jobs::{Claimed, Lease, StoreError};
 use serde_json::json;
 
 use super::{Worker, clock};
+use crate::chain::Uses;
 use crate::log::Level;
 use crate::publisher::Finished;
 use crate::publisher::patiently;
@@ -41,25 +42,28 @@ impl Worker {
         self.checkpoint(place);
         let open = &mut self.sessions[place];
         open.park();
-        let model = open.view.model.clone();
         for lease in open.leases() {
             let answer = self.store.park(&lease, clock());
             self.keeper.heard(&lease, &answer);
         }
-        self.shelf.tell(&model, Event::JobParks);
+        for model in open.uses.in_use() {
+            self.shelf.tell(model, Event::JobParks);
+        }
     }
 
     pub(super) fn resume(&mut self, job: JobId) {
         let Some(place) = self.place(job) else { return };
         let open = &mut self.sessions[place];
         open.view.state = SessionState::Active { since: clock() };
-        let model = open.view.model.clone();
         for lease in open.leases() {
             let answer = self.store.unpark(&lease, clock());
             self.keeper.heard(&lease, &answer);
         }
-        let told = self.shelf.tell(&model, Event::JobResumes);
-        if let Some(error) = told.failed {
+        let mut failed = None;
+        for model in open.uses.in_use() {
+            failed = self.shelf.tell(model, Event::JobResumes).failed.or(failed);
+        }
+        if let Some(error) = failed {
             self.fail(place, &error);
         }
     }
@@ -71,13 +75,19 @@ impl Worker {
             return;
         };
         let wishes = first.job.wishes;
-        self.shelf.count_use(model);
-        self.shelf
-            .wishes(model, wishes.after_job, wishes.keep_alive);
+        let uses = Uses::of(kind, &first.job);
+        for model in uses.models() {
+            self.shelf.count_use(model);
+            self.shelf
+                .wishes(model, wishes.after_job, wishes.keep_alive);
+        }
         self.status.state = WorkerState::Loading;
         self.say(true);
         let keep_alive = wishes.keep_alive;
         let told = self.shelf.tell(model, Event::JobBegins { keep_alive });
+        for model in uses.expected() {
+            self.shelf.tell(model, Event::JobExpects);
+        }
         let mut run = match told.failed {
             Some(error) => Err(error),
             None => self.begin(kind, model, &claims),
@@ -101,15 +111,20 @@ impl Worker {
         }
         match run {
             Ok(run) => {
-                let open = Open::new(claims, run, clock());
+                let mut open = Open::new(claims, run, uses, clock());
                 self.log_start(&open, kind);
+                // One that goes on may be in a later step.
+                let failed = self.shelf.follow(&mut open);
                 self.sessions.push(open);
+                if let Some(error) = failed {
+                    self.fail(self.sessions.len() - 1, &error);
+                }
             }
             Err(error) => {
                 let others = !self.sessions.is_empty();
                 let (reason, retryable) = self.judged(&error, others);
                 self.fail_lease(&claims[0].lease, &reason, retryable);
-                self.shelf.tell(model, Event::JobEnds);
+                self.shelf.tell_all(uses.leaving(true));
             }
         }
     }
@@ -177,7 +192,6 @@ impl Worker {
         model: &str,
         claims: &[Claim],
     ) -> lowtide_engine::Result<Box<dyn Run>> {
-        let opened = self.shelf.opened(model, kind)?;
         let requests = claims
             .iter()
             .map(|claim| {
@@ -186,6 +200,7 @@ impl Worker {
                 })
             })
             .collect::<lowtide_engine::Result<Vec<serde_json::Value>>>()?;
+        let opened = self.shelf.opened_for((kind, model), &requests[0])?;
         if let Some(file) = &claims[0].file {
             let order = Order {
                 request: requests[0].clone(),
@@ -264,6 +279,9 @@ impl Worker {
     }
 
     pub(super) fn stepped(&mut self, place: usize) {
+        if let Some(error) = self.shelf.follow(&mut self.sessions[place]) {
+            return self.fail(place, &error);
+        }
         let open = &mut self.sessions[place];
         let previews = self.options.previews && open.preview_is_due();
         let progress = open.progress.clone();
@@ -310,6 +328,7 @@ impl Worker {
 
     pub(super) fn finished(&mut self, place: usize, products: Vec<(usize, Product)>) {
         let open = self.sessions.swap_remove(place);
+        let leaving = open.leaving();
         let Open {
             view,
             members,
@@ -354,7 +373,7 @@ impl Worker {
         for member in members.into_iter().flatten() {
             self.keeper.let_go(&member.lease);
         }
-        self.shelf.tell(&view.model, Event::JobEnds);
+        self.shelf.tell_all(leaving);
     }
 
     /// An error ends a session. Where several jobs share it, it may be the doing of one of them: each is tried again, by
@@ -364,17 +383,18 @@ impl Worker {
         let (reason, retryable) = self.judged(error, !self.sessions.is_empty());
         let retryable = retryable || open.present().count() > 1;
         let present = open.leases();
-        let model = open.view.model.clone();
-        let event = open.leaving();
+        let leaving = open.leaving();
         drop(open);
         if matches!(error, lowtide_engine::Error::Panicked(_)) {
             // It may have left things half done.
-            self.shelf.abandon(&model);
+            for (model, _) in &leaving {
+                self.shelf.abandon(model);
+            }
         }
         for lease in present {
             self.fail_lease(&lease, &reason, retryable);
         }
-        self.shelf.tell(&model, event);
+        self.shelf.tell_all(leaving);
     }
 
     /// Whether another attempt may do better: not where the request is wrong; where nothing fits, only if something

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test may panic")]
 
+mod chains;
 mod processor;
 mod promises;
 mod rig;

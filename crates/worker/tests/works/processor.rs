@@ -103,7 +103,7 @@ impl Processor for Acts {
     }
 
     fn schema(&self) -> Value {
-        json!({ "type": "object" })
+        json!({ "type": "object", "properties": { "image": { "type": "string" } } })
     }
 
     fn own_models(&self) -> &'static [&'static str] {

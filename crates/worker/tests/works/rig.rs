@@ -148,6 +148,7 @@ impl Rig {
                     more: 1 << 10,
                     more_seconds: 0.1,
                 }),
+                steps: Vec::new(),
             }
             .to_json(),
         );
