@@ -3,10 +3,12 @@
 mod drawing;
 mod models;
 mod service;
+mod steps;
 
 pub(crate) use drawing::*;
 pub(crate) use models::*;
 pub(crate) use service::*;
+pub(crate) use steps::*;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
@@ -194,6 +196,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) given: GivenArgs,
     #[command(flatten)]
     pub(crate) hires: HiresArgs,
+    #[command(flatten)]
+    pub(crate) steps_after: StepsArgs,
     /// Print one line of JSON at the end: seed, outputs, seconds, memory, plan, reasons
     #[arg(long)]
     pub(crate) json: bool,

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod chain;
 mod client;
 mod config;
 mod console;

@@ -10,7 +10,7 @@ use crate::progress::{Look, Progress};
 use crate::request::{LocalFiles, option_of, request};
 use crate::service::{Surroundings, models_settings};
 use crate::tensor_files::{self, Tensor};
-use crate::{console, models, plan_view};
+use crate::{chain, console, models, plan_view};
 use anyhow::Context;
 use lowtide_engine::device::cpu;
 use lowtide_engine::processors::Prepared;
@@ -24,8 +24,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// The kind of job.
+pub(crate) const KIND: &str = "text-to-image";
+
 /// Plans and prints.
 pub(crate) fn plan(args: &GenerateArgs) -> Result<(), Failure> {
+    if args.steps_after.any() {
+        return chain::plan(args);
+    }
     let job = Job::open(args)?;
     let plan = job.engine.plan(&job.prepared.request).map_err(in_options)?;
     let text = if args.json {
@@ -43,6 +49,9 @@ pub(crate) fn plan(args: &GenerateArgs) -> Result<(), Failure> {
 
 /// Makes the pictures.
 pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
+    if args.steps_after.any() {
+        return chain::generate(args);
+    }
     let started = Instant::now();
     let interrupt = Interrupt::install()?;
     check_early(args)?;
@@ -144,7 +153,7 @@ impl Job {
 }
 
 /// Where LoRAs and textual inversions are. Wrong settings stop only who names a LoRA.
-fn places(args: &GenerateArgs) -> Result<Places, Failure> {
+pub(crate) fn places(args: &GenerateArgs) -> Result<Places, Failure> {
     match models_settings(&Surroundings::of_process()) {
         Ok(settings) => Ok(settings.places),
         Err(wrong) if !args.sampling.lora.is_empty() || args.prompt.contains("<lora:") => {
@@ -160,7 +169,7 @@ fn places(args: &GenerateArgs) -> Result<Places, Failure> {
 }
 
 /// A field that is wrong was written as an option.
-fn in_options(error: Error) -> Failure {
+pub(crate) fn in_options(error: Error) -> Failure {
     match error {
         Error::Request { what, problem } => match option_of(&what) {
             Some(option) => Failure::mistake(format!("{option}: {problem}")),
@@ -171,7 +180,7 @@ fn in_options(error: Error) -> Failure {
     }
 }
 
-fn options(config: &Config) -> Options {
+pub(crate) fn options(config: &Config) -> Options {
     Options {
         budget: config.budget,
         reserve: config.reserve,

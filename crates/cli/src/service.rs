@@ -14,6 +14,7 @@ mod log;
 mod net;
 mod serve;
 mod settings;
+mod steps;
 mod store;
 mod supervisor;
 mod value;

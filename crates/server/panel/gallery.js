@@ -3,7 +3,8 @@
 import { beginFromResult } from './begin.js';
 import { button, byId, el, fill, keep, sign } from './dom.js';
 import { jobs, peakOf } from './jobs.js';
-import { restore } from './make.js';
+import { afterwards, restore, sendOn } from './make.js';
+import { stepsList } from './steps.js';
 import { ago, bytes, moment, onLanguage, say, seconds } from './words.js';
 
 let opened = null;
@@ -126,12 +127,19 @@ function showOpened() {
   byId('picture-negative').textContent = request.negative || request.negative_prompt || '';
   byId('picture-negative-row').hidden = !(request.negative || request.negative_prompt);
   fill(byId('picture-facts'), ...facts(job, index).flatMap(([word, value]) => [el('dt', { text: say(word) }), el('dd', { text: String(value) })]));
+  fill(byId('picture-steps'), stepsList(job));
   fill(
     byId('picture-acts'),
     button({ word: say('gallery.reuse'), icon: 'reuse', kind: 'primary', act: () => reuse(job) }),
     artifact.media_type.startsWith('image/') && button({ word: say('begin.use'), icon: 'picture', act: () => goOn(artifact), data: { act: 'begin' } }),
+    ...(artifact.media_type.startsWith('image/') ? afterwards() : []).map((kind) => button({ word: say(`steps.do.${kind}`), icon: 'picture', act: () => sendFrom(kind, artifact), data: { act: kind } })),
     el('a', { class: 'button', href: artifact.url, download: fileName(job, index) }, sign('download'), el('span', { text: say('gallery.download') })),
   );
+}
+
+function sendFrom(kind, artifact) {
+  if (byId('picture').open) byId('picture').close();
+  sendOn(kind, artifact);
 }
 
 /** A result becomes what the next picture begins from. */

@@ -3,6 +3,7 @@
 
 import { get } from './api.js';
 import { throttle } from './dom.js';
+import { asOne } from './steps.js';
 
 const ACTIVE_MAX = 60;
 const QUEUE_PAGE = 100;
@@ -193,7 +194,7 @@ class Jobs extends EventTarget {
     while (this.#asking < DETAILS_AT_ONCE && this.#asked.length) {
       const { id, resolve, reject } = this.#asked.shift();
       this.#asking += 1;
-      get(`v1/jobs/${encodeURIComponent(id)}`).then(resolve, reject).finally(() => {
+      get(`v1/jobs/${encodeURIComponent(id)}`).then(asOne).then(resolve, reject).finally(() => {
         this.#asking -= 1;
         this.#askNext();
       });

@@ -8,6 +8,10 @@ import { parameters, PNG_BYTES_MAX } from './png.js';
 import { onLanguage, reason, say } from './words.js';
 
 const KIND = 'text-to-image';
+
+/** Kinds of jobs that go on with a finished picture and need to be told nothing else. */
+const GOES_ON = ['upscale', 'detail'];
+let goesOn = [];
 const PLAN_AFTER_MS = 350;
 const SEEDS = 2 ** 32;
 const CHOICES = ['quality', 'output_format'];
@@ -74,6 +78,7 @@ export function startMake(onSubmitted) {
 export async function loadKinds() {
   const [kinds, list] = await Promise.all([get('v1/kinds'), get('v1/models')]);
   const kind = (kinds.kinds || []).find((one) => one.name === KIND);
+  goesOn = GOES_ON.filter((name) => (kinds.kinds || []).some((one) => one.name === name));
   schema = (kind && kind.schema && kind.schema.properties) || {};
   models = list.data.filter((model) => !model.lowtide || !model.lowtide.kinds || model.lowtide.kinds.includes(KIND));
   asked = true;
@@ -252,6 +257,20 @@ export async function go() {
   } finally {
     send.disabled = false;
     byId('make-go-word').textContent = say('make.go');
+  }
+}
+
+/** Those of them that the service does. */
+export const afterwards = () => goesOn;
+
+/** Goes on with a finished picture: a job of this kind for it. */
+export async function sendOn(kind, artifact) {
+  const job = { kind, request: { image: `artifact:${artifact.id}` } };
+  try {
+    submitted(await post('v1/jobs', job), job);
+    toast(say('steps.sent'));
+  } catch (error) {
+    toast(reason(error), true);
   }
 }
 

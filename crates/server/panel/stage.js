@@ -4,6 +4,7 @@ import { remove } from './api.js';
 import { announce, button, byId, el, fill, sign, toast } from './dom.js';
 import { fileName, goOn, openPicture, reuse } from './gallery.js';
 import { isOver, jobs, peakOf } from './jobs.js';
+import { stepOf } from './steps.js';
 import { onLanguage, reason, say } from './words.js';
 
 /** Progress is told aloud in steps of this share. */
@@ -141,8 +142,11 @@ export function doing(job) {
   if (job.state === 'queued') return job.position > 1 ? say('stage.waiting_place', { place: job.position }) : say('stage.waiting');
   const progress = jobs.progressOf(job);
   if (job.state !== 'running' || !progress) return say(`state.${job.state}`);
-  const phase = say(`phase.${progress.phase}`);
-  return phase.startsWith('phase.') ? progress.phase : phase;
+  const step = stepOf(progress.phase);
+  const name = step ? step.phase : progress.phase;
+  const phase = say(`phase.${name}`);
+  const words = phase.startsWith('phase.') ? name : phase;
+  return step ? say('steps.at', { step: step.step, steps: step.steps, phase: words }) : words;
 }
 
 /** When it will be over, in words. */

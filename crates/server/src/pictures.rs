@@ -12,6 +12,9 @@ use crate::refusal::Refusal;
 /// The format that marks a field of a kind's schema as the name of a picture.
 const FORMAT: &str = "input-picture";
 
+/// The format that marks a field as a list of steps, each with a kind and a request of that kind.
+const STEPS_FORMAT: &str = "job-steps";
+
 /// Types of pictures that are taken.
 pub(crate) const TYPES: [&str; 3] = ["image/png", "image/jpeg", "image/webp"];
 
@@ -77,30 +80,63 @@ pub(crate) fn name_all(
     request: &mut Value,
     now: Moment,
 ) -> Result<(), Refusal> {
-    for field in fields(app, kind) {
+    for field in fields(app, kind, FORMAT) {
         let Some(Value::String(text)) = request.get(field) else {
             continue;
         };
         let input = named(app, field, text, now)?;
         request[field] = json!(input.to_string());
     }
+    for field in fields(app, kind, STEPS_FORMAT) {
+        let steps = request.get_mut(field).and_then(Value::as_array_mut);
+        for (place, step) in steps.into_iter().flatten().enumerate() {
+            let Some(of) = step["kind"].as_str().map(str::to_owned) else {
+                continue;
+            };
+            // A step of steps is refused by whoever reads it.
+            if let (false, Some(request)) = (of == kind, step.get_mut("request")) {
+                let named = name_all(app, &of, request, now);
+                named.map_err(|refusal| refusal.within(&format!("{field}[{place}].request")))?;
+            }
+        }
+    }
     Ok(())
+}
+
+/// The kind of jobs that consist of steps.
+pub(crate) fn kind_of_steps(app: &Inner) -> Option<&str> {
+    let mut kinds = app.kinds.iter().map(|kind| &kind.name[..]);
+    kinds.find(|kind| fields(app, kind, STEPS_FORMAT).next().is_some())
 }
 
 /// The inputs that a request of this kind names.
 pub(crate) fn named_by(app: &Inner, kind: &str, request: &Value) -> Vec<InputId> {
-    let names = fields(app, kind).filter_map(|field| request.get(field)?.as_str()?.parse().ok());
-    names.collect()
+    let mut names: Vec<InputId> = fields(app, kind, FORMAT)
+        .filter_map(|field| request.get(field)?.as_str()?.parse().ok())
+        .collect();
+    for field in fields(app, kind, STEPS_FORMAT) {
+        let steps = request.get(field).and_then(Value::as_array);
+        for step in steps.into_iter().flatten() {
+            if let Some(of) = step["kind"].as_str().filter(|of| *of != kind) {
+                names.extend(named_by(app, of, &step["request"]));
+            }
+        }
+    }
+    names
 }
 
-/// Names of the fields that hold pictures.
-fn fields<'a>(app: &'a Inner, kind: &'a str) -> impl Iterator<Item = &'a str> {
+/// Names of the fields of this format.
+fn fields<'a>(
+    app: &'a Inner,
+    kind: &'a str,
+    format: &'static str,
+) -> impl Iterator<Item = &'a str> {
     let kinds = app.kinds.iter().filter(move |one| one.name == kind);
     let properties = kinds.filter_map(|kind| kind.schema["properties"].as_object());
-    let pictures = properties
+    let marked = properties
         .flatten()
-        .filter(|(_, schema)| schema["format"] == FORMAT);
-    pictures.map(|(name, _)| name.as_str())
+        .filter(move |(_, schema)| schema["format"] == format);
+    marked.map(|(name, _)| name.as_str())
 }
 
 fn named(app: &Inner, field: &str, text: &str, now: Moment) -> Result<InputId, Refusal> {

@@ -74,6 +74,20 @@ impl Refusal {
         }
     }
 
+    /// Says where the field is.
+    pub(crate) fn within(self, place: &str) -> Refusal {
+        match self {
+            Refusal::Invalid { field, problem } => Refusal::Invalid {
+                field: Some(match field {
+                    Some(field) => format!("{place}.{field}"),
+                    None => place.to_owned(),
+                }),
+                problem,
+            },
+            other => other,
+        }
+    }
+
     /// One about a part of the address.
     pub(crate) fn malformed(field: impl Into<String>, problem: impl Into<String>) -> Refusal {
         Refusal::Malformed {

@@ -167,6 +167,7 @@ pub(crate) fn submission(kinds: &[Kind]) -> Value {
             ],
         },
         "after_job": { "type": "string", "enum": ["keep", "offload", "release"] },
+        "then": then(),
         "owner": { "type": "string", "minLength": 1, "maxLength": OWNER_LEN_MAX },
         "idempotency_key": key(),
     });
@@ -181,13 +182,28 @@ pub(crate) fn submission(kinds: &[Kind]) -> Value {
     json!({ "anyOf": all })
 }
 
+/// Steps after a job.
+fn then() -> Value {
+    json!({
+        "type": "array",
+        "description": "Further jobs, each with the picture of the one before; together they are one job of the kind chain",
+        "items": {
+            "type": "object",
+            "required": ["kind"],
+            "properties": { "kind": text(), "model": or_null(text()), "request": {} },
+            "additionalProperties": false,
+        },
+    })
+}
+
 /// The body of a question for a plan.
 pub(crate) fn plan_request(kinds: &[Kind]) -> Value {
     let budget = json!({
         "description": "Bytes, as a number or as people write them; what the worker has where left out",
         "anyOf": [whole(0, i64::MAX as u64), { "type": "string", "pattern": SIZE }],
     });
-    json!({ "anyOf": submissions(kinds, &json!({ "budget": budget })) })
+    let more = json!({ "budget": budget, "then": then() });
+    json!({ "anyOf": submissions(kinds, &more) })
 }
 
 /// Schemas by name.

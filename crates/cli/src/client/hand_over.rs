@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Http, find};
 use crate::args::{GenerateArgs, GenerateVerb, GivenArgs, HandOverArgs};
+use crate::chain;
 use crate::config::{Config, Destination};
 use crate::console;
 use crate::failure::Failure;
@@ -19,13 +20,10 @@ use crate::interrupt::Interrupt;
 use crate::output::Staged;
 use crate::progress::{Look, Progress};
 use crate::request::{Pictures, read_picture, request};
-use crate::run;
+use crate::run::{self, KIND};
 
 /// How often it is looked whether somebody asked to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// The kind of job.
-const KIND: &str = "text-to-image";
 
 /// Makes the pictures: through a running server where there is one and nothing is asked that only this process can do.
 pub(crate) fn generate(verb: &GenerateVerb) -> Result<(), Failure> {
@@ -123,6 +121,11 @@ fn through(server: &Http, verb: &GenerateVerb) -> Result<(), Failure> {
     let pictures = send(server, &args.given)?;
     let request = request(args, &config, format, &pictures);
     let mut body = json!({ "kind": KIND, "model": args.model, "request": request });
+    let mut after = args.steps_after.after();
+    if !after.is_empty() {
+        chain::end_in(&mut after, format.name());
+        body["then"] = after.into();
+    }
     if let Some(priority) = hand_over.priority {
         body["priority"] = json!(priority.name());
     }
@@ -139,6 +142,18 @@ fn through(server: &Http, verb: &GenerateVerb) -> Result<(), Failure> {
         return Ok(console::print(&format!("{line}\n"))?);
     };
     let job = wait(server, id, args, &interrupt)?;
+    // How many pictures several steps make is known when they are made.
+    let made = job["artifacts"].as_array().map_or(0, Vec::len);
+    let destination = match made == config.count || made == 0 {
+        true => destination,
+        false => Destination::new(
+            args,
+            &Config {
+                count: made,
+                ..config.clone()
+            },
+        )?,
+    };
     fetch(server, &job, &destination)?;
     tell(args, &config, &destination, (server, &job, started))
 }
@@ -321,7 +336,10 @@ fn tell(
         return Ok(console::print(&format!("{line}\n"))?);
     }
     if !args.quiet {
-        console::note(&format!("seed {}, {seconds:.2} s in all", config.seed));
+        console::note(&match job["report"]["chain"].is_object() {
+            true => chain::summary(&job["report"], config.seed, seconds),
+            false => format!("seed {}, {seconds:.2} s in all", config.seed),
+        });
         for path in paths {
             console::print(&format!("{path}\n"))?;
         }

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lowtide_core::{Budget, Bytes};
-use lowtide_engine::Error;
+use lowtide_engine::chain::{self, Handed};
 use lowtide_engine::processor::{Forecast, Opened, Processor, Setup};
+use lowtide_engine::{Error, Options};
 use lowtide_jobs::report::{BatchHints, Hints};
 use lowtide_media::{Format, Limits, Pixels};
 use lowtide_server::{Checked, Door, Extra, Kind, ModelEntry, Planned, Refused};
@@ -37,6 +38,8 @@ pub(crate) struct Desk {
     aliases: BTreeMap<String, String>,
     presets: BTreeMap<String, Map<String, Value>>,
     setup: Setup,
+    /// The files of `setup`, and what passes between the steps of a chain.
+    handed: Arc<Handed>,
     places: Places,
     opened: Mutex<Vec<Kept>>,
     defaults: Mutex<BTreeMap<&'static str, (Instant, Option<String>)>>,
@@ -57,7 +60,13 @@ impl Desk {
         settings: &Settings,
         setup: Setup,
     ) -> Desk {
+        let handed = Handed::new(setup.files);
+        let setup = Setup {
+            files: handed.clone(),
+            ..setup
+        };
         Desk {
+            handed,
             processors,
             catalog,
             aliases: settings.models.aliases.clone(),
@@ -69,7 +78,15 @@ impl Desk {
         }
     }
 
-    fn processor(&self, kind: &str) -> Result<&Arc<dyn Processor>, Refused> {
+    pub(super) fn handed(&self) -> Arc<Handed> {
+        self.handed.clone()
+    }
+
+    pub(super) fn options(&self) -> Options {
+        self.setup.options
+    }
+
+    pub(super) fn processor(&self, kind: &str) -> Result<&Arc<dyn Processor>, Refused> {
         let found = self.processors.iter().find(|one| one.kind() == kind);
         found.ok_or_else(|| Refused::UnknownKind {
             kind: kind.to_owned(),
@@ -115,7 +132,11 @@ impl Desk {
     }
 
     /// The model's own name.
-    fn name_of(&self, processor: &dyn Processor, asked: Option<&str>) -> Result<String, Refused> {
+    pub(super) fn name_of(
+        &self,
+        processor: &dyn Processor,
+        asked: Option<&str>,
+    ) -> Result<String, Refused> {
         let unknown = |model: &str| Refused::UnknownModel {
             model: model.to_owned(),
             known: self.models_of(processor),
@@ -154,7 +175,11 @@ impl Desk {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, processor: &dyn Processor, model: &str) -> Result<Arc<dyn Opened>, Refused> {
+    pub(super) fn opened(
+        &self,
+        processor: &dyn Processor,
+        model: &str,
+    ) -> Result<Arc<dyn Opened>, Refused> {
         let kind = processor.kind();
         let mut opened = self.lock();
         let at = opened
@@ -196,7 +221,7 @@ impl Desk {
     }
 
     /// The request with its preset's fields where it has none of its own.
-    fn with_preset(&self, schema: &Value, mut request: Value) -> Result<Value, Refused> {
+    pub(super) fn with_preset(&self, schema: &Value, mut request: Value) -> Result<Value, Refused> {
         let Some(fields) = request.as_object_mut().filter(|_| !has(schema, PRESET)) else {
             return Ok(request);
         };
@@ -233,7 +258,7 @@ impl Desk {
         let processor = self.processor(kind)?;
         let model = self.name_of(processor.as_ref(), model)?;
         let request = self.with_preset(&processor.schema(), request)?;
-        let opened = self.open(processor.as_ref(), &model)?;
+        let opened = self.opened(processor.as_ref(), &model)?;
         let request = opened.check(&request).map_err(refused)?;
         self.find_loras(&request)?;
         let forecast = opened.forecast(&request, budget).map_err(refused)?;
@@ -272,7 +297,8 @@ impl Door for Desk {
                 model_default: self.default_of(processor.as_ref()),
             }
         };
-        self.processors.iter().map(kind).collect()
+        let one = self.processors.iter().map(kind);
+        one.chain([self.chain_kind()]).collect()
     }
 
     fn models(&self) -> Vec<ModelEntry> {
@@ -280,7 +306,7 @@ impl Door for Desk {
         for processor in &self.processors {
             for name in self.models_of(processor.as_ref()) {
                 // One that cannot be opened is told of when somebody names it.
-                let Ok(opened) = self.open(processor.as_ref(), &name) else {
+                let Ok(opened) = self.opened(processor.as_ref(), &name) else {
                     continue;
                 };
                 let entry = entries.entry(name.clone()).or_insert_with(|| {
@@ -306,6 +332,9 @@ impl Door for Desk {
         request: Value,
         budget: Option<Budget>,
     ) -> Result<Checked, Refused> {
+        if kind == chain::KIND {
+            return Ok(self.look_at_chain(model, request, budget)?.0);
+        }
         Ok(self.look(kind, model, request, budget)?.0)
     }
 
@@ -316,6 +345,9 @@ impl Door for Desk {
         request: Value,
         budget: Option<Budget>,
     ) -> Result<Planned, Refused> {
+        if kind == chain::KIND {
+            return self.plan_of_chain(model, request, budget);
+        }
         let (checked, forecast) = self.look(kind, model, request, budget)?;
         let plan = forecast.plan.as_ref();
         Ok(Planned {
@@ -400,7 +432,7 @@ fn extras(found: Vec<Found>) -> Vec<Extra> {
 
 impl Desk {
     /// Whether every LoRA that a checked request names is there: better said now than by a failed job.
-    fn find_loras(&self, request: &Value) -> Result<(), Refused> {
+    pub(super) fn find_loras(&self, request: &Value) -> Result<(), Refused> {
         let loras = request["loras"].as_array().into_iter().flatten();
         for name in loras.filter_map(|lora| lora["name"].as_str()) {
             let shown: String = name.chars().take(80).collect();
@@ -452,7 +484,7 @@ fn has(schema: &Value, field: &str) -> bool {
     schema["properties"].get(field).is_some()
 }
 
-fn hints(forecast: &Forecast) -> Hints {
+pub(super) fn hints(forecast: &Forecast) -> Hints {
     let batch = forecast.batch.as_ref().map(|batch| BatchHints {
         size: batch.key.size,
         settings: format!("{:016x}", batch.key.settings),
@@ -463,10 +495,11 @@ fn hints(forecast: &Forecast) -> Hints {
         seconds: forecast.seconds,
         peak: forecast.peak.0,
         batch,
+        steps: Vec::new(),
     }
 }
 
-fn refused(error: Error) -> Refused {
+pub(super) fn refused(error: Error) -> Refused {
     match error {
         Error::Request { what, problem } => Refused::Invalid {
             field: what.to_owned(),

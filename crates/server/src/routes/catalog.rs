@@ -8,7 +8,7 @@ use lowtide_jobs::report::ModelStatus;
 use serde_json::{Value, json};
 
 use super::Routes;
-use super::submit::KIND_DEFAULT;
+use super::submit::{KIND_DEFAULT, chained};
 use crate::answer;
 use crate::app::{App, Inner};
 use crate::fields::{Fields, wrong};
@@ -201,12 +201,14 @@ async fn plan_request(
         .take("budget")
         .map(|value| read_bytes("budget", &value))
         .transpose()?;
+    let then = fields.take("then");
     fields.done()?;
     app.blocking(move |app| {
         let budget = match budget {
             Some(bytes) => Some(Budget::of(bytes)),
             None => app.fleet()?.budget(),
         };
+        let (kind, model) = chained(app, (kind, model), &mut request, then)?;
         pictures::name_all(app, &kind, &mut request, app.now())?;
         drop(turn);
         let planned = app.door.plan(&kind, model.as_deref(), request, budget)?;

@@ -48,6 +48,7 @@ static FILES: &[File] = &files![
     "png.js" as "text/javascript; charset=utf-8",
     "queue.js" as "text/javascript; charset=utf-8",
     "stage.js" as "text/javascript; charset=utf-8",
+    "steps.js" as "text/javascript; charset=utf-8",
     "words.js" as "text/javascript; charset=utf-8",
     "words/en.json" as "application/json",
     "words/ru.json" as "application/json",

@@ -137,7 +137,7 @@ fn several(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Re
     let mut drafts = Vec::with_capacity(jobs.len());
     for (place, job) in jobs.into_iter().enumerate() {
         let read = Fields::of(job).and_then(|fields| draft(app, fields, now));
-        let mut draft = read.map_err(|refusal| within(refusal, place))?;
+        let mut draft = read.map_err(|refusal| refusal.within(&format!("jobs[{place}]")))?;
         // A list that is sent again is the same list again.
         if let (None, Some(key)) = (&draft.submission.idempotency_key, &key) {
             draft.submission.idempotency_key = Some(format!("{key}.{place}"));
@@ -162,20 +162,6 @@ fn several(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Re
         false => StatusCode::ACCEPTED,
     };
     Ok(answer::json(status, &json!({ "jobs": receipts })))
-}
-
-/// Says in which job of a list the field is.
-fn within(refusal: Refusal, place: usize) -> Refusal {
-    match refusal {
-        Refusal::Invalid { field, problem } => Refusal::Invalid {
-            field: Some(match field {
-                Some(field) => format!("jobs[{place}].{field}"),
-                None => format!("jobs[{place}]"),
-            }),
-            problem,
-        },
-        other => other,
-    }
 }
 
 impl Draft {
@@ -203,6 +189,7 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
         Some(request @ Value::Object(_)) => request,
         other => return Err(wrong("request", "an object", &other.unwrap_or(Value::Null))),
     };
+    let then = fields.take("then");
     let priority = fields.word("priority")?;
     let mut later = |name| -> Result<Option<Moment>, Refusal> {
         Ok(fields
@@ -230,6 +217,7 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
     if idempotency_key.as_deref().is_some_and(|key| !is_key(key)) {
         return Err(Refusal::invalid("idempotency_key", KEY_RULE));
     }
+    let (kind, model) = chained(app, (kind, model), &mut request, then)?;
     pictures::name_all(app, &kind, &mut request, now)?;
     let checked = app.door.check(
         &kind,
@@ -258,6 +246,34 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
         },
         hints: checked.hints,
     })
+}
+
+/// A job with steps after it is a job of all these steps: `then` has the others.
+pub(crate) fn chained(
+    app: &Inner,
+    (kind, model): (String, Option<String>),
+    request: &mut Value,
+    then: Option<Value>,
+) -> Result<(String, Option<String>), Refusal> {
+    let then = match then {
+        None => return Ok((kind, model)),
+        Some(Value::Array(then)) if then.is_empty() => return Ok((kind, model)),
+        Some(Value::Array(then)) => then,
+        Some(other) => return Err(wrong("then", "a list of steps", &other)),
+    };
+    let all = pictures::kind_of_steps(app);
+    let all =
+        all.ok_or_else(|| Refusal::invalid("then", "jobs of several steps are not done here"))?;
+    if kind == all {
+        return Err(Refusal::invalid(
+            "then",
+            "is for a job of one step; add to its steps",
+        ));
+    }
+    let first = json!({ "kind": kind, "model": model, "request": request.take() });
+    let steps: Vec<Value> = std::iter::once(first).chain(then).collect();
+    *request = json!({ "steps": steps });
+    Ok((all.to_owned(), None))
 }
 
 fn receipt(

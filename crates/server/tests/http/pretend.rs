@@ -219,6 +219,7 @@ impl Door for PretendDoor {
             seconds: steps * STEP_S * hurry,
             peak: needed.0,
             batch: None,
+            steps: Vec::new(),
         };
         Ok(Checked {
             model: "demo".to_owned(),

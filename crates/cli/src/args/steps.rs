@@ -1,0 +1,49 @@
+//! The arguments of `generate` and `plan` about what is done with a picture after it is drawn.
+
+use clap::Args;
+use serde_json::Value;
+
+fn step(text: &str) -> Result<Value, String> {
+    let example = r#"{"kind": "text-to-image", "model": "NAME", "request": {"strength": 0.4}}"#;
+    match serde_json::from_str(text) {
+        Ok(Value::Object(step)) if step.contains_key("kind") => Ok(Value::Object(step)),
+        Ok(_) => Err(format!(
+            "a step is an object with a kind, such as {example}"
+        )),
+        Err(error) => Err(format!("is no JSON ({error}); a step is such as {example}")),
+    }
+}
+
+/// What is done with the picture afterwards.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Afterwards")]
+pub(crate) struct StepsArgs {
+    /// A further job for the result: {"kind": ..., "model": ..., "request": {...}}; may be given several times
+    #[arg(long, value_name = "JSON", value_parser = step, conflicts_with_all = ["dump", "noise"])]
+    pub(crate) then: Vec<Value>,
+}
+
+impl StepsArgs {
+    /// The steps after the first, in order.
+    pub(crate) fn after(&self) -> Vec<Value> {
+        self.then.clone()
+    }
+
+    /// Whether there are any.
+    pub(crate) fn any(&self) -> bool {
+        !self.after().is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_an_object_with_a_kind() {
+        assert!(step(r#"{"kind": "upscale"}"#).is_ok());
+        for wrong in ["", "upscale", "[]", "{}", r#"{"model": "x"}"#] {
+            assert!(step(wrong).unwrap_err().contains("such as"), "{wrong}");
+        }
+    }
+}
