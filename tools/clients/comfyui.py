@@ -43,7 +43,7 @@ picture = lambda results: Image.open(io.BytesIO(next(iter(results.values())))).c
 first = picture(api.queue_and_wait_images(graph(), "Save Image"))
 assert first.size == (128, 128)
 again = picture(api.queue_and_wait_images(graph(), "Save Image"))
-assert list(first.getdata()) == list(again.getdata()), "the same seed is another picture"
+assert first.tobytes() == again.tobytes(), "the same seed is another picture"
 
 with tempfile.NamedTemporaryFile(suffix=".png") as file:
     first.save(file.name)
@@ -54,7 +54,7 @@ changed["11"] = node("VAEEncode", "VAE Encode", pixels=["10", 0], vae=["4", 2])
 changed.set_node_param("KSampler", "latent_image", ["11", 0])
 changed.set_node_param("KSampler", "denoise", 0.7)
 changed.set_node_param("positive", "text", "a blue heart")
-assert list(picture(api.queue_and_wait_images(changed, "Save Image")).getdata()) != list(first.getdata())
+assert picture(api.queue_and_wait_images(changed, "Save Image")).tobytes() != first.tobytes()
 
 wrong = graph()
 wrong["8"]["class_type"] = "ImageSharpen"

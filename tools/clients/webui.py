@@ -29,7 +29,7 @@ drawn = api.txt2img(prompt="a red heart", negative_prompt="blue", seed=1, width=
 assert len(drawn.images) == 2 and drawn.image.size == (128, 128)
 assert drawn.info["all_seeds"] == [1, 2], drawn.info
 again = api.txt2img(prompt="a red heart", negative_prompt="blue", seed=1, width=128, height=128, cfg_scale=4)
-assert list(again.image.getdata()) == list(drawn.images[0].getdata()), "the same seed is another picture"
+assert again.image.tobytes() == drawn.images[0].tobytes(), "the same seed is another picture"
 
 told = api.png_info(drawn.image).info
 assert "a red heart" in told and "Seed: 1" in told, told
@@ -43,8 +43,8 @@ inpainted = api.img2img(
     images=[drawn.image], mask_image=mask, prompt="a blue heart", seed=3, denoising_strength=0.9,
     width=128, height=128, cfg_scale=4, inpaint_full_res=False, inpainting_fill=1, mask_blur=0,
 )
-right = lambda image: list(image.convert("RGB").crop((96, 0, 128, 128)).getdata())
-left = lambda image: list(image.convert("RGB").crop((0, 0, 48, 128)).getdata())
+right = lambda image: image.convert("RGB").crop((96, 0, 128, 128)).tobytes()
+left = lambda image: image.convert("RGB").crop((0, 0, 48, 128)).tobytes()
 assert right(inpainted.image) == right(drawn.image), "what is not masked changed"
 assert left(inpainted.image) != left(drawn.image), "what is masked did not change"
 
@@ -58,6 +58,6 @@ assert api.get_memory()["ram"]["total"] > 0
 assert api.get_progress()["state"]["job_count"] == 0
 api.interrupt()
 api.refresh_checkpoints()
-api.custom_post("unload-checkpoint")
-api.custom_post("reload-checkpoint")
+api.custom_post("unload-checkpoint", baseurl=True)
+api.custom_post("reload-checkpoint", baseurl=True)
 print("webuiapi 0.9.17: all as expected")

@@ -206,7 +206,8 @@ impl Pipeline for ZImage {
     }
 
     fn check(&self, request: &ImageRequest) -> Result<()> {
-        let flow = |sampler: &Method| *sampler == Method::FlowMatchEuler;
+        // Of a flow there is one Euler, and programs call it so.
+        let flow = |sampler: &Method| matches!(sampler, Method::FlowMatchEuler | Method::Euler);
         let unknown = [
             (
                 "sampler",
