@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from model import TEXT_LENGTH
-from variants import Variants, caption
+from variants import caption, choose
 
 VOCABULARY = 4096
 TEMPLATE = (
@@ -16,7 +16,7 @@ TEMPLATE = (
 )
 
 
-def make(variants: Variants, folder: Path) -> None:
+def make(objects: list[dict], folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -25,11 +25,9 @@ def make(variants: Variants, folder: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     rng = np.random.default_rng(3)
     texts = ["user", "assistant", "<think>", "\n\n", "\n"] * 50
-    for index, object in enumerate(variants.objects):
-        # Drawing the pictures is not needed for their captions.
-        variants.draw = lambda *_, **__: None
-        texts += [caption(variant, object, rng) for variant, _ in variants.of_object(index, 14, rng)]
-    words = sorted({word for object in variants.objects for name in object["captions"] + object["bare"] for word in name.split()})
+    for index, object in enumerate(objects):
+        texts += [caption(variant, object, rng) for variant in choose(object, index, 14, rng)]
+    words = sorted({word for object in objects for name in object["captions"] + object["bare"] for word in name.split()})
     texts += [f" {word}" for word in words] * 8 + words * 3
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 import tokenizer as tokens
 from model import Forward, block, initialise, is_matrix, text_encoder, text_forward, trained, transformer
 from optimiser import Optimiser
-from variants import Variant, Variants, caption
+from variants import Variant, caption
 
 SAVE_EVERY_S = 240
 REPORT_EVERY_STEPS = 50
@@ -116,7 +116,7 @@ class Training:
                 for file in (self.arguments.start / "tokenizer").iterdir():
                     shutil.copyfile(file, folder / file.name)
             else:
-                tokens.make(Variants(self.work), folder)
+                tokens.make(json.loads((self.work / "objects.json").read_text()), folder)
         return AutoTokenizer.from_pretrained(folder)
 
     def load_checkpoint(self, folder: Path) -> None:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from data import SIZE
 from model import autoencoder
 from optimiser import Optimiser
-from variants import Variants
+from variants import Drawing, choose
 
 HELD_OUT_EVERY = 29
 FILE = "vae.safetensors"
@@ -200,7 +200,8 @@ def encode(asked) -> None:
     mark, scaling = fingerprint(vae), asked.work / "scaling.json"
     if scaling.exists() and json.loads(scaling.read_text())["encoder"] != mark:
         raise SystemExit(f"{folder} has latents of another encoder: delete it and {scaling} to begin anew, or give back the old one")
-    rng, variants = np.random.default_rng(1000 + asked.shard), Variants(asked.work)
+    rng, drawing = np.random.default_rng(1000 + asked.shard), Drawing(np.load(asked.work / "pictures.npy"))
+    objects = json.loads((asked.work / "objects.json").read_text())
     counts = dict(everyday=asked.everyday, common=asked.common, rest=asked.rest)
     rows, latents, waiting = [], [], []
 
@@ -210,10 +211,10 @@ def encode(asked) -> None:
             latents.append(vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mode().float())
         waiting.clear()
 
-    for index, object in enumerate(variants.objects):
-        for variant, picture in variants.of_object(index, counts[object["tier"]], rng):
+    for index, object in enumerate(objects):
+        for k, variant in enumerate(choose(object, index, counts[object["tier"]], rng)):
             rows.append(dataclasses.astuple(variant))
-            waiting.append(picture)
+            waiting.append(drawing.draw(variant, rng, still=k == 0 or rng.random() < 0.55))
             if len(waiting) == 32:
                 empty()
     if waiting:
@@ -224,7 +225,7 @@ def encode(asked) -> None:
     factors = json.loads(scaling.read_text())
     latents = ((latents - factors["shift_factor"]) * factors["scaling_factor"]).bfloat16()
     torch.save(dict(latents=latents, variants=rows), folder / f"{asked.shard}.pt")
-    print(f"{len(rows)} pictures of {len(variants.objects)} objects, spread {float(latents.float().std()):.3f}")
+    print(f"{len(rows)} pictures of {len({row[0] for row in rows})} objects, spread {float(latents.float().std()):.3f}")
 
 
 if __name__ == "__main__":

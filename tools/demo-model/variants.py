@@ -1,8 +1,6 @@
 """Training pictures: an object in a colour before a background, and captions that say so."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -28,35 +26,38 @@ def moved(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     dx, dy = rng.uniform(-6, 6, 2) * (1 if scale > 0.9 else 1.6)
     c, s, middle = np.cos(angle) / scale, np.sin(angle) / scale, SIZE / 2
     matrix = (c, s, middle - c * (middle + dx) - s * (middle + dy), -s, c, middle + s * (middle + dx) - c * (middle + dy))
-    return np.asarray(Image.fromarray(picture).transform((SIZE, SIZE), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC))
+    # Channel by channel: Pillow would take the picture's colours for ones not yet multiplied by the opacity.
+    channels = [Image.fromarray(np.ascontiguousarray(picture[..., k])) for k in range(4)]
+    filtered = [c.transform((SIZE, SIZE), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC) for c in channels]
+    found = np.stack([np.asarray(channel) for channel in filtered], -1)
+    # Bicubic weights overshoot at edges; a colour times an opacity is at most that opacity.
+    return np.minimum(found, found[..., 3:])
 
 
-class Variants:
-    """Draws variants of the objects in the given tiers."""
+def choose(object: dict, index: int, count: int, rng: np.random.Generator) -> list[Variant]:
+    """`count` variants of an object: as it is on white first, then in its own and other colours, nearly half of them on white."""
+    colours = [None]
+    if object["recolourable"]:
+        colours = [colour for colour in OBJECT_COLOURS if colour != object["own"]]
+        rng.shuffle(colours)
+    found = []
+    for k in range(count):
+        # A third keeps its own colours; the others are gone through in turn, so that none is missing by chance.
+        colour = None if k % 3 == 0 else colours[k % len(colours)]
+        white = k == 0 or rng.random() < 0.45
+        background = None if white else str(rng.choice([name for name in BACKGROUNDS if name != colour]))
+        found.append(Variant(index, colour, background))
+    return found
 
-    def __init__(self, work: Path):
-        self.objects = json.loads((work / "objects.json").read_text())
-        self.pictures = np.load(work / "pictures.npy")
-        self.hues = {}
 
-    def of_object(self, index: int, count: int, rng: np.random.Generator) -> list[tuple[Variant, np.ndarray]]:
-        """`count` variants: the object as it is on white first, then its own and other colours, half of them on white; (H, W, 3) uint8."""
-        object = self.objects[index]
-        colours = [None]
-        if object["recolourable"]:
-            colours = [colour for colour in OBJECT_COLOURS if colour != object["own"]]
-            rng.shuffle(colours)
-        found = []
-        for k in range(count):
-            # A third keeps its own colours; the others are gone through in turn, so that none is missing by chance.
-            colour = None if k % 3 == 0 else colours[k % len(colours)]
-            white = k == 0 or rng.random() < 0.45
-            background = None if white else str(rng.choice([name for name in BACKGROUNDS if name != colour]))
-            variant = Variant(index, colour, background)
-            found.append((variant, self.draw(variant, rng, still=k == 0 or rng.random() < 0.55)))
-        return found
+class Drawing:
+    """Draws variants."""
+
+    def __init__(self, pictures: np.ndarray):
+        self.pictures, self.hues = pictures, {}
 
     def draw(self, variant: Variant, rng: np.random.Generator, still: bool) -> np.ndarray:
+        """(H, W, 3) uint8; still: where the object stands in its picture."""
         if variant.object not in self.hues:
             self.hues[variant.object] = Hues.of(self.pictures[variant.object])
         hues = self.hues[variant.object]
