@@ -4,6 +4,7 @@
 //! k-diffusion's `sample_dpmpp_sde`, as diffusers splits it into two calls.
 
 use super::denoise::Level;
+use super::tables::exp;
 use super::track::{At, Course, Hands, Noise};
 use crate::Result;
 
@@ -24,7 +25,7 @@ fn span(course: &Course, at: At) -> Span {
     Span {
         from,
         to,
-        middle: (-(start + (end - start) * 0.5)).exp(),
+        middle: exp(-(start + (end - start) * 0.5)),
         first,
     }
 }
@@ -37,7 +38,7 @@ pub(super) fn level(course: &Course, at: At) -> f32 {
 
 /// Where the step after a call goes from and to; by way of their logarithms, as the reference does.
 fn ends(span: &Span) -> (f32, f32) {
-    let back = |sigma: f32| (-(-sigma.ln())).exp();
+    let back = |sigma: f32| exp(sigma.ln());
     let to = if span.first {
         span.middle
     } else {
@@ -80,7 +81,7 @@ pub(super) fn step(course: &Course, at: At, hands: Hands<'_>) -> Result<()> {
     let up = to.min((to2 * (from2 - to2) / from2).sqrt());
     let down = (to2 - up * up).sqrt();
     let (start, end) = (-span.from.ln(), -down.ln());
-    let keep = (-end).exp() / from;
+    let keep = exp(-end) / from;
     let picture_weight = -(start - end).exp_m1();
     let kept = history.sample()?;
     for (i, x) in sample.iter_mut().enumerate() {
