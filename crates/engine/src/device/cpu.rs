@@ -135,6 +135,7 @@ fn measure_flops(precision: Precision) -> f64 {
         bytes: &weights,
         rows: DIM,
         cols: DIM,
+        scales: None,
     };
     let mut out = vec![0f32; ROWS * DIM];
     let mut best = f64::INFINITY;
