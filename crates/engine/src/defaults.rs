@@ -11,12 +11,22 @@ const FILE: &str = "lowtide.json";
 /// The longest name of a variant.
 const VARIANT_CHARS_MAX: usize = 16;
 
-/// What a model calls itself if its weights were rounded to fewer bits, such as `fp8 variant`: the result names it. A user
-/// who names such a model means it, so `quality: exact` does not refuse it.
+/// A model whose weights this program rounded to fewer bits. Its pictures stand for those of another model, so they are
+/// approximate: the result says so, and `quality: exact` is refused. A model that was published in few bits is no variant:
+/// there is nothing else that it stands for, and exact means what its own file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// What it calls itself, such as `fp8 variant`.
+    pub name: String,
+    /// The model it was made from, if it says so.
+    pub of: Option<String>,
+}
+
+/// What a model says of itself if it is a variant.
 ///
 /// # Errors
 /// As [`Defaults::of`].
-pub(crate) fn variant_of(folder: &ModelFolder) -> Result<Option<String>> {
+pub fn variant_of(folder: &ModelFolder) -> Result<Option<Variant>> {
     let Some(text) = folder.read_text(FILE)? else {
         return Ok(None);
     };
@@ -33,7 +43,10 @@ pub(crate) fn variant_of(folder: &ModelFolder) -> Result<Option<String>> {
     match &json["variant"]["type"] {
         Value::Null => Ok(None),
         value => match value.as_str().filter(plain) {
-            Some(word) => Ok(Some(format!("{word} variant"))),
+            Some(word) => Ok(Some(Variant {
+                name: format!("{word} variant"),
+                of: json["variant"]["of"].as_str().map(str::to_owned),
+            })),
             None => Err(incomplete("variant.type is no name of a type".to_owned())),
         },
     }

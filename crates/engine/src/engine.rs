@@ -15,7 +15,7 @@ use lowtide_weights::ModelFolder;
 
 use crate::adapters::Active;
 use crate::course::Course;
-use crate::defaults;
+use crate::defaults::{self, Variant};
 use crate::device::{cpu, figures};
 use crate::job::{self, Habits, Job, Planned, Shared};
 use crate::lora_files::{self, Added, LoraFiles};
@@ -90,8 +90,8 @@ pub struct Engine {
     compute: Compute,
     profile: DeviceProfile,
     prompts: Arc<PromptCache>,
-    /// What the model calls itself if its weights were rounded.
-    variant: Option<String>,
+    /// Whether it is a smaller variant of another model.
+    variant: Option<Variant>,
     loras: LoraFiles,
 }
 
@@ -147,6 +147,14 @@ impl Engine {
         &self.profile
     }
 
+    /// What requests mean that do not speak of quality: exact, where the model has exact pictures.
+    pub fn quality(&self) -> Quality {
+        match self.variant {
+            Some(_) => Quality::Auto,
+            None => Quality::Exact,
+        }
+    }
+
     /// What products are multiplied in.
     pub fn precision(&self) -> Precision {
         self.compute.precision
@@ -182,6 +190,16 @@ impl Engine {
     /// [`Error::Request`].
     pub fn check(&self, request: &ImageRequest) -> Result<()> {
         request.check(self.model.multiple())?;
+        if let (Some(variant), Quality::Exact) = (&self.variant, request.quality) {
+            let of = variant.of.as_deref();
+            let problem = format!(
+                "is exact, and {} is a {} of {}, whose pictures it only comes near to; ask that model, or with quality auto",
+                self.model.name(),
+                variant.name,
+                of.unwrap_or("another model"),
+            );
+            return Err(Error::request("quality", problem));
+        }
         let hires_pixels = request
             .hires
             .filter(|hires| hires.upscaler == Upscaler::Lanczos);
@@ -543,7 +561,8 @@ impl Engine {
         };
         let pipeline = job::pipeline(&*self.model, &shape, habits, &shared);
         let mut plan = plan(&pipeline, &vars, &self.profile, &budget, quality)?;
-        plan.approximate.extend(self.variant.clone());
+        plan.approximate
+            .extend(self.variant.iter().map(|variant| variant.name.clone()));
         Ok(Planned {
             phases: shape.phases(&*self.model),
             courses,

@@ -136,6 +136,7 @@ impl Error {
                 models::Error::MissingTensor { .. }
                 | models::Error::WrongShape { .. }
                 | models::Error::WrongDtype { .. }
+                | models::Error::UnknownScales { .. }
                 | models::Error::Adapter { .. }
                 | models::Error::Config { .. }
                 | models::Error::BeyondModel { .. }

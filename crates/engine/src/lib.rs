@@ -29,7 +29,7 @@ pub mod shared;
 mod siblings;
 pub mod stream;
 
-pub use defaults::Defaults;
+pub use defaults::{Defaults, Variant, variant_of};
 pub use engine::{Engine, Options, PrecisionChoice, Start};
 pub use error::{Blame, Error, Result};
 pub use parameters::MadeBy;

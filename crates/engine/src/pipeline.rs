@@ -6,6 +6,7 @@
 
 pub(crate) mod pictures;
 pub(crate) mod stable_diffusion;
+pub(crate) mod tables;
 pub(crate) mod z_image;
 
 use std::collections::BTreeMap;
@@ -13,10 +14,9 @@ use std::sync::Arc;
 
 use lowtide_core::{
     Bytes, ComponentLayout, Dtype, Formula, Mode, Offload, PhaseLayout, PhasePlan, PipelineLayout,
-    TensorLayout, Vars,
+    Vars,
 };
 use lowtide_kernels as kernels;
-use lowtide_models::weights::stored;
 use lowtide_models::{Compute, Headers, Tensor};
 use lowtide_weights::{Checkpoint, ModelFolder};
 
@@ -541,27 +541,4 @@ impl Opener<'_> {
         let blocks = Blocks::new(&self.folder.name, checkpoint.clone(), &layout)?;
         Ok(Part { layout, blocks })
     }
-}
-
-/// Reads rows of an embedding table from its file, one by one.
-pub(crate) fn rows(
-    checkpoint: &Checkpoint,
-    table: &TensorLayout,
-    ids: &[u32],
-    out: &mut [f32],
-    wrap: impl Fn(lowtide_models::Error) -> Error,
-) -> Result<()> {
-    let entry = checkpoint.get(&table.name).ok_or_else(|| {
-        wrap(lowtide_models::Error::MissingTensor {
-            name: table.name.clone(),
-        })
-    })?;
-    let stored = stored(table.dtype, || table.name.clone()).map_err(wrap)?;
-    let columns = table.shape[1];
-    let mut row = vec![0; columns * stored.size()];
-    for (&id, out) in ids.iter().zip(out.chunks_exact_mut(columns)) {
-        checkpoint.read_range(entry, u64::from(id) * row.len() as u64, &mut row)?;
-        kernels::to_f32(stored, &row, out);
-    }
-    Ok(())
 }

@@ -190,6 +190,7 @@ fn time_linear(
         bytes: &bytes,
         rows: n,
         cols: k,
+        scales: None,
     };
     clock.time(|| {
         linear(
@@ -220,6 +221,7 @@ fn time_swiglu(
         bytes,
         rows: n,
         cols: k,
+        scales: None,
     };
     clock.time(|| {
         linear_swiglu(
@@ -249,6 +251,7 @@ fn time_conv(
             bytes: &bytes,
             rows: cout,
             cols: cin * kernel * kernel,
+            scales: None,
         },
         bias: None,
         kernel,

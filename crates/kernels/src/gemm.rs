@@ -19,6 +19,7 @@ mod tiled;
 mod avx512bf16;
 
 use crate::isa::Isa;
+use crate::scaled;
 use crate::scratch::{self, Buffer, Scratch};
 use crate::simd::LANES;
 use crate::stored::{Format, Matrix, Stored, round_to_bf16, to_bf16_pairs, widen_to_f32};
@@ -334,7 +335,7 @@ fn operand(
         Format::Pairs => weight.stored == Stored::Bf16 && k.len().is_multiple_of(2),
         Format::Rounded => false,
     };
-    if as_it_lies && cfg!(target_endian = "little") {
+    if as_it_lies && weight.scales.is_none() && cfg!(target_endian = "little") {
         return Operand {
             data: at(outputs.start),
             row_bytes,
@@ -344,6 +345,14 @@ fn operand(
     let steps = problem.format.steps(k.len());
     for (i, output) in outputs.clone().enumerate() {
         let out = room[i * steps..][..steps].as_mut_ptr();
+        if let Some(scales) = &weight.scales {
+            // SAFETY: `out` has room for the steps.
+            unsafe {
+                let how = (problem.isa, problem.format);
+                scaled::write_row(how, (weight, scales), (output, k), out);
+            }
+            continue;
+        }
         // SAFETY: `at` has checked that the row has `k.len()` numbers, and `out` has room for the
         // steps made of them.
         unsafe {

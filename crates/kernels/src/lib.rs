@@ -12,7 +12,7 @@
 //!   instruction set may give other bits.
 //! - **NaN and infinity pass through.**
 //! - **Products are f32 or bf16, sums are f32** ([`Precision`]). Stored f16, bf16 and fp8 widen
-//!   exactly.
+//!   exactly; int8 and fp8 with [`Scales`] are multiplied by them in f32 first.
 //! - Shapes that do not fit are bugs of the caller and panic with the numbers.
 //!
 //! # How it is made
@@ -39,6 +39,7 @@ mod math;
 pub mod memory;
 mod norm;
 mod rows;
+mod scaled;
 mod scratch;
 mod simd;
 mod stored;
@@ -58,6 +59,7 @@ pub use map::{
 pub use math::Activation;
 pub use norm::{Rotary, head_norm_rotary, layer_norm, rms_norm, rms_norm_add, softmax_rows};
 pub use rows::{Rows, RowsMut};
+pub use scaled::{BLOCK, Per, Scales};
 pub use scratch::{scratch_allocated, scratch_bytes};
 pub use stored::{Matrix, Precision, Stored, to_f32};
 pub use threads::{ThreadsError, set_threads, threads};

@@ -5,13 +5,18 @@
 //! of, is also *refused* when it would carry `live` over the budget, and the refusal is a value.
 //!
 //! Freed buffers are kept for the next one of about that size, because fresh pages cost more than the arithmetic done
-//! on them. What is kept counts as live; it is given up before the cache limit or the budget is crossed.
+//! on them. What is kept counts as live; it is given up before the cache limit or the budget is crossed. Weights that are
+//! forgotten for others leave their memory to those ([`hand_over`]).
+
+mod spare;
 
 use std::alloc::{GlobalAlloc, Layout, System, alloc_zeroed, dealloc};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+pub use spare::{HandOver, hand_over, spare};
 
 /// Alignment of every buffer in bytes: one cache line, one AVX-512 vector.
 pub const BUFFER_ALIGNMENT: usize = 64;
@@ -41,14 +46,29 @@ fn count_up(bytes: usize) {
     if bytes >= UNKEPT_BYTES_MIN {
         give_way(bytes as u64);
     }
-    let live = LIVE.fetch_add(bytes as u64, Relaxed) + bytes as u64;
-    PEAK.fetch_max(live, Relaxed);
+    LIVE.fetch_add(bytes as u64, Relaxed);
+    note_peak();
+}
+
+fn note_peak() {
+    PEAK.fetch_max(live(), Relaxed);
+}
+
+/// Bytes taken from the system: what is live, and what is laid aside.
+fn taken() -> u64 {
+    LIVE.load(Relaxed)
 }
 
 /// Frees kept buffers before an allocation that cannot be refused crosses the limit. Called from within the allocator,
 /// so it must not allocate, and must not wait for a list that this very thread may hold.
 fn give_way(wanted: u64) {
-    let limit = CACHE_LIMIT.load(Relaxed).min(BUDGET.load(Relaxed));
+    let budget = BUDGET.load(Relaxed);
+    while let Some(missing) = over(budget, taken(), wanted) {
+        if !spare::try_free_for(missing) {
+            break;
+        }
+    }
+    let limit = CACHE_LIMIT.load(Relaxed).min(budget);
     while live().saturating_add(wanted) > limit {
         let Ok(mut kept) = REUSABLE.try_lock() else {
             return;
@@ -59,6 +79,13 @@ fn give_way(wanted: u64) {
         drop(kept);
         drop(region);
     }
+}
+
+/// By how many bytes `wanted` more than `have` exceed a limit.
+fn over(limit: u64, have: u64, wanted: u64) -> Option<u64> {
+    have.saturating_add(wanted)
+        .checked_sub(limit)
+        .filter(|&missing| missing > 0)
 }
 
 fn take_largest(kept: &mut Vec<Region>) -> Option<Region> {
@@ -109,9 +136,10 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
-/// Bytes the heap has handed out now (0 for ever where [`CountingAllocator`] is not installed).
+/// Bytes the heap has handed out now, without what is laid aside for others (0 for ever where [`CountingAllocator`] is
+/// not installed).
 pub fn live() -> u64 {
-    LIVE.load(Relaxed)
+    taken().saturating_sub(spare())
 }
 
 /// The highest `live` since the last [`reset_peak`].
@@ -126,9 +154,10 @@ pub fn reset_peak() -> u64 {
     live
 }
 
-/// Sets the number of live bytes that no buffer may exceed; `None` lifts the limit.
+/// Sets the number of bytes that no buffer may exceed, and frees what is laid aside beyond it; `None` lifts the limit.
 pub fn set_budget(bytes: Option<u64>) {
     BUDGET.store(bytes.unwrap_or(u64::MAX), Relaxed);
+    spare_room(0);
 }
 
 /// The limit of [`set_budget`] in force.
@@ -142,10 +171,18 @@ pub fn set_cache_limit(bytes: Option<u64>) {
     make_room(0);
 }
 
-/// Gives every kept buffer back to the system.
+/// Gives every kept buffer back to the system; what is laid aside for others stays.
 pub fn trim() {
     let kept = std::mem::take(&mut *reusable());
     drop(kept);
+}
+
+/// Gives every kept buffer back to the system, and what was laid aside unless that is still being done.
+pub fn give_back() {
+    trim();
+    if !spare::handing_over() {
+        spare::free_all();
+    }
 }
 
 fn reusable() -> std::sync::MutexGuard<'static, Vec<Region>> {
@@ -157,12 +194,23 @@ fn reusable() -> std::sync::MutexGuard<'static, Vec<Region>> {
 
 /// Frees kept buffers, largest first, until `wanted` more bytes stay within the cache limit and the budget.
 fn make_room(wanted: u64) {
+    spare_room(wanted);
     let limit = CACHE_LIMIT.load(Relaxed).min(BUDGET.load(Relaxed));
     while live().saturating_add(wanted) > limit {
         let Some(region) = take_largest(&mut reusable()) else {
             return;
         };
         drop(region);
+    }
+}
+
+/// Frees what is laid aside until `wanted` more bytes stay within the budget.
+fn spare_room(wanted: u64) {
+    let budget = BUDGET.load(Relaxed);
+    while let Some(missing) = over(budget, taken(), wanted) {
+        if !spare::free_for(missing) {
+            return;
+        }
     }
 }
 
@@ -248,7 +296,8 @@ impl Buffer {
     /// [`OutOfMemory`] when it would cross the budget even after all kept buffers were given up.
     pub fn new(len: usize) -> Result<Buffer, OutOfMemory> {
         let bytes = len.max(1).next_multiple_of(BUFFER_ALIGNMENT);
-        if let Some(region) = take_reusable(bytes) {
+        if let Some(region) = take_reusable(bytes).or_else(|| spare::take(bytes)) {
+            note_peak();
             return Ok(Buffer {
                 region: Some(region),
                 len,
@@ -264,7 +313,7 @@ impl Buffer {
             budget: BUDGET.load(Relaxed),
         };
         let live = live();
-        if live.saturating_add(bytes as u64) > BUDGET.load(Relaxed) {
+        if taken().saturating_add(bytes as u64) > BUDGET.load(Relaxed) {
             return Err(refused(live));
         }
         let region = Region::allocate(bytes).ok_or_else(|| refused(live))?;
@@ -338,6 +387,9 @@ impl Drop for Buffer {
         let Some(region) = self.region.take() else {
             return;
         };
+        let Some(region) = spare::lay_aside(region) else {
+            return;
+        };
         if region.bytes < REUSE_BYTES_MIN
             || live() > CACHE_LIMIT.load(Relaxed).min(BUDGET.load(Relaxed))
         {
@@ -355,12 +407,16 @@ fn take_reusable(bytes: usize) -> Option<Region> {
     if bytes < REUSE_BYTES_MIN {
         return None;
     }
-    let mut kept = reusable();
+    take_fitting(&mut reusable(), bytes)
+}
+
+/// The smallest of these that holds `bytes` and wastes at most an eighth.
+fn take_fitting(regions: &mut Vec<Region>, bytes: usize) -> Option<Region> {
     let fits = |region: &Region| region.bytes >= bytes && region.bytes - bytes <= bytes / 8;
-    let best = (0..kept.len())
-        .filter(|&i| fits(&kept[i]))
-        .min_by_key(|&i| kept[i].bytes)?;
-    Some(kept.swap_remove(best))
+    let best = (0..regions.len())
+        .filter(|&i| fits(&regions[i]))
+        .min_by_key(|&i| regions[i].bytes)?;
+    Some(regions.swap_remove(best))
 }
 
 #[cfg(test)]

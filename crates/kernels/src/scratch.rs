@@ -90,6 +90,7 @@ mod tests {
                 bytes: &bytes,
                 rows: cout,
                 cols: cin * kernel * kernel,
+                scales: None,
             },
             bias: None,
             kernel,
@@ -145,6 +146,7 @@ mod tests {
                 bytes: &bytes[..n * 600 * stored.size()],
                 rows: n,
                 cols: 600,
+                scales: None,
             };
             let x = vec![0.0; m * 600];
             let mut out = vec![0.0; m * n];

@@ -1,7 +1,9 @@
 //! Weights as a checkpoint stores them, and their exact widening.
 
 use crate::isa::{Isa, isa};
+use crate::scaled::Scales;
 use crate::simd::{LANES, Vector, per_isa};
+use std::ops::Range;
 
 /// How a checkpoint stores a number, little endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +18,8 @@ pub enum Stored {
     F8E4M3,
     /// The upper half of an f16.
     F8E5M2,
+    /// A whole number from -128 to 127; a weight with [`Scales`] beside it.
+    I8,
 }
 
 impl Stored {
@@ -24,7 +28,7 @@ impl Stored {
         match self {
             Stored::F32 => 4,
             Stored::F16 | Stored::Bf16 => 2,
-            Stored::F8E4M3 | Stored::F8E5M2 => 1,
+            Stored::F8E4M3 | Stored::F8E5M2 | Stored::I8 => 1,
         }
     }
 }
@@ -51,9 +55,22 @@ pub struct Matrix<'a> {
     pub rows: usize,
     /// Inputs, K.
     pub cols: usize,
+    /// What the stored numbers are multiplied by, where they are more than that.
+    pub scales: Option<Scales<'a>>,
 }
 
-impl Matrix<'_> {
+impl<'a> Matrix<'a> {
+    /// Some of its rows.
+    pub fn rows_at(&self, rows: Range<usize>) -> Matrix<'a> {
+        let row = self.cols * self.stored.size();
+        Matrix {
+            bytes: &self.bytes[rows.start * row..rows.end * row],
+            rows: rows.len(),
+            scales: self.scales.map(|scales| scales.rows(&rows, self.cols)),
+            ..*self
+        }
+    }
+
     /// Panics unless the bytes are as many as the shape says.
     pub(crate) fn check(&self) {
         assert_eq!(
@@ -64,6 +81,9 @@ impl Matrix<'_> {
             self.cols,
             self.stored
         );
+        if let Some(scales) = &self.scales {
+            scales.check(self.rows, self.cols);
+        }
     }
 }
 
@@ -97,7 +117,7 @@ static F8E4M3: [f32; 256] = {
 /// # Safety
 /// `from` must be good for sixteen numbers as stored; `V`'s instruction set must be there.
 #[inline(always)]
-unsafe fn widen<V: Vector>(stored: Stored, from: *const u8) -> V {
+pub(crate) unsafe fn widen<V: Vector>(stored: Stored, from: *const u8) -> V {
     // SAFETY: the caller promises sixteen numbers.
     unsafe {
         match stored {
@@ -115,13 +135,17 @@ unsafe fn widen<V: Vector>(stored: Stored, from: *const u8) -> V {
                 let bytes = from.cast::<[u8; LANES]>().read_unaligned();
                 V::load(bytes.map(|b| F8E4M3[usize::from(b)]).as_ptr())
             }
+            Stored::I8 => {
+                let whole = from.cast::<[i8; LANES]>().read_unaligned();
+                V::load(whole.map(f32::from).as_ptr())
+            }
         }
     }
 }
 
 /// Up to sixteen numbers, zeros behind them.
 #[inline(always)]
-unsafe fn widen_part<V: Vector>(stored: Stored, from: *const u8, count: usize) -> V {
+pub(crate) unsafe fn widen_part<V: Vector>(stored: Stored, from: *const u8, count: usize) -> V {
     let mut block = [0u8; LANES * 4];
     // SAFETY: the caller promises `count` <= 16 numbers; the block holds sixteen of any kind.
     unsafe {

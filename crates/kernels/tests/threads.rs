@@ -30,6 +30,7 @@ fn digest() -> u64 {
         bytes: &bytes[..rows * cols * 2],
         rows,
         cols,
+        scales: None,
     };
     for precision in [Precision::F32, Precision::Bf16] {
         let x = numbers(333 * 700, 2);

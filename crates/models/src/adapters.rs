@@ -92,6 +92,7 @@ impl Placed {
             bytes: &bytes[self.range.clone()],
             rows: self.dims.rows,
             cols: self.dims.inputs * self.dims.kernel * self.dims.kernel,
+            scales: None,
         }
     }
 }
@@ -359,12 +360,7 @@ impl<'w> Added<'w> {
 
 /// Some rows of a matrix.
 pub(crate) fn outputs<'w>(matrix: Matrix<'w>, rows: &Range<usize>) -> Matrix<'w> {
-    let row = matrix.bytes.len() / matrix.rows;
-    Matrix {
-        bytes: &matrix.bytes[rows.start * row..rows.end * row],
-        rows: rows.len(),
-        ..matrix
-    }
+    matrix.rows_at(rows.clone())
 }
 
 /// `out = activation(out + additions to x)`, row by row.

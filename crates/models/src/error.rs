@@ -37,6 +37,14 @@ pub enum Error {
         /// What the file says.
         found: Dtype,
     },
+    /// A weight of few bits has scales beside it of a kind that is not known.
+    #[error(
+        "tensor '{name}' holds scales of a kind that Lowtide does not compute with; it knows one number, one a row and one for every 32 numbers of a row, called weight_scale or scale_weight. Use the model in f16 or bf16"
+    )]
+    UnknownScales {
+        /// Full name in the component's checkpoint.
+        name: String,
+    },
     /// What a LoRA adds does not go with itself or with the model.
     #[error("LoRA '{adapter}': layer '{module}' {problem}")]
     Adapter {

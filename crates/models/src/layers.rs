@@ -130,18 +130,13 @@ pub fn geglu<'a>(compute: Compute, x: impl Into<Part<'a>>, proj: &Linear<'_>) ->
         let [value, gate] = [0..outputs, outputs..2 * outputs].map(|rows| proj.outputs(rows));
         return adapters::gated_apart(compute, x, (&gate, Activation::Gelu), &value);
     }
-    let (value, gate) = proj.weight.bytes.split_at(proj.weight.bytes.len() / 2);
-    let half = |bytes| Matrix {
-        bytes,
-        rows: outputs,
-        ..proj.weight
-    };
+    let [value, gate] = [0..outputs, outputs..2 * outputs].map(|rows| proj.weight.rows_at(rows));
     let none = vec![0.0; if proj.bias.is_none() { 2 * outputs } else { 0 }];
     let (value_bias, gate_bias) = proj.bias.as_deref().unwrap_or(&none).split_at(outputs);
     let mut out = Tensor::new(&[x.rows(), outputs])?;
     kernels::linear_geglu(
         x.view(),
-        [&half(value), &half(gate)],
+        [&value, &gate],
         [value_bias, gate_bias],
         compute.precision,
         out.all_mut().view(),

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use lowtide_core::{BlockLayout, Dtype, TensorLayout};
-use lowtide_kernels::{Matrix, Stored, to_f32};
+use lowtide_kernels::{BLOCK, Matrix, Per, Scales, Stored, to_f32};
 
 use crate::adapters::{Adapters, Added};
 use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm};
@@ -66,6 +66,13 @@ pub fn stored(dtype: Dtype, name: impl FnOnce() -> String) -> Result<Stored> {
         }),
     }
 }
+
+/// What the scales of a weight are called, in its place: as this program and others write them, and as ComfyUI did first.
+pub const SCALE_NAMES: [&str; 2] = ["weight_scale", "scale_weight"];
+
+/// Scales that are not known here: in tiles, inverse, of two levels. A weight beside one of them is refused, since without
+/// them it would be noise.
+pub const STRANGE_SCALES: [&str; 3] = ["weight_scale_inv", "weight_scale_2", "weight_zero_point"];
 
 /// Notes what a `load` asks for.
 struct Recorder<'h> {
@@ -191,16 +198,59 @@ impl<'w> Weights<'w> {
         stored(dtype, || format!("{}{name}", self.prefix))
     }
 
-    fn matrix(&self, name: &str, shapes: &[&[usize]]) -> Result<Matrix<'w>> {
-        let (dtype, bytes) = self.raw(name, shapes)?;
-        let stored = self.stored(name, dtype)?;
+    /// The matrix `weight`, with its scales if it has some.
+    fn matrix(&self, shapes: &[&[usize]]) -> Result<Matrix<'w>> {
+        let (dtype, bytes) = self.raw("weight", shapes)?;
         let (rows, cols) = (shapes[0][0], shapes[0][1..].iter().product());
+        let scales = match dtype {
+            Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::I8 => self.scales(rows, cols)?,
+            _ => None,
+        };
+        let stored = match (dtype, scales) {
+            (Dtype::I8, Some(_)) => Stored::I8,
+            _ => self.stored("weight", dtype)?,
+        };
         Ok(Matrix {
             stored,
             bytes,
             rows,
             cols,
+            scales,
         })
+    }
+
+    /// What the numbers of `weight` are multiplied by: one number, one a row, or one for every [`BLOCK`] of a row.
+    fn scales(&self, rows: usize, cols: usize) -> Result<Option<Scales<'w>>> {
+        if let Some(strange) = STRANGE_SCALES.into_iter().find(|name| self.has(name)) {
+            return Err(Error::UnknownScales {
+                name: format!("{}{strange}", self.prefix),
+            });
+        }
+        let Some(name) = SCALE_NAMES.into_iter().find(|name| self.has(name)) else {
+            return Ok(None);
+        };
+        let blocks = [rows, cols / BLOCK];
+        let mut shapes: Vec<(&[usize], Per)> = vec![(&[], Per::Matrix), (&[1], Per::Matrix)];
+        let each = [rows];
+        let (column, channel) = ([rows, 1], [rows, 1, 1, 1]);
+        shapes.extend([
+            (&each[..], Per::Row),
+            (&column[..], Per::Row),
+            (&channel[..], Per::Row),
+        ]);
+        if cols.is_multiple_of(BLOCK) && cols > 0 {
+            shapes.push((&blocks[..], Per::Block));
+        }
+        for (shape, per) in shapes.iter().copied() {
+            let (dtype, bytes) = match self.raw(name, &[shape]) {
+                Err(Error::WrongShape { .. }) => continue,
+                found => found?,
+            };
+            let stored = self.stored(name, dtype)?;
+            return Ok(Some(Scales { stored, bytes, per }));
+        }
+        // The error of the form that would be the usual one for it.
+        self.raw(name, &[&blocks]).map(|_| None)
     }
 
     /// A small tensor, widened to f32. Empty when recorded.
@@ -212,6 +262,13 @@ impl<'w> Weights<'w> {
         let stored = self.stored(name, dtype)?;
         let mut values = vec![0.0; bytes.len() / stored.size()];
         to_f32(stored, bytes, &mut values);
+        let few_bits = matches!(dtype, Dtype::F8E4M3 | Dtype::F8E5M2);
+        if few_bits && name == "weight" && !shape.is_empty() {
+            let cols = shape[1..].iter().product();
+            if let Some(scales) = self.scales(shape[0], cols)? {
+                scales.apply(&mut values, cols);
+            }
+        }
         Ok(values)
     }
 
@@ -222,7 +279,7 @@ impl<'w> Weights<'w> {
     pub fn linear_no_bias(&self, dim_in: usize, dim_out: usize, name: &str) -> Result<Linear<'w>> {
         let weight = self
             .pp(name)
-            .matrix("weight", &[&[dim_out, dim_in], &[dim_out, dim_in, 1, 1]])?;
+            .matrix(&[&[dim_out, dim_in], &[dim_out, dim_in, 1, 1]])?;
         Ok(Linear {
             weight,
             bias: None,
@@ -318,7 +375,7 @@ impl<'w> Weights<'w> {
         name: &str,
     ) -> Result<Conv2d<'w>> {
         let scope = self.pp(name);
-        let weight = scope.matrix("weight", &[&[dim_out, dim_in, kernel, kernel]])?;
+        let weight = scope.matrix(&[&[dim_out, dim_in, kernel, kernel]])?;
         let bias = scope.values("bias", &[dim_out])?;
         Ok(Conv2d {
             weight,

@@ -28,6 +28,7 @@ pub mod lora;
 mod narrow;
 mod pickle;
 mod place;
+pub mod quantise;
 mod single_file;
 mod source;
 mod summary;
@@ -42,7 +43,6 @@ pub use header::{
     HEADER_BYTES_MAX, Header, NAME_BYTES_MAX, PREFIX_BYTES, RANK_MAX, TENSORS_MAX, header_bytes,
     parse_header,
 };
-pub use narrow::narrow;
 pub use source::Source;
 pub use summary::{BlockSummary, ComponentSummary, DtypeShare, ModelSummary, WeightsSummary};
 pub use write::{SafetensorsWriter, ShardedWriter, render_header};

@@ -1,10 +1,7 @@
-//! Numbers in fewer bits: how a smaller variant of a checkpoint is written.
-
-use half::{bf16, f16};
-use lowtide_core::Dtype;
+//! Numbers in half their bits: how a smaller variant of a checkpoint is written.
 
 /// The largest E4M3 number.
-const E4M3_MAX: f32 = 448.0;
+pub(crate) const E4M3_MAX: f32 = 448.0;
 /// Below this E4M3 numbers lie evenly, so far apart.
 const E4M3_NORMAL_MIN: f32 = 0.015_625;
 const E4M3_STEPS_PER_ONE: f32 = 512.0;
@@ -12,44 +9,17 @@ const E4M3_STEPS_PER_ONE: f32 = 512.0;
 const E4M3_MAX_CODE: u8 = 0x7e;
 const E4M3_NAN: u8 = 0x7f;
 
-/// Rounds numbers stored as `from` to the nearest ones of `to` (ties to even) and appends them to `out`; what is beyond
-/// the largest number of an 8-bit type becomes that. Returns whether the two types are among those that can be: floats,
-/// to BF16 or F8_E4M3. `bytes` are whole numbers.
-#[must_use]
-pub fn narrow(from: Dtype, to: Dtype, bytes: &[u8], out: &mut Vec<u8>) -> bool {
-    match from {
-        Dtype::F64 => each(to, bytes, out, |b: [u8; 8]| f64::from_le_bytes(b) as f32),
-        Dtype::F32 => each(to, bytes, out, f32::from_le_bytes),
-        Dtype::F16 => each(to, bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-        Dtype::Bf16 => each(to, bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
-        _ => false,
-    }
+/// Appends numbers rounded to the nearest bf16, ties to even.
+pub fn to_bf16(numbers: &[f32], out: &mut Vec<u8>) {
+    out.extend(
+        numbers
+            .iter()
+            .flat_map(|&number| half::bf16::from_f32(number).to_le_bytes()),
+    );
 }
 
-fn each<const N: usize>(
-    to: Dtype,
-    bytes: &[u8],
-    out: &mut Vec<u8>,
-    read: impl Fn([u8; N]) -> f32,
-) -> bool {
-    let (numbers, rest) = bytes.as_chunks::<N>();
-    debug_assert!(rest.is_empty(), "whole numbers");
-    match to {
-        Dtype::Bf16 => {
-            out.extend(
-                numbers
-                    .iter()
-                    .flat_map(|&b| bf16::from_f32(read(b)).to_le_bytes()),
-            );
-        }
-        Dtype::F8E4M3 => out.extend(numbers.iter().map(|&b| e4m3(read(b)))),
-        _ => return false,
-    }
-    true
-}
-
-/// The nearest E4M3 number's code.
-fn e4m3(number: f32) -> u8 {
+/// The nearest E4M3 number's code, ties to even; what is beyond the largest becomes that.
+pub(crate) fn e4m3(number: f32) -> u8 {
     let sign = if number.is_sign_negative() { 0x80 } else { 0 };
     let size = number.abs();
     let code = if number.is_nan() {
@@ -103,21 +73,9 @@ mod tests {
     }
 
     #[test]
-    fn from_each_type_to_each() {
+    fn bf16_rounds_to_even() {
         let mut out = Vec::new();
-        for (from, bytes) in [
-            (Dtype::F64, 1.5f64.to_le_bytes().to_vec()),
-            (Dtype::F32, 1.5f32.to_le_bytes().to_vec()),
-            (Dtype::F16, f16::from_f32(1.5).to_le_bytes().to_vec()),
-            (Dtype::Bf16, bf16::from_f32(1.5).to_le_bytes().to_vec()),
-        ] {
-            assert!(narrow(from, Dtype::F8E4M3, &bytes, &mut out));
-            assert!(narrow(from, Dtype::Bf16, &bytes, &mut out));
-            assert_eq!(out, [0x3c, 0xc0, 0x3f], "{from}");
-            out.clear();
-            assert!(!narrow(from, Dtype::I8, &bytes, &mut out));
-        }
-        assert!(!narrow(Dtype::I32, Dtype::Bf16, &[0; 4], &mut out));
-        assert!(out.is_empty());
+        to_bf16(&[1.5, -0.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0], &mut out);
+        assert_eq!(out, [0xc0, 0x3f, 0, 0x80, 0x80, 0x3f, 0x82, 0x3f]);
     }
 }

@@ -14,6 +14,7 @@ use lowtide_core::lifecycle::{
 use lowtide_core::schedule::ModelView;
 use lowtide_engine::Options;
 use lowtide_engine::chain::Handed;
+use lowtide_engine::device::cpu;
 use lowtide_engine::processor::{CacheFigures, Card, Files, Opened, Processor};
 use lowtide_jobs::report::{ComponentCard, ModelCard, ModelStatus, MoveTally, Moves};
 use lowtide_weights::ModelFolder;
@@ -289,6 +290,8 @@ impl Shelf {
         told: &mut Told,
     ) -> Event {
         let start = (self.makings.clock)();
+        // Its pages go to the model that needs the room: fresh ones cost more than what is read into them.
+        let handing_over = (why == MoveWhy::MakeRoom).then(cpu::hand_over);
         let done = match to {
             Residency::Device => self.load(name, why),
             Residency::Host => Ok(self.forget(name)),
@@ -297,10 +300,11 @@ impl Shelf {
                 if let Some(model) = self.models.get_mut(name) {
                     model.close();
                 }
-                lowtide_engine::device::cpu::give_back();
+                cpu::give_back();
                 Ok(bytes)
             }
         };
+        drop(handing_over);
         let seconds = (self.makings.clock)().seconds_since(start);
         match done {
             Ok(bytes) => {

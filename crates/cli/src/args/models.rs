@@ -102,8 +102,11 @@ pub(crate) enum ModelsCommand {
 pub(crate) enum SmallerArg {
     /// Half of f32's bytes
     Bf16,
-    /// A quarter of f32's bytes (E4M3), and visibly less exact
+    /// A quarter of f32's bytes (E4M3, one scale a matrix), and visibly less exact
     Fp8,
+    /// A little more than a quarter of f32's bytes (int8, one scale for every 32 numbers), and much nearer
+    #[value(name = "q8_0", alias = "q8")]
+    Q8,
 }
 
 /// The arguments of `pull`.

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use lowtide_core::{Bytes, Dtype, TensorLayout};
-use lowtide_weights::{Checkpoint, Component, ModelFolder, ShardedWriter, TensorEntry, narrow};
+use lowtide_weights::quantise::{self, Q8_BLOCK};
+use lowtide_weights::{Checkpoint, Component, ModelFolder, ShardedWriter, TensorEntry};
 use serde_json::{Value, json};
 
 use crate::args::SmallerArg;
@@ -18,7 +19,7 @@ use crate::pull::Meter;
 const OWN: &str = "lowtide.json";
 /// Bytes of a shard of what is written.
 const SHARD_BYTES: Bytes = Bytes::gib(5);
-/// Bytes of a tensor read at a time; a multiple of every number's.
+/// Bytes of a tensor read at a time; a multiple of every number's, and of a block's.
 const READ_BYTES: u64 = 8 << 20;
 /// A matrix with a smaller side is no large one.
 const SIDE_MIN: usize = 64;
@@ -65,13 +66,16 @@ pub(super) fn run(to: SmallerArg, name: &str, target: &Path) -> Result<(), Failu
     let job = Job {
         folder: &folder,
         source,
+        to,
         dtype: match to {
             SmallerArg::Bf16 => Dtype::Bf16,
             SmallerArg::Fp8 => Dtype::F8E4M3,
+            SmallerArg::Q8 => Dtype::I8,
         },
         word: match to {
             SmallerArg::Bf16 => "bf16",
             SmallerArg::Fp8 => "fp8",
+            SmallerArg::Q8 => "q8_0",
         },
         meter: Meter::on_terminal(true),
         interrupt: &interrupt,
@@ -174,6 +178,7 @@ struct Job<'a> {
     folder: &'a ModelFolder,
     /// `None`: the model is in the program.
     source: Option<PathBuf>,
+    to: SmallerArg,
     dtype: Dtype,
     word: &'static str,
     meter: Meter,
@@ -188,27 +193,45 @@ impl Job<'_> {
             .collect()
     }
 
-    /// The type a tensor is written in.
-    fn target(&self, component: &str, tensor: &TensorEntry) -> Dtype {
+    /// Whether a tensor is written in fewer bits.
+    fn shrinks(&self, component: &str, tensor: &TensorEntry) -> bool {
         let name = tensor.name.to_lowercase();
         let kept =
             KEPT.iter().any(|part| name.contains(part)) || KEPT_COMPONENTS.contains(&component);
         let matrix = matches!(tensor.shape.len(), 2 | 4)
             && tensor.shape[..2].iter().all(|&side| side >= SIDE_MIN);
         let smaller = tensor.dtype.is_float() && tensor.dtype.size() > self.dtype.size();
-        match !kept && matrix && smaller && name.ends_with("weight") {
-            true => self.dtype,
-            false => tensor.dtype,
+        let blocks = self.to != SmallerArg::Q8 || columns(tensor).is_multiple_of(Q8_BLOCK);
+        !kept && matrix && smaller && blocks && tensor.name.ends_with("weight")
+    }
+
+    /// What is written for a tensor: itself, and its scales behind it where it has some.
+    fn written(&self, component: &str, tensor: &TensorEntry) -> Vec<TensorLayout> {
+        if !self.shrinks(component, tensor) {
+            return vec![tensor.layout()];
+        }
+        let weight = TensorLayout {
+            dtype: self.dtype,
+            ..tensor.layout()
+        };
+        let scale = |dtype, shape| TensorLayout {
+            name: scale_name(tensor),
+            dtype,
+            shape,
+        };
+        match self.to {
+            SmallerArg::Bf16 => vec![weight],
+            SmallerArg::Fp8 => vec![weight, scale(Dtype::F32, Vec::new())],
+            SmallerArg::Q8 => {
+                let blocks = columns(tensor) / Q8_BLOCK;
+                vec![weight, scale(Dtype::F16, vec![tensor.shape[0], blocks])]
+            }
         }
     }
 
     fn layouts(&self, component: &Component, checkpoint: &Checkpoint) -> Vec<TensorLayout> {
-        let layout = |tensor: &TensorEntry| TensorLayout {
-            name: tensor.name.clone(),
-            dtype: self.target(&component.name, tensor),
-            shape: tensor.shape.clone(),
-        };
-        checkpoint.tensors().map(layout).collect()
+        let written = |tensor| self.written(&component.name, tensor);
+        checkpoint.tensors().flat_map(written).collect()
     }
 
     /// Bytes of the weights before and after.
@@ -256,27 +279,80 @@ impl Job<'_> {
         let note = format!("{} variant of {}", self.word, self.folder.name);
         let note = [("lowtide.variant", note.as_str())];
         let mut writer = ShardedWriter::with_metadata(to, base, (&layouts, SHARD_BYTES), &note)?;
-        let (mut bytes, mut smaller) = (Vec::new(), Vec::new());
-        for (tensor, layout) in checkpoint.tensors().zip(&layouts) {
-            let mut offset = 0;
-            while offset < tensor.bytes {
-                self.interrupt.check()?;
-                let count = (tensor.bytes - offset).min(READ_BYTES);
-                bytes.resize(count as usize, 0);
-                checkpoint.read_range(tensor, offset, &mut bytes)?;
-                if layout.dtype == tensor.dtype {
-                    writer.write(&tensor.name, &bytes)?;
-                } else {
-                    smaller.clear();
-                    let known = narrow(tensor.dtype, layout.dtype, &bytes, &mut smaller);
-                    assert!(known, "only floats are made smaller");
-                    writer.write(&tensor.name, &smaller)?;
-                }
-                offset += count;
-                self.meter.add(count);
+        for tensor in checkpoint.tensors() {
+            let from = (checkpoint, tensor);
+            if self.shrinks(&component.name, tensor) {
+                self.shrink(from, &mut writer)?;
+            } else {
+                self.pieces(from, |bytes| {
+                    self.meter.add(bytes.len() as u64);
+                    Ok(writer.write(&tensor.name, bytes)?)
+                })?;
             }
         }
         Ok(writer.finish()?)
+    }
+
+    /// Reads a tensor a piece at a time.
+    fn pieces(
+        &self,
+        (checkpoint, tensor): (&Checkpoint, &TensorEntry),
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let (mut bytes, mut offset) = (Vec::new(), 0);
+        while offset < tensor.bytes {
+            self.interrupt.check()?;
+            let count = (tensor.bytes - offset).min(READ_BYTES);
+            bytes.resize(count as usize, 0);
+            checkpoint.read_range(tensor, offset, &mut bytes)?;
+            take(&bytes)?;
+            offset += count;
+        }
+        Ok(())
+    }
+
+    /// Writes a tensor in fewer bits, and its scales behind it.
+    fn shrink(
+        &self,
+        from: (&Checkpoint, &TensorEntry),
+        writer: &mut ShardedWriter,
+    ) -> Result<(), Failure> {
+        let tensor = from.1;
+        let mut numbers = Vec::new();
+        let mut widened = |bytes: &[u8], take: &mut dyn FnMut(&[f32]) -> Result<(), Failure>| {
+            numbers.clear();
+            let known = quantise::widen(tensor.dtype, bytes, &mut numbers);
+            assert!(known, "only floats are made smaller");
+            take(&numbers)
+        };
+        let mut largest = 0f32;
+        if self.to == SmallerArg::Fp8 {
+            // One scale for all of it, so that all of it is looked at first.
+            self.pieces(from, |bytes| {
+                widened(bytes, &mut |numbers| {
+                    largest = largest.max(quantise::largest(numbers));
+                    Ok(())
+                })
+            })?;
+        }
+        let scale = quantise::fp8_scale(largest);
+        let (mut smaller, mut scales) = (Vec::new(), Vec::new());
+        self.pieces(from, |bytes| {
+            self.meter.add(bytes.len() as u64);
+            widened(bytes, &mut |numbers| {
+                smaller.clear();
+                match self.to {
+                    SmallerArg::Bf16 => quantise::to_bf16(numbers, &mut smaller),
+                    SmallerArg::Fp8 => quantise::fp8(numbers, scale, &mut smaller),
+                    SmallerArg::Q8 => quantise::q8_0(numbers, &mut smaller, &mut scales),
+                }
+                Ok(writer.write(&tensor.name, &smaller)?)
+            })
+        })?;
+        if self.to == SmallerArg::Fp8 {
+            scales.extend(scale.to_le_bytes());
+        }
+        Ok(writer.write(&scale_name(tensor), &scales)?)
     }
 
     /// Copies everything but weights.
@@ -294,6 +370,16 @@ impl Job<'_> {
             }
         }
     }
+}
+
+/// What the scales of a weight are called.
+fn scale_name(tensor: &TensorEntry) -> String {
+    format!("{}_scale", tensor.name)
+}
+
+/// Numbers of a row.
+fn columns(tensor: &TensorEntry) -> usize {
+    tensor.shape[1..].iter().product()
 }
 
 fn is_weights(name: &str) -> bool {

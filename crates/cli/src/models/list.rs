@@ -131,8 +131,10 @@ impl Listed {
 /// Plans a job of the model's own size in a budget of nothing, and then in what that says is the smallest.
 fn least(opened: &dyn Opened) -> Result<Least, String> {
     let said = |cause: Error| one_line(&cause.to_string());
+    // A variant has no exact pictures.
     let request = opened
         .check(&json!({ "prompt": PROMPT, "quality": "exact" }))
+        .or_else(|_| opened.check(&json!({ "prompt": PROMPT })))
         .map_err(said)?;
     let in_use = Bytes(memory::live());
     let within = |total| Some(Budget { total, in_use });

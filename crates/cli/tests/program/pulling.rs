@@ -340,6 +340,12 @@ fn a_smaller_variant_is_a_model_of_its_own_and_says_so() {
         apart > 0.0 && apart < 25.0,
         "mean difference {apart} of 255"
     );
+    let exact = "generate heart --model small --steps 2 --seed 1 -o no.png --local --quality exact";
+    let error = place.line(exact).error(2);
+    assert!(
+        error.contains("fp8 variant of demo") && error.contains("quality auto"),
+        "{error}"
+    );
     for (line, says) in [
         ("models convert --to fp8 demo small", "already there"),
         (
@@ -361,4 +367,47 @@ fn a_smaller_variant_is_a_model_of_its_own_and_says_so() {
         .filter(|name| name.contains(".part"))
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn q8_0_is_nearer_to_the_original_than_fp8_and_half_as_large() {
+    let place = Place::new();
+    let generate = |model: &str| {
+        let line = format!(
+            "generate heart --model {model} --steps 2 --seed 1 -o {model}.png --local --json"
+        );
+        let told = place.line(&line).json();
+        (told, place.pixels(&format!("{model}.png")))
+    };
+    let (_, demo) = generate("demo");
+    let apart = |pixels: &[u8]| -> f64 {
+        let both = pixels.iter().zip(&demo);
+        let sum: f64 = both.map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+        sum / demo.len() as f64
+    };
+    let mut distances = Vec::new();
+    for (to, dtype) in [("q8_0", "I8"), ("fp8", "F8_E4M3")] {
+        place
+            .line(&format!("models convert --to {to} demo {to}"))
+            .ok();
+        let (told, pixels) = generate(to);
+        assert_eq!(
+            told["approximate"],
+            serde_json::json!([format!("{to} variant")])
+        );
+        let shown = place.line(&format!("models show {to} --json")).json();
+        let transformer = shown["components"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|one| one["name"] == "transformer")
+            .unwrap()["weights"]
+            .to_string();
+        assert!(transformer.contains(dtype), "{transformer}");
+        distances.push(apart(&pixels));
+    }
+    assert!(
+        distances[0] > 0.0 && distances[0] * 3.0 < distances[1],
+        "q8_0 and fp8 are {distances:?} of 255 away"
+    );
 }

@@ -8,6 +8,7 @@ use lowtide_weights::Checkpoint;
 
 use super::chunks::{CHUNK_TOKENS, Chunk, Token};
 use super::inversion::Inversion;
+use crate::pipeline::tables::{TableScale, table_scale};
 use crate::{Error, Result};
 
 /// Reads single rows of a table.
@@ -15,6 +16,8 @@ struct Table<'a> {
     checkpoint: &'a Checkpoint,
     layout: &'a TensorLayout,
     row: Vec<u8>,
+    /// What its numbers are multiplied by, once it was looked for.
+    scale: Option<Option<f32>>,
 }
 
 impl<'a> Table<'a> {
@@ -24,6 +27,7 @@ impl<'a> Table<'a> {
             checkpoint,
             layout,
             row: vec![0; bytes],
+            scale: None,
         }
     }
 
@@ -49,6 +53,20 @@ impl<'a> Table<'a> {
         let at = row as u64 * self.row.len() as u64;
         self.checkpoint.read_range(entry, at, &mut self.row)?;
         kernels::to_f32(stored, &self.row, out);
+        let scale = match self.scale {
+            Some(scale) => scale,
+            None => *self
+                .scale
+                .insert(table_scale(self.checkpoint, self.layout).map_err(
+                    |refused| match refused {
+                        TableScale::File(refused) => refused.into(),
+                        TableScale::Model(refused) => incomplete(refused.to_string()),
+                    },
+                )?),
+        };
+        if let Some(scale) = scale {
+            out.iter_mut().for_each(|number| *number *= scale);
+        }
         Ok(())
     }
 }

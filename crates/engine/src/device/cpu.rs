@@ -41,10 +41,14 @@ pub fn settle_allocator() {
     });
 }
 
+/// Begins to hand memory over: while the guard lives, the memory of weights that are forgotten is laid aside for those read
+/// next, and [`give_back`] leaves it there. The end of a session, or `give_back` later, gives back what nobody took.
+pub use lowtide_kernels::memory::{HandOver, hand_over};
+
 /// Gives back to the system what was freed but is kept for reuse, so that a released model is gone for others, too.
 #[allow(unsafe_code, reason = "malloc_trim has no safe form")]
 pub fn give_back() {
-    lowtide_kernels::memory::trim();
+    lowtide_kernels::memory::give_back();
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         // SAFETY: malloc_trim takes a number of bytes to keep and may be called at any time, from any thread.
@@ -131,6 +135,7 @@ fn measure_flops(precision: Precision) -> f64 {
         bytes: &weights,
         rows: DIM,
         cols: DIM,
+        scales: None,
     };
     let mut out = vec![0f32; ROWS * DIM];
     let mut best = f64::INFINITY;

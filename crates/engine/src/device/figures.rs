@@ -10,7 +10,7 @@ use crate::device::memory::Memory;
 /// How the device is now. What the system does not tell is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Figures {
-    /// Bytes the heap has handed out.
+    /// Bytes the heap has handed out, and those laid aside for weights that are read next.
     pub allocated: Bytes,
     /// Bytes of this process in memory, shared pages of files included.
     pub resident: Option<Bytes>,
@@ -32,7 +32,7 @@ impl Figures {
         let memory = Memory::read();
         let resident = resident();
         Figures {
-            allocated: Bytes(memory::live()),
+            allocated: Bytes(memory::live() + memory::spare()),
             resident: resident.map(|(all, _)| all),
             resident_own: resident.map(|(all, shared)| all.saturating_sub(shared)),
             total: memory.as_ref().map(|memory| memory.total),
@@ -53,7 +53,8 @@ pub(crate) fn within(budget: Option<Bytes>, reserve: Option<Bytes>, in_use: Byte
     let total = budget.unwrap_or_else(|| match Memory::read() {
         Some(memory) => {
             let reserve = reserve.unwrap_or_else(|| memory.reserve_default());
-            memory.free().saturating_sub(reserve) + in_use
+            // What is laid aside is taken from the system, and nobody's.
+            memory.free().saturating_sub(reserve) + Bytes(memory::spare()) + in_use
         }
         // Nobody knows: as good as no limit.
         None => Bytes(u64::MAX / 2),

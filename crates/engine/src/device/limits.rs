@@ -61,6 +61,7 @@ impl Drop for Seat {
         if open.count == 0 {
             memory::set_cache_limit(None);
             memory::set_budget(None);
+            memory::give_back();
         }
         memory::trim();
     }

@@ -16,7 +16,8 @@ use lowtide_weights::{Checkpoint, ModelFolder};
 
 use crate::course::Course;
 use crate::pipeline::pictures::Vae;
-use crate::pipeline::{Opener, Part, Phase, Pipeline, Round, Running, Shape, rows};
+use crate::pipeline::tables::rows;
+use crate::pipeline::{Opener, Part, Phase, Pipeline, Round, Running, Shape};
 use crate::prompt::{self, PromptEncoder};
 use crate::request::ImageRequest;
 use crate::session::rung;

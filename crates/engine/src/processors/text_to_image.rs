@@ -94,6 +94,7 @@ impl Prepared {
             defaults,
             multiple,
             files,
+            quality: engine.quality(),
         };
         Prepared::fetch(Request::read(request, against)?, files)
     }
@@ -141,6 +142,7 @@ impl Studio {
             defaults: &self.defaults,
             multiple: self.engine.model().multiple(),
             files: &*self.files,
+            quality: self.engine.quality(),
         };
         Request::read(request, against)
     }
@@ -193,7 +195,7 @@ impl Opened for Painter {
             components,
             defaults: json!({
                 "width": width, "height": height, "steps": steps, "guidance": guidance, "count": 1,
-                "quality": "exact", "output_format": "png",
+                "quality": request::quality_word(self.0.engine.quality()), "output_format": "png",
             }),
         }
     }

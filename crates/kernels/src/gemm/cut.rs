@@ -162,6 +162,7 @@ mod tests {
             bytes: &[],
             rows: outputs,
             cols,
+            scales: None,
         };
         let problem = Problem {
             isa,

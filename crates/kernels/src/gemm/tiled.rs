@@ -12,6 +12,7 @@
 use super::amx::{Ahead, Tiles, product_on};
 use super::tile::{Operand, Product};
 use super::{Block, PANEL, Panel, Problem, Sink, Source};
+use crate::scaled;
 use crate::scratch::{Buffer, Scratch};
 use crate::stored::{Format, Matrix, Stored, to_bf16_pairs};
 use std::ops::Range;
@@ -201,7 +202,8 @@ fn whole_tiles(
     let size = weight.stored.size();
     let row_bytes = weight.cols * size;
     let at = |row: usize| &weight.bytes[row * row_bytes + k.start * size..][..k.len() * size];
-    let plain = weight.stored == Stored::Bf16 && cfg!(target_endian = "little");
+    let plain =
+        weight.stored == Stored::Bf16 && weight.scales.is_none() && cfg!(target_endian = "little");
     let data = at(rows.start).as_ptr();
     let whole = rows.len().is_multiple_of(16) && k.len().is_multiple_of(DEEP);
     let cached = (data as usize).is_multiple_of(64)
@@ -220,6 +222,14 @@ fn whole_tiles(
         [..rows.len().next_multiple_of(16) * steps];
     for (row, to) in rows.clone().zip(room.chunks_exact_mut(steps)) {
         to[k.len() / 2..].fill(0.0);
+        if let Some(scales) = &weight.scales {
+            // SAFETY: `to` has room for the pairs.
+            unsafe {
+                let how = (problem.isa, problem.format);
+                scaled::write_row(how, (weight, scales), (row, k), to.as_mut_ptr());
+            }
+            continue;
+        }
         let from = at(row).as_ptr();
         // SAFETY: the row has `k.len()` numbers and `to` room for their pairs.
         unsafe {

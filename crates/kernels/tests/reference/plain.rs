@@ -74,6 +74,7 @@ impl Weights {
                 // Any finite byte will do; those of E4M3 here lie between 2^-6 and 2.
                 Stored::F8E4M3 => bytes.push((v.to_bits() >> 8) as u8 & 0xbf),
                 Stored::F8E5M2 => bytes.push((half::f16::from_f32(*v).to_bits() >> 8) as u8),
+                Stored::I8 => bytes.push((v * 64.0) as i8 as u8),
             }
         }
         let mut values = vec![0.0; values.len()];
@@ -93,6 +94,7 @@ impl Weights {
             bytes: &self.bytes,
             rows: self.rows,
             cols: self.cols,
+            scales: None,
         }
     }
 }

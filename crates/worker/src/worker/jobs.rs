@@ -9,6 +9,7 @@ use lowtide_core::job::{JobId, JobState};
 use lowtide_core::lifecycle::{Event, Residency};
 use lowtide_core::schedule::{SessionState, Switch};
 use lowtide_engine::Blame;
+use lowtide_engine::device::cpu;
 use lowtide_engine::processor::{Opened, Order, Product, Run};
 use lowtide_jobs::report::WorkerState;
 use lowtide_jobs::{Claimed, Lease, StoreError};
@@ -125,6 +126,10 @@ impl Worker {
                 let (reason, retryable) = self.judged(&error, others);
                 self.fail_lease(&claims[0].lease, &reason, retryable);
                 self.shelf.tell_all(uses.leaving(true));
+                if self.sessions.is_empty() {
+                    // What others made room with, nobody takes now.
+                    cpu::give_back();
+                }
             }
         }
     }

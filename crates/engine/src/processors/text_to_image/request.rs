@@ -65,6 +65,8 @@ pub(super) struct Against<'a> {
     pub(super) multiple: usize,
     /// Files that it may name.
     pub(super) files: &'a dyn Files,
+    /// What it means if it does not speak of quality.
+    pub(super) quality: Quality,
 }
 
 impl Request {
@@ -74,6 +76,7 @@ impl Request {
             defaults,
             multiple,
             files,
+            quality: otherwise,
         } = against;
         let mut fields = Fields::of(request)?;
         let prompt = fields.text("prompt", TEXT_BYTES_MAX)?;
@@ -116,7 +119,8 @@ impl Request {
             noise: None,
             quality: match quality {
                 Some("auto") => Quality::Auto,
-                _ => Quality::Exact,
+                Some(_) => Quality::Exact,
+                None => otherwise,
             },
             loras: loras::read(fields.list("loras", LORAS_MAX)?, tags)?,
             ..ImageRequest::default()
@@ -311,7 +315,7 @@ fn check_strength(engine: &ImageRequest, given: bool) -> Result<()> {
     Ok(())
 }
 
-fn quality_word(quality: Quality) -> &'static str {
+pub(super) fn quality_word(quality: Quality) -> &'static str {
     match quality {
         Quality::Exact => "exact",
         Quality::Auto => "auto",
@@ -345,6 +349,7 @@ mod tests {
             defaults,
             multiple: 16,
             files: &crate::processor::NoFiles,
+            quality: Quality::Exact,
         };
         Request::read(request, against)
     }

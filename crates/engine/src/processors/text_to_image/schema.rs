@@ -94,7 +94,7 @@ fn plain() -> Value {
             "seed": { "type": ["integer", "null"], "minimum": 0, "title": "Seed; drawn when left out" },
             "count": whole("Pictures", 1, COUNT_MAX, ""),
             "quality": { "type": ["string", "null"], "enum": ["exact", "auto", null], "default": "exact",
-                         "title": "Quality; auto allows approximations when memory is short" },
+                         "title": "Quality; auto allows approximations when memory is short, exact refuses smaller variants" },
             "output_format": { "type": ["string", "null"], "enum": ["png", "jpeg", "webp", null], "default": "png",
                                "title": "File format" },
     })
