@@ -87,6 +87,9 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         let line = result_json(&outcome, &job, &destination, seconds);
         console::print(&format!("{line}\n"))?;
     } else if !args.quiet {
+        for note in &outcome.report.notes {
+            console::note(&format!("note: {note}"));
+        }
         console::note(&summary(&outcome, &job, started.elapsed().as_secs_f64()));
         for path in &destination.pictures {
             console::print(&format!("{}\n", path.display()))?;

@@ -11,8 +11,11 @@ const GROUPS = {
   hires: ['hires_scale', 'hires_steps', 'hires_strength', 'hires_upscaler'],
 };
 
-/** What only means something with a picture to begin from. */
-const ABOUT_PICTURE = GROUPS.begin;
+/** What a field needs beside it to mean something; the service refuses it without. */
+const NEEDS = {
+  strength: 'image', resize: 'image', mask_blur: 'mask', inpaint_area: 'mask', inpaint_padding: 'masked',
+  hires_steps: 'scale', hires_strength: 'scale', hires_upscaler: 'scale',
+};
 
 /** Words of textual inversion that are offered. */
 const WORDS_MAX = 40;
@@ -25,6 +28,7 @@ let changed = () => {};
 let there = { loras: [], embeddings: [] };
 
 const field = (name) => byId(`make-${name}`);
+const fieldValue = (name) => (field(name) ? field(name).value : '');
 const names = () => Object.values(GROUPS).flat().filter((name) => name in schema && field(name));
 
 /** Connects the fields. */
@@ -35,7 +39,7 @@ export function startDrawing(onChanged) {
     byId('lora-list').lastElementChild.querySelector('input').focus();
   });
   onLanguage(() => {
-    const kept = drawn(true);
+    const kept = drawn();
     build();
     restoreDrawing(kept, false);
   });
@@ -45,7 +49,7 @@ export function startDrawing(onChanged) {
 export function showDrawing(properties) {
   const same = JSON.stringify(properties) === JSON.stringify(schema);
   if (!same) {
-    const kept = drawn(true);
+    const kept = drawn();
     schema = properties;
     build();
     restoreDrawing(kept, false);
@@ -127,11 +131,15 @@ function loras() {
   return rows.filter(([name]) => name).map(([name, strength]) => (strength === '' ? { name } : { name, strength: Number(strength) }));
 }
 
-/** The fields of a request; those about a picture only `fromPicture`. */
-export function drawn(fromPicture) {
+/** The fields of a request that begins from `picture`, its image and mask: only what means something; without it, all. */
+export function drawn(picture) {
   const made = {};
+  const there = picture && {
+    image: 'image' in picture, mask: 'mask' in picture, masked: 'mask' in picture && fieldValue('inpaint_area') === 'masked',
+    scale: Number(fieldValue('hires_scale')) > 1,
+  };
   for (const name of names()) {
-    if (!fromPicture && ABOUT_PICTURE.includes(name)) continue;
+    if (there && name in NEEDS && !there[NEEDS[name]]) continue;
     const input = field(name);
     if (input.value !== '') made[name] = input.tagName === 'SELECT' ? input.value : Number(input.value);
   }

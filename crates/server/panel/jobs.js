@@ -34,6 +34,9 @@ export function peakOf(job) {
   return peaks.length ? Math.max(...peaks) : null;
 }
 
+/** What of a finished job's request had no effect, in sentences as the service wrote them. */
+export const notesOf = (job) => (job.report && job.report.notes) || [];
+
 /** Jobs that wait, the next one first; those without a place cannot be begun yet. */
 const byTurn = (list) => list.sort((a, b) => (a.position ?? Infinity) - (b.position ?? Infinity) || a.seq - b.seq);
 

@@ -154,7 +154,7 @@ function request() {
   if (/^\d{1,20}$/.test(field('seed').value)) made.seed = field('seed').value;
   for (const name of CHOICES) if (name in schema && field(name).value) made[name] = field(name).value;
   const picture = begun();
-  return { ...made, ...drawn('image' in picture), ...picture };
+  return { ...made, ...drawn(picture), ...picture };
 }
 
 function body() {

@@ -3,7 +3,7 @@
 import { remove } from './api.js';
 import { announce, button, byId, el, fill, sign, toast } from './dom.js';
 import { fileName, goOn, openPicture, reuse } from './gallery.js';
-import { isOver, jobs, peakOf } from './jobs.js';
+import { isOver, jobs, notesOf, peakOf } from './jobs.js';
 import { stepOf } from './steps.js';
 import { onLanguage, reason, say } from './words.js';
 
@@ -108,7 +108,8 @@ function show() {
 
 function caption(...facts) {
   const prompt = (shown.request && shown.request.prompt) || '';
-  return el('div', { class: 'caption' }, prompt && el('p', { class: 'prompt', text: prompt, title: prompt }), el('p', { class: 'facts' }, ...facts.filter(Boolean).map((text) => el('span', { text }))));
+  const notes = notesOf(shown);
+  return el('div', { class: 'caption' }, prompt && el('p', { class: 'prompt', text: prompt, title: prompt }), el('p', { class: 'facts' }, ...facts.filter(Boolean).map((text) => el('span', { text }))), notes.length > 0 && el('p', { class: 'warn', lang: 'en', text: notes.join(' ') }));
 }
 
 function showPictures() {

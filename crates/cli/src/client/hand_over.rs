@@ -336,6 +336,10 @@ fn tell(
         return Ok(console::print(&format!("{line}\n"))?);
     }
     if !args.quiet {
+        let notes = job["report"]["notes"].as_array().into_iter().flatten();
+        for note in notes.filter_map(Value::as_str) {
+            console::note(&format!("note: {note}"));
+        }
         console::note(&match job["report"]["chain"].is_object() {
             true => chain::summary(&job["report"], config.seed, seconds),
             false => format!("seed {}, {seconds:.2} s in all", config.seed),
