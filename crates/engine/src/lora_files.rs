@@ -32,6 +32,11 @@ pub(crate) struct Added {
 }
 
 impl LoraFiles {
+    /// Where they come from.
+    pub(crate) fn files(&self) -> &Arc<dyn Files> {
+        &self.files
+    }
+
     pub(crate) fn new(files: Arc<dyn Files>) -> LoraFiles {
         LoraFiles {
             files,

@@ -283,7 +283,7 @@ fn files_that_are_no_textual_inversion_are_refused() {
 fn a_broken_file_is_said_to_whoever_names_it_and_to_nobody_else() {
     let folder = tempfile::tempdir().unwrap();
     embedding(folder.path(), &[("<toy>", &[2, 8])]);
-    let whole = folder.path().join("embedding.safetensors");
+    let whole = folder.path().join("_toy_.safetensors");
     let broken = folder.path().join("broken.safetensors");
     std::fs::write(&broken, b"a web page, not an embedding").unwrap();
     let gone = folder.path().join("gone.pt");

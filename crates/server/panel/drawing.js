@@ -6,7 +6,7 @@ import { bytes, canSay, onLanguage, say } from './words.js';
 
 /** The groups of the form and their fields. */
 const GROUPS = {
-  sampling: ['sampler', 'schedule', 'eta', 'guidance_rescale', 'clip_skip', 'prompt_reading', 'noise'],
+  sampling: ['sampler', 'schedule', 'eta', 'guidance_rescale', 'clip_skip', 'prompt_reading', 'noise', 'refiner', 'refiner_start'],
   begin: ['strength', 'resize', 'mask_blur', 'inpaint_area', 'inpaint_padding'],
   hires: ['hires_scale', 'hires_steps', 'hires_strength', 'hires_upscaler'],
 };
@@ -14,7 +14,7 @@ const GROUPS = {
 /** What a field needs beside it to mean something; the service refuses it without. */
 const NEEDS = {
   strength: 'image', resize: 'image', mask_blur: 'mask', inpaint_area: 'mask', inpaint_padding: 'masked',
-  hires_steps: 'scale', hires_strength: 'scale', hires_upscaler: 'scale',
+  hires_steps: 'scale', hires_strength: 'scale', hires_upscaler: 'scale', refiner_start: 'refiner',
 };
 
 /** Words of textual inversion that are offered. */
@@ -100,7 +100,12 @@ function one(name) {
     const options = words.filter((value) => value !== rule.default).map((value) => el('option', { value, text: optionWord(name, value) }));
     return el('label', { class: 'field' }, label, el('select', { id: `make-${name}` }, el('option', { value: '', text: otherwise }), ...options));
   }
-  const whole = [].concat(rule.type).includes('integer');
+  const types = [].concat(rule.type);
+  if (types.includes('string')) {
+    const input = el('input', { id: `make-${name}`, type: 'text', maxlength: rule.maxLength, list: name === 'refiner' ? 'model-names' : undefined, spellcheck: 'false' });
+    return el('label', { class: 'field' }, label, input);
+  }
+  const whole = types.includes('integer');
   const input = el('input', {
     id: `make-${name}`, type: 'number', inputmode: whole ? 'numeric' : 'decimal', min: rule.minimum, max: rule.maximum,
     step: whole ? 1 : 0.05, placeholder: rule.default,
@@ -136,12 +141,12 @@ export function drawn(picture) {
   const made = {};
   const there = picture && {
     image: 'image' in picture, mask: 'mask' in picture, masked: 'mask' in picture && fieldValue('inpaint_area') === 'masked',
-    scale: Number(fieldValue('hires_scale')) > 1,
+    scale: Number(fieldValue('hires_scale')) > 1, refiner: fieldValue('refiner').trim() !== '',
   };
   for (const name of names()) {
     if (there && name in NEEDS && !there[NEEDS[name]]) continue;
     const input = field(name);
-    if (input.value !== '') made[name] = input.tagName === 'SELECT' ? input.value : Number(input.value);
+    if (input.value !== '') made[name] = input.type === 'number' ? Number(input.value) : input.value;
   }
   const list = loras();
   if (list.length) made.loras = list;

@@ -100,6 +100,7 @@ function bound(input, rule = {}) {
 
 function showModels(wanted = field('model').value) {
   fill(field('model'), ...models.map((model) => el('option', { value: model.id, text: model.id })));
+  fill(byId('model-names'), ...models.map((model) => el('option', { value: model.id })));
   if (models.some((model) => model.id === wanted)) field('model').value = wanted;
   byId('make-no-models').hidden = models.length > 0 || !asked;
   showDefaults();

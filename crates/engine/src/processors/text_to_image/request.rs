@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::given::Given;
 use super::loras;
+use super::refiner::Rest;
 use crate::defaults::Defaults;
 use crate::processor::Files;
 use crate::processors::fields::Fields;
@@ -27,6 +28,8 @@ pub(super) struct Request {
     pub(super) format: Format,
     /// The picture to begin from.
     pub(super) given: Option<Given>,
+    /// The model that goes the rest of the way.
+    pub(super) rest: Option<Rest>,
 }
 
 pub(super) const READINGS: [&str; 2] = ["weighted", "literal"];
@@ -129,6 +132,7 @@ impl Request {
         };
         read_way(&mut fields, &mut engine)?;
         engine.hires = read_hires(&mut fields, &engine, multiple)?;
+        let rest = Rest::read(&mut fields, &mut engine)?;
         fields.done()?;
         check_strength(&engine, given.is_some())?;
         engine.check(multiple)?;
@@ -141,6 +145,7 @@ impl Request {
             engine,
             format: format.and_then(Format::named).unwrap_or(Format::Png),
             given,
+            rest,
         })
     }
 
@@ -150,6 +155,7 @@ impl Request {
         let given = self.given.as_ref();
         let masked = given.filter(|given| given.mask.is_some());
         let hires = engine.hires.as_ref();
+        let rest = self.rest.as_ref();
         let scale = |hires: &Hires| hires.width as f32 / engine.width as f32;
         json!({
             "prompt": engine.prompt,
@@ -181,6 +187,8 @@ impl Request {
             "hires_steps": hires.map(|hires| hires.steps),
             "hires_strength": hires.map(|hires| hires.strength),
             "hires_upscaler": hires.map(|hires| hires.upscaler.name()),
+            "refiner": rest.map(|rest| &rest.model),
+            "refiner_start": rest.map(|rest| rest.start),
             "quality": quality_word(engine.quality),
             "output_format": self.format.name(),
         })
@@ -221,6 +229,8 @@ impl Request {
             more.bytes().for_each(|byte| digest.add(u64::from(byte)));
             let masked = self.given.as_ref().map(|given| given.mask.is_some());
             digest.add(masked.map_or(0, |masked| 1 + u64::from(masked)));
+            let refiner = self.rest.iter().flat_map(|rest| rest.model.bytes());
+            refiner.for_each(|byte| digest.add(u64::from(byte)));
         }
         digest.0
     }
@@ -429,6 +439,15 @@ mod tests {
                 json!({"prompt": "x", "model": "../x"}),
                 "model is not a field here",
             ),
+        ] {
+            let text = read(&request, &DEMO).unwrap_err().to_string();
+            assert!(text.starts_with(says), "{text}");
+        }
+    }
+
+    #[test]
+    fn fields_that_mean_nothing_without_others_are_refused() {
+        for (request, says) in [
             (
                 json!({"prompt": "x", "mask": "m"}),
                 "mask needs a picture: give 'image'",
@@ -448,6 +467,18 @@ mod tests {
             (
                 json!({"prompt": "x", "hires_steps": 4, "hires_scale": 1}),
                 "hires_steps means nothing without a 'hires_scale' above 1",
+            ),
+            (
+                json!({"prompt": "x", "refiner_start": 0.5}),
+                "refiner_start means nothing without 'refiner'",
+            ),
+            (
+                json!({"prompt": "x", "refiner": "r", "hires_scale": 2}),
+                "hires_scale means nothing beside 'refiner'",
+            ),
+            (
+                json!({"prompt": "x", "refiner": "r", "refiner_start": 1}),
+                "refiner-start is 1; it must be above 0 and below 1",
             ),
             (
                 json!({"prompt": "x", "eta": 0.5, "sampler": "Euler"}),
@@ -521,6 +552,7 @@ mod tests {
             json!({"cfg_normalization": 1}),
             json!({"cfg_truncation": 0.5}),
             json!({"quality": "auto"}),
+            json!({"refiner": "r"}),
         ] {
             assert_ne!(settings(other), plain);
         }
