@@ -304,7 +304,10 @@ impl Opened for Painter {
     }
 
     fn shrink(&self, most: Bytes) -> Bytes {
-        self.0.engine.shrink(most)
+        // What goes the rest of the way is needed last.
+        let refiner = self.0.kept_refiner();
+        let refined = refiner.map_or(Bytes::ZERO, |refiner| refiner.engine().shrink(Bytes::ZERO));
+        refined + self.0.engine.shrink(most)
     }
 
     fn stays(&self, request: &Value, forecast: &Forecast) -> Result<Bytes> {

@@ -200,6 +200,7 @@ impl Report {
             plan: joined(first.plan, self.plan),
             seconds: both(first.seconds, self.seconds),
             waited: both(first.waited, self.waited),
+            reading: both(first.reading, self.reading),
             peak: both(first.peak, self.peak),
             bytes_read: first.bytes_read + self.bytes_read,
             rungs_taken: first.rungs_taken + self.rungs_taken,
