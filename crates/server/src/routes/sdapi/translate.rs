@@ -35,7 +35,7 @@ const IGNORED: [&str; 19] = [
 ];
 
 /// What has no counterpart here, and why; left out, null, empty, false or 0 they change nothing.
-const REFUSED: [(&str, &str); 16] = [
+const REFUSED: [(&str, &str); 15] = [
     ("controlnet_units", "there is no ControlNet here"),
     (
         "hr_checkpoint_name",
