@@ -198,6 +198,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) hires: HiresArgs,
     #[command(flatten)]
     pub(crate) steps_after: StepsArgs,
+    #[command(flatten)]
+    pub(crate) refiner: RefinerArgs,
     /// Print one line of JSON at the end: seed, outputs, seconds, memory, plan, reasons
     #[arg(long)]
     pub(crate) json: bool,

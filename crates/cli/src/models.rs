@@ -54,7 +54,22 @@ pub(crate) fn run(command: &ModelsCommand) -> Result<(), Failure> {
 
 /// The model a user means by `name`: the demo, a folder or a file, an alias, or one that is found by name.
 pub(crate) fn open(name: &str) -> Result<ModelFolder, Failure> {
-    Ok(find(name)?.open()?)
+    opened(&find(name)?)
+}
+
+/// What a user wrote may be any file.
+fn opened(model: &Model) -> Result<ModelFolder, Failure> {
+    const ENDINGS: [&str; 6] = ["safetensors", "sft", "ckpt", "pt", "pth", "bin"];
+    let path = model.path().filter(|path| path.is_file());
+    let ending = path.and_then(|path| path.extension()?.to_str());
+    match ending.filter(|ending| !ENDINGS.contains(&&*ending.to_ascii_lowercase())) {
+        None => Ok(model.open()?),
+        Some(_) => Err(Failure::mistake(format!(
+            "model '{}': not safetensors, nor another file of a model; give a folder in diffusers layout, or a \
+             .safetensors or .ckpt file",
+            model.name
+        ))),
+    }
 }
 
 /// As [`open`]; fetched first where it is not here and that is allowed, by `download` or by the settings.
@@ -73,7 +88,7 @@ pub(crate) fn open_or_fetch(
     let here = as_path(name).or_else(|| library.find(name));
     let hub_name = name.parse::<Wanted>().ok().filter(|_| name.contains('/'));
     match (here, hub_name) {
-        (Some(model), _) => Ok(model.open()?),
+        (Some(model), _) => opened(&model),
         (None, Some(wanted)) if download || settings.download => {
             let choice = Choice::default();
             pull::fetch(&hub_settings(&around)?, &wanted, choice, quiet)?;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use lowtide_engine::processor::Files;
 use lowtide_jobs::{InputId, InputStore};
+use lowtide_weights::ModelFolder;
+use lowtide_worker::Folders;
 
 /// Names folders of LoRAs, in the environment.
 pub(crate) const LORAS_VARIABLE: &str = "LOWTIDE_LORAS";
@@ -80,12 +82,21 @@ impl Found {
 pub(crate) struct NamedFiles {
     places: Places,
     inputs: Box<dyn Inputs>,
+    models: Arc<dyn Folders>,
 }
 
 impl NamedFiles {
     /// These.
-    pub(crate) fn new(places: Places, inputs: Box<dyn Inputs>) -> NamedFiles {
-        NamedFiles { places, inputs }
+    pub(crate) fn new(
+        places: Places,
+        inputs: Box<dyn Inputs>,
+        models: Arc<dyn Folders>,
+    ) -> NamedFiles {
+        NamedFiles {
+            places,
+            inputs,
+            models,
+        }
     }
 }
 
@@ -178,6 +189,10 @@ impl Files for NamedFiles {
 
     fn embeddings(&self) -> Vec<(String, PathBuf)> {
         self.places.words()
+    }
+
+    fn model(&self, name: &str) -> Result<ModelFolder, String> {
+        self.models.open(name)
     }
 }
 

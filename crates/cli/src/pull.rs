@@ -1,5 +1,6 @@
 //! `lowtide pull`: fetches a model, shows how far it is.
 
+mod count;
 mod meter;
 
 use lowtide_hub::{Choice, Event, Order, Pulled, Settings, Stop, Wanted, pull};
@@ -12,13 +13,17 @@ use crate::interrupt::Interrupt;
 use crate::models::hub_settings;
 use crate::service::Surroundings;
 
+pub(crate) use count::Count;
 pub(crate) use meter::Meter;
 
 /// Files at a time where nobody says.
-const PARALLEL: usize = 8;
+pub(crate) const PARALLEL: usize = 8;
 
 /// Pulls what was asked for and prints where it is.
 pub(crate) fn run(args: &PullArgs) -> Result<(), Failure> {
+    if let Some(url) = &args.server {
+        return crate::client::pull(args, url);
+    }
     let settings = hub_settings(&Surroundings::of_process())?;
     let wanted: Wanted = args.model.parse()?;
     let order = Order {

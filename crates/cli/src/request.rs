@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use lowtide_engine::processor::Files;
 use lowtide_media::Format;
+use lowtide_weights::ModelFolder;
 use serde_json::{Map, Value, json};
 
 use crate::args::{GenerateArgs, QualityArg};
 use crate::config::Config;
-use crate::failure::Failure;
+use crate::failure::{Failure, one_line};
 use crate::named_files::Places;
 
 /// Largest picture that is read.
@@ -86,6 +87,8 @@ fn put_drawing(args: &GenerateArgs, pictures: &Pictures, put: &mut impl FnMut(&s
     put("hires_steps", json!(hires.hires_steps));
     put("hires_strength", json!(hires.hires_strength));
     put("hires_upscaler", json!(hires.hires_upscaler));
+    put("refiner", json!(args.refiner.refiner));
+    put("refiner_start", json!(args.refiner.refiner_start));
 }
 
 /// The option that means a field of a request; the prompt has none, nor has what is no field.
@@ -190,5 +193,9 @@ impl Files for LocalFiles {
 
     fn embeddings(&self) -> Vec<(String, PathBuf)> {
         self.places.words()
+    }
+
+    fn model(&self, name: &str) -> Result<ModelFolder, String> {
+        crate::models::open(name).map_err(|failure| one_line(&failure.to_string()))
     }
 }

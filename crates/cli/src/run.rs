@@ -13,7 +13,7 @@ use crate::tensor_files::{self, Tensor};
 use crate::{chain, console, models, plan_view};
 use anyhow::Context;
 use lowtide_engine::device::cpu;
-use lowtide_engine::processors::Prepared;
+use lowtide_engine::processors::{Prepared, Refiner};
 use lowtide_engine::{
     Defaults, Engine, Error, MadeBy, Options, Outcome, PrecisionChoice, Session, Step,
 };
@@ -33,7 +33,7 @@ pub(crate) fn plan(args: &GenerateArgs) -> Result<(), Failure> {
         return chain::plan(args);
     }
     let job = Job::open(args)?;
-    let plan = job.engine.plan(&job.prepared.request).map_err(in_options)?;
+    let plan = job.prepared.plan(&job.engine).map_err(in_options)?;
     let text = if args.json {
         format!(
             "{}\n",
@@ -57,17 +57,28 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     check_early(args)?;
     let job = Job::open(args)?;
     let destination = Destination::new(args, &job.config)?;
+    let keep_values = destination.dump.is_some();
+    let refiner = job.prepared.refiner.as_deref();
     let session = job
         .engine
-        .start(job.prepared.request.clone(), destination.dump.is_some())
+        .start(
+            job.prepared.request.clone(),
+            keep_values || refiner.is_some(),
+        )
         .map_err(in_options)?;
     let load_seconds = started.elapsed().as_secs_f64();
-    let progress = if args.json || args.quiet {
-        Progress::silent()
-    } else {
-        Progress::on_stderr()
+    let progress = || match args.json || args.quiet {
+        true => Progress::silent(),
+        false => Progress::on_stderr(),
     };
-    let outcome = drive(session, progress, &interrupt)?;
+    let mut outcome = drive(session, progress(), &interrupt)?;
+    if let Some(refiner) = refiner {
+        let first = (&job.engine, std::slice::from_ref(&job.prepared.request));
+        let session = refiner.go_on(first, &outcome, keep_values);
+        let second = drive(session.map_err(in_options)?, progress(), &interrupt)?;
+        let report = second.report.clone().after(outcome.report);
+        outcome = Outcome { report, ..second };
+    }
     let writing = Instant::now();
     write(&outcome, &job, &destination, &interrupt)?;
     if args.json {
@@ -87,6 +98,9 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         let line = result_json(&outcome, &job, &destination, seconds);
         console::print(&format!("{line}\n"))?;
     } else if !args.quiet {
+        for note in &outcome.report.notes {
+            console::note(&format!("note: {note}"));
+        }
         console::note(&summary(&outcome, &job, started.elapsed().as_secs_f64()));
         for path in &destination.pictures {
             console::print(&format!("{}\n", path.display()))?;
@@ -232,6 +246,23 @@ fn drive(
 fn last_look(outcome: &Outcome, shown_seconds: f64) -> Look<'static> {
     const PHASE: &str = "decode";
     let report = &outcome.report;
+    if outcome.images.is_empty() {
+        // The last step of a way that another model goes on with.
+        let steps = report
+            .plan
+            .phases
+            .last()
+            .map_or(1, |phase| phase.visits.max(1));
+        let spent = report.seconds.get("denoise").copied().unwrap_or_default();
+        let peak = report.peak.get("denoise").copied().unwrap_or_default();
+        return Look {
+            phase: "denoise",
+            done: steps as usize,
+            total: steps as usize,
+            seconds: spent - shown_seconds,
+            memory: Some((peak, report.plan.budget.total)),
+        };
+    }
     let spent = report.seconds.get(PHASE).copied().unwrap_or_default();
     Look {
         phase: PHASE,
@@ -256,6 +287,7 @@ fn write(
         model: &job.model,
         precision: job.engine.precision(),
         approximate: &outcome.report.plan.approximate,
+        refiner: job.prepared.refiner.as_deref().map(Refiner::name),
     };
     let mut staged = Vec::new();
     for (image, path) in outcome.images.iter().zip(&destination.pictures) {

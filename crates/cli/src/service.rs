@@ -1,14 +1,17 @@
 //! The service: its settings, what the server asks about jobs, the worker it keeps, and the verbs that start them.
 //!
 //! In reading order: [`keys`] (every setting), [`value`] (what may be written), [`layers`] (from where, the later
-//! winning), [`settings`] (what it means); [`store`] (where jobs are kept); [`catalog`] and [`door`] (what can be asked for); [`instance`] (one server a
+//! winning), [`settings`] (what it means); [`store`] (where jobs are kept); [`catalog`] and [`door`] (what can be asked
+//! for), [`downloads`] (what is fetched for it), [`known`]; [`instance`] (one server a
 //! data folder), [`supervisor`], [`log`]; then the verbs.
 
 mod catalog;
 mod door;
+mod downloads;
 mod folders;
 mod instance;
 mod keys;
+mod known;
 mod layers;
 mod log;
 mod net;

@@ -22,7 +22,7 @@ use crate::lora_files::{self, Added, LoraFiles};
 use crate::pipeline::{self, Origin, Pass, Pipeline, Shape};
 use crate::processor::{CacheFigures, Files, NoFiles};
 use crate::prompt_cache::PromptCache;
-use crate::request::{ImageRequest, Upscaler};
+use crate::request::{ImageRequest, Stretch, Upscaler};
 use crate::session::work::{TextKey, Work};
 use crate::session::{Makings, Saved, Session};
 use crate::{Error, Result, siblings};
@@ -142,6 +142,28 @@ impl Engine {
         &*self.model
     }
 
+    /// Files that requests may name.
+    pub(crate) fn files(&self) -> &Arc<dyn Files> {
+        self.loras.files()
+    }
+
+    /// How it was opened.
+    pub(crate) fn options(&self) -> Options {
+        self.options
+    }
+
+    /// The noise, or what stands for it, of a job that was saved before it made latents of it.
+    ///
+    /// # Errors
+    /// When the file is no session of this request, model and precision.
+    pub(crate) fn saved_noise(
+        &self,
+        file: &Path,
+        request: &ImageRequest,
+    ) -> Result<Option<Vec<f32>>> {
+        Ok(self.open_saved(file, request)?.request().noise)
+    }
+
     /// The device's rates.
     pub fn profile(&self) -> &DeviceProfile {
         &self.profile
@@ -237,13 +259,24 @@ impl Engine {
             passes[0].decodes = origin == Origin::Picture;
             passes.push(pass((hires.width, hires.height), origin));
         }
+        if let Some(Stretch::Before(_)) = request.part {
+            passes[0].decodes = false;
+        }
         let mut courses = Vec::with_capacity(passes.len());
         for (k, pass) in passes.iter_mut().enumerate() {
             let course = self.model.course(request, k, pass.latent)?;
             pass.evaluations = course.evaluations();
             if pass.evaluations == 0 {
-                let what = ["strength", "hires-strength"][k];
-                let problem = "leaves no step to be done; use more of it, or more steps";
+                let (what, problem) = match request.part {
+                    Some(_) => (
+                        "refiner-start",
+                        "leaves no step to one of the models; use more steps",
+                    ),
+                    None => (
+                        ["strength", "hires-strength"][k],
+                        "leaves no step to be done; use more of it, or more steps",
+                    ),
+                };
                 return Err(Error::request(what, problem));
             }
             courses.push(course);

@@ -35,6 +35,6 @@ pub use error::{Blame, Error, Result};
 pub use parameters::MadeBy;
 pub use request::{
     COUNT_MAX, Hires, Image, ImageRequest, LoraUse, NoiseOf, Outcome, PROMPT_BYTES_MAX, Progress,
-    Reading, Report, SIDE_MAX, STEPS_MAX, Sketch, Source, Step, Upscaler, drawn_seed,
+    Reading, Report, SIDE_MAX, STEPS_MAX, Sketch, Source, Step, Stretch, Upscaler, drawn_seed,
 };
 pub use session::Session;

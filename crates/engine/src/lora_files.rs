@@ -32,6 +32,11 @@ pub(crate) struct Added {
 }
 
 impl LoraFiles {
+    /// Where they come from.
+    pub(crate) fn files(&self) -> &Arc<dyn Files> {
+        &self.files
+    }
+
     pub(crate) fn new(files: Arc<dyn Files>) -> LoraFiles {
         LoraFiles {
             files,
@@ -113,9 +118,14 @@ impl LoraFiles {
     }
 }
 
+/// Characters of a key that are told.
+const KEY_CHARS_MAX: usize = 120;
+
 /// What the user should be told of a LoRA of which `unused` means no layer of the model.
 fn note(name: &str, unused: &[String]) -> Option<String> {
-    let first = unused.first()?;
+    // The key of a stranger's file goes to a terminal.
+    let first: String = unused.first()?.chars().take(KEY_CHARS_MAX).collect();
+    let first = first.escape_debug();
     let what = match unused.len() {
         1 => format!("'{first}' of it is"),
         many => format!("{many} parts of it, '{first}' the first, are"),

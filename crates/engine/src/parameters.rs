@@ -4,7 +4,7 @@ use lowtide_kernels::Precision;
 use lowtide_media::Parameters;
 
 use crate::device::cpu::precision_word;
-use crate::request::{Image, ImageRequest, NoiseOf};
+use crate::request::{Image, ImageRequest, NoiseOf, Stretch};
 
 /// What a picture was made by.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +15,8 @@ pub struct MadeBy<'a> {
     pub precision: Precision,
     /// The approximate rungs of the plan.
     pub approximate: &'a [String],
+    /// The model that went the rest of the way.
+    pub refiner: Option<&'a str>,
 }
 
 impl MadeBy<'_> {
@@ -28,6 +30,10 @@ impl MadeBy<'_> {
             extra.push(("CFG truncation", request.cfg_truncation.to_string()));
         }
         extra.extend(drawing(request));
+        if let (Some(refiner), Some(Stretch::Before(share))) = (self.refiner, request.part) {
+            extra.push(("Refiner", refiner.to_owned()));
+            extra.push(("Refiner switch at", share.to_string()));
+        }
         if !self.approximate.is_empty() {
             extra.push(("Approximate", self.approximate.join(", ")));
         }

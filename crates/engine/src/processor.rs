@@ -37,6 +37,16 @@ pub trait Processor: Send + Sync {
     /// Whether it can run this model.
     fn runs(&self, folder: &ModelFolder) -> bool;
 
+    /// Checks a request whose model is not here yet, as far as that can be done without it, and draws what every attempt
+    /// must have the same, such as a seed.
+    ///
+    /// # Errors
+    /// [`crate::Error::Request`] with the field's name.
+    fn check_unseen(&self, request: &Value, files: &dyn Files) -> Result<Value> {
+        let _ = files;
+        Ok(request.clone())
+    }
+
     /// Opens a model: reads configurations and headers, no weights. `folder` is `None` for its own models.
     ///
     /// # Errors
@@ -82,6 +92,15 @@ pub trait Files: Send + Sync {
 
     /// Textual inversion embeddings: by the word that calls them, where they lie.
     fn embeddings(&self) -> Vec<(String, PathBuf)>;
+
+    /// Opens another model by its name.
+    ///
+    /// # Errors
+    /// A sentence: there is none, or none can be named here.
+    fn model(&self, name: &str) -> std::result::Result<ModelFolder, String> {
+        let _ = name;
+        Err("no other model can be named here".to_owned())
+    }
 }
 
 /// There are no files.

@@ -7,7 +7,7 @@ mod text_to_image;
 
 use std::sync::Arc;
 
-pub use text_to_image::Prepared;
+pub use text_to_image::{Prepared, Refiner};
 
 use crate::processor::Processor;
 

@@ -88,6 +88,19 @@ pub struct ImageRequest {
     pub hires: Option<Hires>,
     /// What is added to the model's weights.
     pub loras: Vec<LoraUse>,
+    /// The part of the way that is gone, where another model goes the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Stretch>,
+}
+
+/// A part of the way from noise to picture, as a base model and a refiner share it: shares from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stretch {
+    /// Up to here. What comes of it are latents, no pictures.
+    Before(f64),
+    /// From here on; `noise` has the latents of the part before.
+    After(f64),
 }
 
 /// A LoRA, and how strong it is.
@@ -285,6 +298,7 @@ impl Default for ImageRequest {
             source: None,
             hires: None,
             loras: Vec::new(),
+            part: None,
         }
     }
 }
@@ -308,6 +322,7 @@ impl ImageRequest {
         }
         self.check_guidance()?;
         self.check_begin(multiple)?;
+        self.check_part()?;
         for (what, text) in [
             ("prompt", Some(&self.prompt)),
             ("negative", self.negative.as_ref()),
@@ -346,6 +361,23 @@ impl ImageRequest {
             }
         }
         Ok(())
+    }
+
+    fn check_part(&self) -> Result<()> {
+        let Some(Stretch::Before(share) | Stretch::After(share)) = self.part else {
+            return Ok(());
+        };
+        if !(share > 0.0 && share < 1.0) {
+            let problem = format!("is {share}; it must be above 0 and below 1");
+            return Err(Error::request("refiner-start", problem));
+        }
+        match self.source.is_some() || self.hires.is_some() {
+            true => Err(Error::request(
+                "refiner",
+                "goes on from noise alone, in one pass",
+            )),
+            false => Ok(()),
+        }
     }
 
     fn check_begin(&self, multiple: usize) -> Result<()> {
@@ -445,7 +477,7 @@ fn check_side(what: &str, side: usize, multiple: usize) -> Result<()> {
 
 /// The number that `value` was written as. Steps are counted by products with it, which a double gets right where it is
 /// made of the digits, and not where it is made of the nearest single: 10 steps at 0.7 are 7, not 6.99.
-fn as_written(value: f32) -> f64 {
+pub(crate) fn as_written(value: f32) -> f64 {
     let written = value.to_string().parse();
     written.expect("what a number is written as is a number")
 }
@@ -505,7 +537,7 @@ pub struct Outcome {
     pub images: Vec<Image>,
     /// By member: which of the pictures are its; `None` for one that was dropped.
     pub members: Vec<Option<Range<usize>>>,
-    /// Shape of `latents`: (N, C, h, w).
+    /// Shape of `latents`: (N, C, h, w); N pictures, also where none was decoded.
     pub latents_shape: [usize; 4],
     /// The latents that were decoded; empty unless asked for.
     pub latents: Vec<f32>,

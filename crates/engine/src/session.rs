@@ -401,7 +401,12 @@ impl Session {
         }
         let channels = context.makings.model.vae().config.latent_channels;
         Outcome {
-            latents_shape: [images.len(), channels, h, w],
+            latents_shape: [
+                members.iter().flatten().map(|range| range.len()).sum(),
+                channels,
+                h,
+                w,
+            ],
             images,
             members,
             latents,

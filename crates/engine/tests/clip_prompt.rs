@@ -191,13 +191,16 @@ fn learned_rows_stand_where_their_name_is() {
         .map(|(name, file)| Inversion::load(name, file).unwrap())
         .collect();
     assert_eq!(inversions[1].names(), ["toy", "<cat-toy>"]);
-    assert_eq!(inversions[2].widths(), [8, 6]);
+    assert_eq!(inversions[2].widths().unwrap(), [8, 6]);
     assert_eq!(
-        inversions[0].row(1, 8).unwrap(),
+        inversions[0].row(1, 8).unwrap().unwrap(),
         [8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0]
     );
     assert_eq!(
-        (inversions[0].row(1, 6), inversions[0].row(3, 8)),
+        (
+            inversions[0].row(1, 6).unwrap(),
+            inversions[0].row(3, 8).unwrap()
+        ),
         (None, None)
     );
 
@@ -238,10 +241,11 @@ fn the_web_uis_pickles_are_read_without_running_them() {
     let file = Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
     let inversion = Inversion::load("style", &file).unwrap();
     assert_eq!(inversion.names(), ["style"]);
-    let (rows, width) = (inversion.rows(), inversion.widths()[0]);
+    let (rows, width) = (inversion.rows().unwrap(), inversion.widths().unwrap()[0]);
     assert!(
         inversion
             .row(rows - 1, width)
+            .unwrap()
             .unwrap()
             .iter()
             .any(|value| *value != 0.0)
@@ -273,6 +277,45 @@ fn files_that_are_no_textual_inversion_are_refused() {
             "{refused}"
         );
     }
+}
+
+#[test]
+fn a_broken_file_is_said_to_whoever_names_it_and_to_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    embedding(folder.path(), &[("<toy>", &[2, 8])]);
+    let whole = folder.path().join("_toy_.safetensors");
+    let broken = folder.path().join("broken.safetensors");
+    std::fs::write(&broken, b"a web page, not an embedding").unwrap();
+    let gone = folder.path().join("gone.pt");
+    let inversions = [
+        Inversion::found("toy", &whole),
+        Inversion::found("broken", &broken),
+        Inversion::found("gone", &gone),
+    ];
+    assert_eq!(inversions[0].names(), ["toy", "<toy>"]);
+    let tokenizer = built_in(Pad::End);
+    let read = |prompt: &str| tokenizer.chunks(prompt, Mode::Weighted, &inversions);
+    assert_eq!(
+        content(&read("toy <toy>").unwrap().chunks[0])[..4],
+        ["0.0", "0.1", "0.0", "0.1"]
+    );
+    for name in ["broken", "gone"] {
+        let prompt = format!("a {name} toy");
+        let refused = read(&prompt).unwrap_err().to_string();
+        assert!(
+            refused.starts_with(&format!("embedding '{name}' ({name}.")),
+            "{refused}"
+        );
+        assert!(refused.contains("cannot be read"), "{refused}");
+        let bound = chunks_max(&prompt, Mode::Weighted, &inversions).unwrap_err();
+        assert_eq!(bound.to_string(), refused);
+    }
+    // Once it is mended, the next prompt has it.
+    std::fs::copy(&whole, &broken).unwrap();
+    assert_eq!(
+        content(&read("broken").unwrap().chunks[0])[..2],
+        ["1.0", "1.1"]
+    );
 }
 
 #[test]

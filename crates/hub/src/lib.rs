@@ -36,5 +36,5 @@ pub use error::{Error, Result};
 pub use listing::{Listed, Listing};
 pub use name::{MAIN, RepoName, Revision, Wanted};
 pub use path::RepoPath;
-pub use pull::{Event, Order, Pulled, pull};
+pub use pull::{Event, Offer, Order, Pulled, look, pull};
 pub use settings::{Settings, Token};

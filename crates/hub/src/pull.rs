@@ -83,6 +83,28 @@ pub struct Pulled {
     pub fetched: Bytes,
 }
 
+/// What a pull would fetch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The commit.
+    pub commit: String,
+    /// How many files, those that are there included.
+    pub files: usize,
+    /// Their bytes, those that are there included.
+    pub bytes: Bytes,
+    /// Bytes that are still to come.
+    pub missing: Bytes,
+    /// What is free where they go; `None` where that is not known.
+    pub free: Option<Bytes>,
+}
+
+impl Offer {
+    /// Whether there is room for what is still to come.
+    pub fn has_room(&self) -> bool {
+        has_room(self.missing, self.free)
+    }
+}
+
 /// Pulls what is wanted into the cache. Whatever stops it, the same order goes on later.
 ///
 /// # Errors
@@ -93,6 +115,37 @@ pub fn pull(
     stop: &Stop,
     tell: &(dyn Fn(Event) + Sync),
 ) -> Result<Pulled> {
+    on_route(settings, order, (stop, tell), |route, listing| {
+        all(route, listing, order)
+    })
+}
+
+/// Looks what a pull would fetch. Of the files only the pipeline's index comes, which says what the others are.
+///
+/// # Errors
+/// As [`pull`].
+pub fn look(settings: &Settings, order: &Order, stop: &Stop) -> Result<Offer> {
+    on_route(settings, order, (stop, &|_| {}), |route, listing| {
+        let planned = planned(route, listing, order)?;
+        Ok(Offer {
+            commit: listing.commit.clone(),
+            files: planned.there + planned.remotes.len(),
+            bytes: Bytes(planned.bytes),
+            missing: still_missing(route, &planned.remotes),
+            free: crate::free_bytes(route.cache.root()),
+        })
+    })
+}
+
+/// Who listens to a pull: to its events, and for a wish to stop it.
+type Ears<'a> = (&'a Stop, &'a (dyn Fn(Event) + Sync));
+
+fn on_route<T>(
+    settings: &Settings,
+    order: &Order,
+    (stop, tell): Ears<'_>,
+    work: impl FnOnce(&Route<'_>, &Listing) -> Result<T>,
+) -> Result<T> {
     if settings.offline {
         return Err(Error::Offline {
             repo: order.wanted.to_string(),
@@ -120,19 +173,31 @@ pub fn pull(
                 std::thread::sleep(LOOK_EVERY);
             }
         });
-        let pulled = all(&route, &listing, order);
+        let done = work(&route, &listing);
         over.store(true, Ordering::Relaxed);
         // A connection that was hung up on is no fault of the server's.
-        pulled.map_err(|error| match stop.is_asked() {
+        done.map_err(|error| match stop.is_asked() {
             true => Error::Stopped,
             false => error,
         })
     })
 }
 
-fn all(route: &Route<'_>, listing: &Listing, order: &Order) -> Result<Pulled> {
+/// What a pull consists of.
+struct Planned {
+    /// How many files are there.
+    there: usize,
+    there_bytes: u64,
+    /// Those that are not.
+    remotes: Vec<Remote>,
+    /// Bytes of all.
+    bytes: u64,
+    /// Bytes that came to find that out.
+    early: u64,
+}
+
+fn planned(route: &Route<'_>, listing: &Listing, order: &Order) -> Result<Planned> {
     let (chosen, early) = chosen(route, listing, order)?;
-    route.cache.prepare(route.repo)?;
     let (there, missing): (Vec<Listed>, Vec<Listed>) = chosen
         .files
         .into_iter()
@@ -142,10 +207,29 @@ fn all(route: &Route<'_>, listing: &Listing, order: &Order) -> Result<Pulled> {
     let bytes = remotes
         .iter()
         .fold(there_bytes, |sum, remote| sum.saturating_add(remote.size));
+    Ok(Planned {
+        there: there.len(),
+        there_bytes,
+        remotes,
+        bytes,
+        early,
+    })
+}
+
+fn all(route: &Route<'_>, listing: &Listing, order: &Order) -> Result<Pulled> {
+    let Planned {
+        there,
+        there_bytes,
+        remotes,
+        bytes,
+        early,
+    } = planned(route, listing, order)?;
+    route.cache.prepare(route.repo)?;
     check_room(route, &remotes)?;
+    let files = there + remotes.len();
     (route.tell)(Event::Planned {
         commit: listing.commit.clone(),
-        files: there.len() + remotes.len(),
+        files,
         bytes,
         there: there_bytes,
     });
@@ -158,7 +242,7 @@ fn all(route: &Route<'_>, listing: &Listing, order: &Order) -> Result<Pulled> {
             commit: listing.commit.clone(),
             folder: route.cache.snapshot_folder(route.repo, &listing.commit),
         },
-        files: there.len() + missing.len(),
+        files,
         bytes: Bytes(bytes),
         fetched: Bytes(early.saturating_add(fetched)),
     })
@@ -228,8 +312,8 @@ fn is_placed(route: &Route<'_>, file: &Listed) -> bool {
     }
 }
 
-/// Whether the disk has room for what is still to come.
-fn check_room(route: &Route<'_>, remotes: &[Remote]) -> Result<()> {
+/// Bytes that are not there, of files that are not in their place.
+fn still_missing(route: &Route<'_>, remotes: &[Remote]) -> Bytes {
     let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
     // By name, since two files of the same bytes come once.
     let missing: BTreeMap<&str, u64> = remotes
@@ -243,18 +327,26 @@ fn check_room(route: &Route<'_>, remotes: &[Remote]) -> Result<()> {
             (remote.etag.as_str(), remote.size.saturating_sub(there))
         })
         .collect();
-    let needed = missing
-        .values()
-        .fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+    let sum = |sum: u64, bytes: &u64| sum.saturating_add(*bytes);
+    Bytes(missing.values().fold(0, sum))
+}
+
+fn has_room(missing: Bytes, free: Option<Bytes>) -> bool {
+    let needed = Bytes(missing.0.saturating_add(ROOM_LEFT.0));
+    missing == Bytes::ZERO || free.is_none_or(|free| needed <= free)
+}
+
+/// Whether the disk has room for what is still to come.
+fn check_room(route: &Route<'_>, remotes: &[Remote]) -> Result<()> {
+    let needed = still_missing(route, remotes);
     let folder = route.cache.root();
-    match crate::free_bytes(folder) {
-        Some(free) if needed > 0 && Bytes(needed.saturating_add(ROOM_LEFT.0)) > free => {
-            Err(Error::DiskFull {
-                folder: folder.to_owned(),
-                needed: Bytes(needed),
-                free,
-            })
-        }
+    let free = crate::free_bytes(folder);
+    match (free, has_room(needed, free)) {
+        (Some(free), false) => Err(Error::DiskFull {
+            folder: folder.to_owned(),
+            needed,
+            free,
+        }),
         _ => Ok(()),
     }
 }

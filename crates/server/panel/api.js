@@ -83,7 +83,7 @@ export function freshKey() {
 
 const HAPPENINGS = [
   'submitted', 'claimed', 'progress', 'parked', 'unparked', 'paused', 'resumed', 'given_back', 'delayed', 'done', 'failed',
-  'cancel_requested', 'cancelled', 'moved', 'requeued', 'queue_held', 'preview', 'position', 'reset',
+  'cancel_requested', 'cancelled', 'moved', 'requeued', 'queue_held', 'preview', 'position', 'download', 'reset',
 ];
 
 /**

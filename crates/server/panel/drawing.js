@@ -6,13 +6,16 @@ import { bytes, canSay, onLanguage, say } from './words.js';
 
 /** The groups of the form and their fields. */
 const GROUPS = {
-  sampling: ['sampler', 'schedule', 'eta', 'guidance_rescale', 'clip_skip', 'prompt_reading', 'noise'],
+  sampling: ['sampler', 'schedule', 'eta', 'guidance_rescale', 'clip_skip', 'prompt_reading', 'noise', 'refiner', 'refiner_start'],
   begin: ['strength', 'resize', 'mask_blur', 'inpaint_area', 'inpaint_padding'],
   hires: ['hires_scale', 'hires_steps', 'hires_strength', 'hires_upscaler'],
 };
 
-/** What only means something with a picture to begin from. */
-const ABOUT_PICTURE = GROUPS.begin;
+/** What a field needs beside it to mean something; the service refuses it without. */
+const NEEDS = {
+  strength: 'image', resize: 'image', mask_blur: 'mask', inpaint_area: 'mask', inpaint_padding: 'masked',
+  hires_steps: 'scale', hires_strength: 'scale', hires_upscaler: 'scale', refiner_start: 'refiner',
+};
 
 /** Words of textual inversion that are offered. */
 const WORDS_MAX = 40;
@@ -25,6 +28,7 @@ let changed = () => {};
 let there = { loras: [], embeddings: [] };
 
 const field = (name) => byId(`make-${name}`);
+const fieldValue = (name) => (field(name) ? field(name).value : '');
 const names = () => Object.values(GROUPS).flat().filter((name) => name in schema && field(name));
 
 /** Connects the fields. */
@@ -35,7 +39,7 @@ export function startDrawing(onChanged) {
     byId('lora-list').lastElementChild.querySelector('input').focus();
   });
   onLanguage(() => {
-    const kept = drawn(true);
+    const kept = drawn();
     build();
     restoreDrawing(kept, false);
   });
@@ -45,7 +49,7 @@ export function startDrawing(onChanged) {
 export function showDrawing(properties) {
   const same = JSON.stringify(properties) === JSON.stringify(schema);
   if (!same) {
-    const kept = drawn(true);
+    const kept = drawn();
     schema = properties;
     build();
     restoreDrawing(kept, false);
@@ -96,7 +100,12 @@ function one(name) {
     const options = words.filter((value) => value !== rule.default).map((value) => el('option', { value, text: optionWord(name, value) }));
     return el('label', { class: 'field' }, label, el('select', { id: `make-${name}` }, el('option', { value: '', text: otherwise }), ...options));
   }
-  const whole = [].concat(rule.type).includes('integer');
+  const types = [].concat(rule.type);
+  if (types.includes('string')) {
+    const input = el('input', { id: `make-${name}`, type: 'text', maxlength: rule.maxLength, list: name === 'refiner' ? 'model-names' : undefined, spellcheck: 'false' });
+    return el('label', { class: 'field' }, label, input);
+  }
+  const whole = types.includes('integer');
   const input = el('input', {
     id: `make-${name}`, type: 'number', inputmode: whole ? 'numeric' : 'decimal', min: rule.minimum, max: rule.maximum,
     step: whole ? 1 : 0.05, placeholder: rule.default,
@@ -127,13 +136,17 @@ function loras() {
   return rows.filter(([name]) => name).map(([name, strength]) => (strength === '' ? { name } : { name, strength: Number(strength) }));
 }
 
-/** The fields of a request; those about a picture only `fromPicture`. */
-export function drawn(fromPicture) {
+/** The fields of a request that begins from `picture`, its image and mask: only what means something; without it, all. */
+export function drawn(picture) {
   const made = {};
+  const there = picture && {
+    image: 'image' in picture, mask: 'mask' in picture, masked: 'mask' in picture && fieldValue('inpaint_area') === 'masked',
+    scale: Number(fieldValue('hires_scale')) > 1, refiner: fieldValue('refiner').trim() !== '',
+  };
   for (const name of names()) {
-    if (!fromPicture && ABOUT_PICTURE.includes(name)) continue;
+    if (there && name in NEEDS && !there[NEEDS[name]]) continue;
     const input = field(name);
-    if (input.value !== '') made[name] = input.tagName === 'SELECT' ? input.value : Number(input.value);
+    if (input.value !== '') made[name] = input.type === 'number' ? Number(input.value) : input.value;
   }
   const list = loras();
   if (list.length) made.loras = list;

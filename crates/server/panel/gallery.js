@@ -2,7 +2,7 @@
 
 import { beginFromResult } from './begin.js';
 import { button, byId, el, fill, keep, sign } from './dom.js';
-import { jobs, peakOf } from './jobs.js';
+import { jobs, notesOf, peakOf } from './jobs.js';
 import { afterwards, restore, sendOn } from './make.js';
 import { stepsList } from './steps.js';
 import { ago, bytes, moment, onLanguage, say, seconds } from './words.js';
@@ -112,6 +112,7 @@ function facts(job, index) {
     ['gallery.took', took],
     ['gallery.peak', peak !== null && bytes(peak)],
     ['gallery.approximate', approximate.join(', ')],
+    ['gallery.notes', notesOf(job).join(' ')],
     ['gallery.when', job.finished_ms && `${moment(job.finished_ms)} · ${ago(job.finished_ms)}`],
   ].filter(([, value]) => value !== undefined && value !== null && value !== '' && value !== false);
 }

@@ -34,6 +34,9 @@ export function peakOf(job) {
   return peaks.length ? Math.max(...peaks) : null;
 }
 
+/** What of a finished job's request had no effect, in sentences as the service wrote them. */
+export const notesOf = (job) => (job.report && job.report.notes) || [];
+
 /** Jobs that wait, the next one first; those without a place cannot be begun yet. */
 const byTurn = (list) => list.sort((a, b) => (a.position ?? Infinity) - (b.position ?? Infinity) || a.seq - b.seq);
 
@@ -150,6 +153,9 @@ class Jobs extends EventTarget {
       if (!/^data:image\/(png|jpeg|webp);base64,/.test(url)) return;
       this.#alive(id, { preview: url });
       this.dispatchEvent(new CustomEvent('preview', { detail: id }));
+    } else if (name === 'download') {
+      this.#alive(id, { download: data });
+      this.dispatchEvent(new CustomEvent('progress', { detail: id }));
     } else if (name === 'position') {
       const job = this.active.find((other) => other.id === id);
       if (!job) return;
@@ -172,8 +178,16 @@ class Jobs extends EventTarget {
     return (this.live.get(job.id) || {}).progress || job.progress || null;
   }
 
+  /** How far the model of a job that waits for it is on its way here; `null` where it waits for none. */
+  downloadOf(job) {
+    if (job.state !== 'queued') return null;
+    return (this.live.get(job.id) || {}).download || job.download || null;
+  }
+
   /** How far a job is, 0 to 1; `null` where nobody knows. */
   shareOf(job) {
+    const download = this.downloadOf(job);
+    if (download) return download.bytes ? Math.min(1, download.there / download.bytes) : null;
     const progress = this.progressOf(job);
     return progress && progress.steps > 0 ? Math.min(1, progress.step / progress.steps) : null;
   }

@@ -100,6 +100,7 @@ function bound(input, rule = {}) {
 
 function showModels(wanted = field('model').value) {
   fill(field('model'), ...models.map((model) => el('option', { value: model.id, text: model.id })));
+  fill(byId('model-names'), ...models.map((model) => el('option', { value: model.id })));
   if (models.some((model) => model.id === wanted)) field('model').value = wanted;
   byId('make-no-models').hidden = models.length > 0 || !asked;
   showDefaults();
@@ -154,7 +155,7 @@ function request() {
   if (/^\d{1,20}$/.test(field('seed').value)) made.seed = field('seed').value;
   for (const name of CHOICES) if (name in schema && field(name).value) made[name] = field(name).value;
   const picture = begun();
-  return { ...made, ...drawn('image' in picture), ...picture };
+  return { ...made, ...drawn(picture), ...picture };
 }
 
 function body() {

@@ -2,6 +2,7 @@
 
 import { get, post } from './api.js';
 import { button, byId, keep, el, fill, toast } from './dom.js';
+import { showDownloads } from './downloads.js';
 import { machine } from './machine.js';
 import { bytes, onLanguage, reason, say } from './words.js';
 
@@ -34,6 +35,7 @@ export function startModels() {
 /** Asks which models there are. */
 export async function loadModels() {
   const list = await get('v1/models');
+  showDownloads(list.downloads);
   listed = list.data.map((model) => ({ ...model.lowtide, name: model.id }));
   show();
 }

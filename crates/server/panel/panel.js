@@ -3,6 +3,7 @@
 import { listen } from './api.js';
 import { beginFrom } from './begin.js';
 import { byId, el, fill, recall, remember, throttle, toast } from './dom.js';
+import { onDownload, startDownloads } from './downloads.js';
 import { startExplain } from './explain.js';
 import { startGallery } from './gallery.js';
 import { jobs } from './jobs.js';
@@ -138,6 +139,12 @@ function startDrop() {
   });
 }
 
+function onEvent(name, data) {
+  if (name === 'reset') lookAtAll();
+  else if (name === 'download' && !data.job) onDownload(data);
+  else jobs.on(name, data);
+}
+
 async function start() {
   const turnTheme = startTheme();
   byId('theme').addEventListener('click', turnTheme);
@@ -150,11 +157,12 @@ async function start() {
   startQueue();
   startMemory();
   startModels();
+  startDownloads(() => Promise.allSettled([loadKinds(), loadModels()]));
   startExplain();
   startKeys(turnTheme);
   startDrop();
   machine.addEventListener('change', showMachine);
-  stream = listen({ onEvent: (name, data) => (name === 'reset' ? lookAtAll() : jobs.on(name, data)), onUp: () => showLink(true), onDown: () => showLink(false) });
+  stream = listen({ onEvent, onUp: () => showLink(true), onDown: () => showLink(false) });
   byId('link-retry').addEventListener('click', () => stream.retry());
   machine.start();
 }

@@ -2,8 +2,9 @@
 
 import { remove } from './api.js';
 import { announce, button, byId, el, fill, sign, toast } from './dom.js';
+import { howFar, state } from './downloads.js';
 import { fileName, goOn, openPicture, reuse } from './gallery.js';
-import { isOver, jobs, peakOf } from './jobs.js';
+import { isOver, jobs, notesOf, peakOf } from './jobs.js';
 import { stepOf } from './steps.js';
 import { onLanguage, reason, say } from './words.js';
 
@@ -108,7 +109,8 @@ function show() {
 
 function caption(...facts) {
   const prompt = (shown.request && shown.request.prompt) || '';
-  return el('div', { class: 'caption' }, prompt && el('p', { class: 'prompt', text: prompt, title: prompt }), el('p', { class: 'facts' }, ...facts.filter(Boolean).map((text) => el('span', { text }))));
+  const notes = notesOf(shown);
+  return el('div', { class: 'caption' }, prompt && el('p', { class: 'prompt', text: prompt, title: prompt }), el('p', { class: 'facts' }, ...facts.filter(Boolean).map((text) => el('span', { text }))), notes.length > 0 && el('p', { class: 'warn', lang: 'en', text: notes.join(' ') }));
 }
 
 function showPictures() {
@@ -139,6 +141,8 @@ function showFailure() {
 export function doing(job) {
   if (job.cancel_requested) return say('queue.cancelling');
   if (job.pause_requested) return say('queue.pausing');
+  const download = jobs.downloadOf(job);
+  if (download) return say('get.of_job', { state: state(download), model: job.model });
   if (job.state === 'queued') return job.position > 1 ? say('stage.waiting_place', { place: job.position }) : say('stage.waiting');
   const progress = jobs.progressOf(job);
   if (job.state !== 'running' || !progress) return say(`state.${job.state}`);
@@ -181,11 +185,12 @@ function showRunning() {
   }
   const share = jobs.shareOf(shown);
   const bar = byId('stage-bar').querySelector('progress');
-  if (share === null || shown.state !== 'running') bar.removeAttribute('value');
+  const download = jobs.downloadOf(shown);
+  if (share === null || (shown.state !== 'running' && !download)) bar.removeAttribute('value');
   else bar.value = share;
   const progress = jobs.progressOf(shown);
   const steps = shown.state === 'running' && progress && progress.steps > 0 ? say('stage.step', { step: progress.step, steps: progress.steps }) : '';
-  fill(byId('stage-bar').querySelector('.facts'), ...[doing(shown), steps, left(shown)].filter(Boolean).map((text) => el('span', { text })));
+  fill(byId('stage-bar').querySelector('.facts'), ...[doing(shown), steps, ...(download ? howFar(download) : [left(shown)])].filter(Boolean).map((text) => el('span', { text })));
   tell(share);
   document.title = share === null ? 'Lowtide' : `${Math.round(share * 100)} % · Lowtide`;
 }

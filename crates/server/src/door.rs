@@ -1,9 +1,14 @@
 //! What a server asks about jobs before it accepts them: which kinds and models there are, whether a request can be,
 //! what it would cost. It asks through a trait, so that it never sees a tensor.
 
+use std::fmt;
+
 use lowtide_core::{Budget, Bytes};
 use lowtide_jobs::report::Hints;
 use serde_json::Value;
+
+use crate::Downloads;
+use crate::refusal::Refusal;
 
 /// What the service offers. Calls may take milliseconds, and come from many threads.
 pub trait Door: Send + Sync {
@@ -63,6 +68,11 @@ pub trait Door: Send + Sync {
 
     /// The words of textual inversion that prompts can have.
     fn embeddings(&self) -> Vec<Extra>;
+
+    /// Whoever fetches models that are not here; `None` where nobody does.
+    fn downloads(&self) -> Option<&dyn Downloads> {
+        None
+    }
 }
 
 /// A small file beside the models that requests can name.
@@ -143,6 +153,13 @@ pub enum Refused {
         /// What there is.
         known: Vec<String>,
     },
+    /// No such model here, and it does not come either: 404.
+    NotHere {
+        /// What was named.
+        model: String,
+        /// Why, and what to do.
+        problem: String,
+    },
     /// Something in the request: 422.
     Invalid {
         /// The field, such as `width`.
@@ -166,4 +183,11 @@ pub enum Refused {
         /// The sentence.
         sentence: String,
     },
+}
+
+impl fmt::Display for Refused {
+    /// The sentence that a client is told.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&Refusal::from(self.clone()).message())
+    }
 }

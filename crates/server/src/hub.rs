@@ -9,6 +9,7 @@ use lowtide_jobs::{Event, EventId, Happening, StoreError};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, watch};
 
+use crate::Download;
 use crate::app::{App, Inner};
 use crate::outlook::Place;
 use crate::refusal::Refusal;
@@ -24,6 +25,9 @@ const OUTLOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// The longest wait for a change: also how late the end signal is seen where nobody nudges.
 const WAIT_MAX: Duration = Duration::from_millis(500);
+
+/// How far models on their way here are is told no more often than this.
+const DOWNLOADS_EVERY: Duration = Duration::from_millis(500);
 
 /// Jobs whose new place is told after one look at the queue.
 const MOVED_MAX: usize = 64;
@@ -120,6 +124,7 @@ pub(crate) fn pump(app: &Inner) {
     let mut seen = 0;
     let mut looked: Option<Instant> = None;
     let mut stale = true;
+    let mut told = Told::default();
     while !hub.is_ending() {
         let wait = match (stale, looked) {
             (true, None) => Duration::ZERO,
@@ -137,11 +142,48 @@ pub(crate) fn pump(app: &Inner) {
         // Errors of the store are told to whoever asks it; here the next round tries again.
         let _ = pass_on(app);
         hub.tick.send_replace(seen);
+        told.renew(app);
         let due = looked.is_none_or(|at| at.elapsed() >= OUTLOOK_EVERY);
         if stale && due {
             looked = Some(Instant::now());
             stale = renew(app).is_err();
         }
+    }
+}
+
+/// What was said of models on their way here.
+#[derive(Default)]
+struct Told {
+    at: Option<Instant>,
+    all: Vec<Download>,
+}
+
+impl Told {
+    /// Says what changed since: once to who listens to everything, and to each job that waits for it.
+    fn renew(&mut self, app: &Inner) {
+        let early = self.at.is_some_and(|at| at.elapsed() < DOWNLOADS_EVERY);
+        let Some(downloads) = app.door.downloads().filter(|_| !early) else {
+            return;
+        };
+        self.at = Some(Instant::now());
+        let all = downloads.all();
+        for one in all.iter().filter(|one| !self.all.contains(one)) {
+            let mut data = one.view();
+            data["event"] = "download".into();
+            let line = |job: Option<JobId>, data: &Value| Line {
+                id: None,
+                job,
+                name: "download".to_owned(),
+                data: data.to_string(),
+                over: false,
+            };
+            let _ = app.hub.lines.send(Arc::new(line(None, &data)));
+            for &job in &one.jobs {
+                data["job"] = job.to_string().into();
+                let _ = app.hub.lines.send(Arc::new(line(Some(job), &data)));
+            }
+        }
+        self.all = all;
     }
 }
 

@@ -13,6 +13,7 @@ mod app;
 mod base64;
 mod counters;
 mod door;
+mod downloads;
 mod fields;
 mod fleet;
 mod guard;
@@ -33,5 +34,6 @@ mod view;
 mod words;
 
 pub use door::{Checked, Door, Extra, Kind, ModelEntry, Planned, Refused};
+pub use downloads::{Download, DownloadState, Downloads, NotFetched, Offer};
 pub use options::{Clock, Options};
 pub use server::{End, Server, end_signal};

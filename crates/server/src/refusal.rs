@@ -363,6 +363,9 @@ impl From<Refused> for Refusal {
                 problem: format!("there is no model '{model}' for this kind of job"),
                 known,
             },
+            Refused::NotHere { model, problem } => {
+                Refusal::not_found(format!("the model '{model}' is not here: {problem}"))
+            }
             Refused::Invalid { field, problem } => Refusal::invalid(field, problem),
             Refused::DoesNotFit {
                 sentence,

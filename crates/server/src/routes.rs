@@ -3,6 +3,7 @@
 mod artifacts;
 mod catalog;
 mod comfy;
+mod downloads;
 mod events;
 mod explain;
 mod gpu;
@@ -110,6 +111,7 @@ fn all(app: &App) -> Routes {
     routes = inputs::routes(routes);
     routes = catalog::routes(routes);
     routes = orders::routes(routes);
+    routes = downloads::routes(routes);
     routes = queue::routes(routes);
     routes = gpu::routes(routes);
     routes = explain::routes(routes);

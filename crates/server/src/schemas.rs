@@ -265,7 +265,7 @@ fn jobs() -> Vec<(&'static str, Value)> {
         "position": or_null(count()), "eta_s": or_null(number()), "progress": or_null(progress),
         "preview_url": or_null(text()), "artifacts": list(artifact), "report": {}, "error": or_null(text()),
         "history": list(any_object()), "cancel_requested": { "type": "boolean" },
-        "pause_requested": { "type": "boolean" }, "wishes": any_object(),
+        "pause_requested": { "type": "boolean" }, "wishes": any_object(), "download": or_null(any_object()),
     }));
     job["properties"]["request"] = any_object();
     vec![
@@ -301,7 +301,29 @@ fn models() -> Vec<(&'static str, Value)> {
         ("Model", model),
         (
             "ModelList",
-            object(json!({ "object": { "const": "list" }, "data": list(reference("Model")) })),
+            object(json!({
+                "object": { "const": "list" }, "data": list(reference("Model")),
+                "downloads": object(json!({
+                    "allowed": { "type": "boolean" }, "reason": or_null(text()), "data": list(reference("Download")),
+                })),
+            })),
+        ),
+        (
+            "Download",
+            object(json!({
+                "model": text(),
+                "state": { "type": "string", "enum": ["waiting", "looking", "fetching", "done", "failed", "stopped"] },
+                "files": or_null(count()), "bytes": or_null(count()), "there": count(),
+                "bytes_per_s": or_null(count()), "remaining_s": or_null(count()), "error": or_null(text()),
+                "jobs": list(id()),
+            })),
+        ),
+        (
+            "Offer",
+            object(json!({
+                "model": text(), "commit": text(), "files": count(), "bytes": count(), "missing_bytes": count(),
+                "free_bytes": or_null(count()), "has_room": { "type": "boolean" },
+            })),
         ),
         (
             "OrderAnswer",

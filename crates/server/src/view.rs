@@ -5,6 +5,7 @@ use lowtide_jobs::{Attempt, Job, Progress};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::Download;
 use crate::app::Inner;
 use crate::outlook::{Outlook, Place};
 
@@ -36,6 +37,8 @@ pub(crate) struct JobView {
     cancel_requested: bool,
     pause_requested: bool,
     wishes: Value,
+    /// How far its model is on its way here, while it waits for that.
+    pub(crate) download: Option<Value>,
 }
 
 /// JSON that somebody submitted or reported; what is none is a text.
@@ -64,9 +67,13 @@ impl JobView {
                     .and_then(|place| place.finish),
             });
         }
+        let waits = job.state == JobState::Queued;
+        let download = app.door.downloads().filter(|_| waits);
+        let download = download.and_then(|all| Download::of_job(&all.all(), job.id));
         let request = parsed(std::mem::take(&mut job.request));
         let mut view = JobView::new(job, place, now);
         view.request = Some(request);
+        view.download = download;
         Ok(view)
     }
 
@@ -113,6 +120,7 @@ impl JobView {
                 "after_job": job.wishes.after_job.map(crate::words::after_job),
                 "keep_alive": job.wishes.keep_alive.map(|keep| keep.to_string()),
             }),
+            download: None,
         }
     }
 }

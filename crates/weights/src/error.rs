@@ -228,10 +228,7 @@ pub enum Error {
         why: String,
     },
     /// The file ends before what it announces.
-    #[error(
-        "{file}: truncated: it should have {needed} bytes and has {found}; half a download? \
-         fetch it again"
-    )]
+    #[error("{file}: {}; fetch it again", too_short(*.needed, *.found))]
     Truncated {
         /// The file.
         file: String,
@@ -558,5 +555,17 @@ impl Error {
                 cause,
             },
         }
+    }
+}
+
+/// What is wrong with a file that ends too early, or was only given its length.
+fn too_short(needed: u64, found: u64) -> String {
+    match found < needed {
+        true => {
+            format!("truncated: it should have {needed} bytes and has {found}; half a download?")
+        }
+        false => format!(
+            "its header is empty, though it has {found} bytes; a download that never began?"
+        ),
     }
 }

@@ -109,26 +109,34 @@ impl Shelf {
             if self.models.contains_key(&name) {
                 continue;
             }
-            match self.makings.folders.open(&name) {
-                Ok(folder) => {
-                    let runs = |processor: &&Arc<dyn Processor>| processor.runs(&folder);
-                    let processors = self.makings.processors.iter().filter(runs);
-                    let processors: Vec<_> = processors.cloned().collect();
-                    if !processors.is_empty() {
-                        self.add(&name, processors, Some(folder));
-                    }
-                }
-                Err(problem) => self.left_out(&name, &problem),
+            let opened = self.makings.folders.open(&name);
+            if let Err(problem) = opened.map(|folder| self.add_folder(&name, folder)) {
+                self.left_out(&name, &problem);
             }
         }
         self.models.len() > before
     }
 
+    /// Looks for one model that was not there before. Returns whether it is now.
+    pub(crate) fn seek(&mut self, name: &str) -> bool {
+        if let Ok(folder) = self.makings.folders.open(name) {
+            self.add_folder(name, folder);
+        }
+        self.models.contains_key(name)
+    }
+
+    fn add_folder(&mut self, name: &str, folder: ModelFolder) {
+        let mut processors = self.makings.processors.clone();
+        processors.retain(|processor| processor.runs(&folder));
+        if !processors.is_empty() {
+            self.add(name, processors, Some(folder));
+        }
+    }
+
     fn left_out(&self, name: &str, problem: &str) {
         let text = format!("model {name} is left out: {problem}");
-        self.makings
-            .log
-            .say(Level::Warn, text, json!({ "model": name }));
+        let log = &self.makings.log;
+        log.say(Level::Warn, text, json!({ "model": name }));
     }
 
     fn add(

@@ -52,6 +52,12 @@ const STATUS_EVERY: Duration = Duration::from_millis(200);
 /// A model nobody knew is looked for no more often than this.
 const RESCAN_EVERY: Duration = Duration::from_secs(10);
 
+/// One that a job names is looked for by its name, no more often than this.
+const SEEK_EVERY: Duration = Duration::from_secs(1);
+
+/// So many are.
+const SOUGHT_MAX: usize = 4;
+
 /// What is free for us is asked of the system no more often than this.
 const BUDGET_EVERY: Duration = Duration::from_secs(1);
 
@@ -92,6 +98,7 @@ pub struct Worker {
     /// Something changed since, which was not worth a status by itself.
     unsaid: bool,
     scanned: Instant,
+    sought: Instant,
     budget: Option<(Instant, Bytes)>,
 }
 
@@ -156,6 +163,7 @@ impl Worker {
             said: None,
             unsaid: false,
             scanned: Instant::now(),
+            sought: Instant::now(),
             budget: None,
         };
         worker.keeper.show(worker.cards(&profile));
@@ -360,10 +368,27 @@ impl Worker {
     /// Jobs that cannot run here: their models are looked for now and then, and where they hide others, further jobs are
     /// looked at.
     fn unknown_models(&mut self, decision: &Decision) {
-        let unknown = |aside: &SetAside| matches!(aside, SetAside::UnknownModel { .. });
-        if decision.set_aside.iter().any(unknown) && self.scanned.elapsed() >= RESCAN_EVERY {
-            self.scanned = Instant::now();
-            if self.shelf.rescan() {
+        let unknown = |aside: &SetAside| match aside {
+            SetAside::UnknownModel { model, .. } => Some(model.clone()),
+            _ => None,
+        };
+        let mut unknown: Vec<String> = decision.set_aside.iter().filter_map(unknown).collect();
+        let all = !unknown.is_empty() && self.scanned.elapsed() >= RESCAN_EVERY;
+        // One that is being fetched should not have to wait for that.
+        let some = !unknown.is_empty() && self.sought.elapsed() >= SEEK_EVERY;
+        if all || some {
+            self.sought = Instant::now();
+            unknown.dedup();
+            unknown.truncate(SOUGHT_MAX);
+            let mut found = false;
+            for model in &unknown {
+                found |= self.shelf.seek(model);
+            }
+            if all {
+                self.scanned = Instant::now();
+                found |= self.shelf.rescan();
+            }
+            if found {
                 let profile = device::cpu::profile(self.device.precision.resolve());
                 self.keeper.show(self.cards(&profile));
                 self.read = None;

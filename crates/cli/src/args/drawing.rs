@@ -121,6 +121,23 @@ pub(crate) struct HiresArgs {
     pub(crate) hires_upscaler: Option<String>,
 }
 
+/// A second model.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Refiner")]
+pub(crate) struct RefinerArgs {
+    /// Another model goes the rest of the way from noise to picture, such as the refiner of Stable Diffusion XL
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) refiner: Option<String>,
+    /// Where it takes over, between 0 (noise) and 1 (picture) [default: 0.8]
+    #[arg(
+        long,
+        value_name = "SHARE",
+        requires = "refiner",
+        allow_negative_numbers = true
+    )]
+    pub(crate) refiner_start: Option<f32>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -124,6 +124,9 @@ pub(crate) struct PullArgs {
     /// Files fetched at a time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub(crate) parallel: u8,
+    /// Have a running server fetch it, into its own cache, instead of this process
+    #[arg(long, value_name = "URL", conflicts_with_all = ["variant", "include", "parallel"])]
+    pub(crate) server: Option<String>,
     /// Print lines of JSON: what is planned, progress, what came of it
     #[arg(long)]
     pub(crate) json: bool,

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use lowtide_hub::Wanted;
 use lowtide_media::Format;
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ use crate::request::{Pictures, read_picture, request};
 use crate::run::{self, KIND};
 
 /// How often it is looked whether somebody asked to stop.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Makes the pictures: through a running server where there is one and nothing is asked that only this process can do.
 pub(crate) fn generate(verb: &GenerateVerb) -> Result<(), Failure> {
@@ -56,7 +57,7 @@ pub(crate) fn generate(verb: &GenerateVerb) -> Result<(), Failure> {
         note("runs here: no server is running".to_owned());
         return run::generate(args);
     };
-    if explicit(hand_over).is_none() && !knows(&server, &args.model)? {
+    if explicit(hand_over).is_none() && !offers(&server, &args.model)? {
         note(format!(
             "runs here: the server at {} has no model '{}'",
             server.url(),
@@ -95,9 +96,14 @@ fn explicit(hand_over: &HandOverArgs) -> Option<&'static str> {
     }
 }
 
-/// Whether the server has a model of this name or alias.
-fn knows(server: &Http, model: &str) -> Result<bool, Failure> {
+/// Whether the server has a model of this name or alias, or fetches such a one.
+fn offers(server: &Http, model: &str) -> Result<bool, Failure> {
     let list = server.get("/v1/models")?;
+    let fetches = list["downloads"]["allowed"] == true;
+    let path = std::path::Path::new(model).exists();
+    if fetches && !path && model.contains('/') && model.parse::<Wanted>().is_ok() {
+        return Ok(true);
+    }
     let mut models = list["data"].as_array().into_iter().flatten();
     Ok(models.any(|entry| {
         let aliases = entry["lowtide"]["aliases"].as_array().into_iter().flatten();
@@ -237,7 +243,7 @@ fn wait(
 }
 
 /// The data of a stream of events, one text each, until it ends.
-fn listen(server: &Http, path: &str) -> Result<Receiver<Value>, Failure> {
+pub(super) fn listen(server: &Http, path: &str) -> Result<Receiver<Value>, Failure> {
     let lines = server.lines(path)?;
     let (sender, receiver) = channel();
     std::thread::Builder::new()
@@ -257,8 +263,11 @@ fn listen(server: &Http, path: &str) -> Result<Receiver<Value>, Failure> {
     Ok(receiver)
 }
 
-/// One event that says how far the job is.
+/// One event that says how far the job is, or its model on its way.
 fn show(progress: &mut Progress, data: &Value, seconds: f64) {
+    if data["event"] == "download" {
+        return show_download(progress, data, seconds);
+    }
     let told = match data["progress"].is_object() {
         true => &data["progress"],
         false => data,
@@ -274,6 +283,26 @@ fn show(progress: &mut Progress, data: &Value, seconds: f64) {
         phase,
         done: done as usize,
         total: (total as usize).max(1),
+        seconds,
+        memory: None,
+    });
+}
+
+/// In kilobytes: a step each.
+fn show_download(progress: &mut Progress, data: &Value, seconds: f64) {
+    let (Some(bytes), Some(there)) = (data["bytes"].as_u64(), data["there"].as_u64()) else {
+        return;
+    };
+    let total = (bytes >> 10).max(1);
+    let done = match data["state"] == "done" {
+        true => total,
+        // The last bytes are not the end: they are verified, and get their place.
+        false => (there >> 10).min(total - 1),
+    };
+    progress.show(Look {
+        phase: "download (KiB)",
+        done: done as usize,
+        total: total as usize,
         seconds,
         memory: None,
     });
@@ -336,6 +365,10 @@ fn tell(
         return Ok(console::print(&format!("{line}\n"))?);
     }
     if !args.quiet {
+        let notes = job["report"]["notes"].as_array().into_iter().flatten();
+        for note in notes.filter_map(Value::as_str) {
+            console::note(&format!("note: {note}"));
+        }
         console::note(&match job["report"]["chain"].is_object() {
             true => chain::summary(&job["report"], config.seed, seconds),
             false => format!("seed {}, {seconds:.2} s in all", config.seed),

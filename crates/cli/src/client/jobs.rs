@@ -159,7 +159,7 @@ fn shown(job: &Value) -> String {
     }
     for name in ["progress", "request", "report"] {
         for (field, value) in job[name].as_object().into_iter().flatten() {
-            if !value.is_null() {
+            if !value.is_null() && *value != json!([]) {
                 table.row([format!("{name}.{field}"), word(value)]);
             }
         }

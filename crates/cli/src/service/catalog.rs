@@ -5,7 +5,7 @@ use lowtide_weights::ModelFolder;
 use super::folders::Surroundings;
 use super::settings::ModelsSettings;
 use crate::failure::one_line;
-use crate::models::Library;
+use crate::models::{Library, Model};
 
 /// The models that can be named. A name is only ever looked for among those found: no text of a client becomes a path.
 #[derive(Clone, Debug)]
@@ -29,6 +29,11 @@ impl Catalog {
     /// The places that are not there.
     pub(crate) fn missing(&self) -> Vec<String> {
         self.library.missing()
+    }
+
+    /// All models, as of now.
+    pub(crate) fn models(&self) -> Vec<Model> {
+        self.library.all()
     }
 
     /// All names, as of now.

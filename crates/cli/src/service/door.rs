@@ -1,5 +1,8 @@
 //! What the server asks about jobs, answered by the processors: from configurations and headers, never from weights.
 
+mod coming;
+mod pictures;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,13 +12,17 @@ use lowtide_engine::chain::{self, Handed};
 use lowtide_engine::processor::{Forecast, Opened, Processor, Setup};
 use lowtide_engine::{Error, Options};
 use lowtide_jobs::report::{BatchHints, Hints};
-use lowtide_media::{Format, Limits, Pixels};
-use lowtide_server::{Checked, Door, Extra, Kind, ModelEntry, Planned, Refused};
+use lowtide_server::{Checked, Door, Downloads, Extra, Kind, ModelEntry, Planned, Refused};
 use serde_json::{Map, Value, json};
 
+use coming::Looked;
+
 use super::catalog::Catalog;
+use super::downloads::Fetcher;
+use super::known::{Known, Memory, Stamp};
 use super::settings::Settings;
 use crate::failure::one_line;
+use crate::models::Model;
 use crate::named_files::{Found, Places};
 use crate::plan_view;
 
@@ -41,6 +48,8 @@ pub(crate) struct Desk {
     /// The files of `setup`, and what passes between the steps of a chain.
     handed: Arc<Handed>,
     places: Places,
+    fetcher: Arc<Fetcher>,
+    known: Memory,
     opened: Mutex<Vec<Kept>>,
     defaults: Mutex<BTreeMap<&'static str, (Instant, Option<String>)>>,
 }
@@ -58,7 +67,7 @@ impl Desk {
         processors: Vec<Arc<dyn Processor>>,
         catalog: Arc<Catalog>,
         settings: &Settings,
-        setup: Setup,
+        (setup, fetcher): (Setup, Arc<Fetcher>),
     ) -> Desk {
         let handed = Handed::new(setup.files);
         let setup = Setup {
@@ -72,6 +81,8 @@ impl Desk {
             aliases: settings.models.aliases.clone(),
             presets: settings.presets.clone(),
             setup,
+            fetcher,
+            known: Memory::default(),
             places: settings.models.places.clone(),
             opened: Mutex::new(Vec::new()),
             defaults: Mutex::new(BTreeMap::new()),
@@ -102,16 +113,49 @@ impl Desk {
     fn models_of(&self, processor: &dyn Processor) -> Vec<String> {
         let own = processor.own_models().iter().map(|name| (*name).to_owned());
         let mut names: Vec<String> = own.collect();
-        for name in self.catalog.names() {
-            let runs = self
-                .catalog
-                .open(&name)
-                .is_ok_and(|folder| processor.runs(&folder));
-            if runs && !names.contains(&name) {
-                names.push(name);
+        for model in self.catalog.models() {
+            let runs = self.kinds_of(&model).0.kinds.contains(&processor.kind());
+            if runs && !names.contains(&model.name) {
+                names.push(model.name);
             }
         }
         names
+    }
+
+    /// What is known of a model; its files are opened only where they changed.
+    fn kinds_of(&self, model: &Model) -> (Known, Stamp) {
+        let stamp = Stamp::of(model);
+        if let Some(known) = self.known.of(&model.name, &stamp) {
+            return (known, stamp);
+        }
+        let mut known = Known::default();
+        if let Ok(folder) = model.open() {
+            let runs = self.processors.iter().filter(|one| one.runs(&folder));
+            known.kinds = runs.map(|one| one.kind()).collect();
+        }
+        self.known.keep(&model.name, stamp.clone(), known.clone());
+        (known, stamp)
+    }
+
+    /// The same, with what it shows of itself.
+    fn shown(&self, model: &Model) -> Known {
+        let (mut known, stamp) = self.kinds_of(model);
+        if known.shown {
+            return known;
+        }
+        let runs = |one: &&Arc<dyn Processor>| known.kinds.contains(&one.kind());
+        for processor in self.processors.iter().filter(runs) {
+            // One that cannot be opened is told of when somebody names it.
+            if let Ok(opened) = self.opened(processor.as_ref(), &model.name) {
+                let card = opened.card();
+                known
+                    .cards
+                    .insert(processor.kind(), (card.bytes, card.defaults));
+            }
+        }
+        known.shown = true;
+        self.known.keep(&model.name, stamp, known.clone());
+        known
     }
 
     /// The model where a request names none: the one with the alias `default`, else the first.
@@ -254,23 +298,27 @@ impl Desk {
         model: Option<&str>,
         request: Value,
         budget: Option<Budget>,
-    ) -> Result<(Checked, Forecast), Refused> {
+    ) -> Result<Looked, Refused> {
         let processor = self.processor(kind)?;
-        let model = self.name_of(processor.as_ref(), model)?;
+        let model = match self.name_of(processor.as_ref(), model) {
+            Ok(model) => model,
+            Err(refused) => match self.coming(processor.as_ref(), model)? {
+                Some(model) => return self.unseen(processor.as_ref(), model, request),
+                None => return Err(refused),
+            },
+        };
         let request = self.with_preset(&processor.schema(), request)?;
         let opened = self.opened(processor.as_ref(), &model)?;
         let request = opened.check(&request).map_err(refused)?;
         self.find_loras(&request)?;
         let forecast = opened.forecast(&request, budget).map_err(refused)?;
         let hints = hints(&forecast);
-        Ok((
-            Checked {
-                model,
-                request,
-                hints,
-            },
-            forecast,
-        ))
+        let checked = Checked {
+            model,
+            request,
+            hints,
+        };
+        Ok(Looked::Here(Box::new((checked, forecast))))
     }
 }
 
@@ -303,23 +351,28 @@ impl Door for Desk {
 
     fn models(&self) -> Vec<ModelEntry> {
         let mut entries: BTreeMap<String, ModelEntry> = BTreeMap::new();
+        let mut add = |name: &str, kind: &str, (bytes, defaults): (Bytes, Value)| {
+            let entry = entries.entry(name.to_owned());
+            let entry = entry.or_insert_with(|| ModelEntry {
+                name: name.to_owned(),
+                aliases: self.aliases_of(name),
+                kinds: Vec::new(),
+                bytes,
+                defaults,
+            });
+            entry.kinds.push(kind.to_owned());
+        };
         for processor in &self.processors {
-            for name in self.models_of(processor.as_ref()) {
-                // One that cannot be opened is told of when somebody names it.
-                let Ok(opened) = self.opened(processor.as_ref(), &name) else {
-                    continue;
-                };
-                let entry = entries.entry(name.clone()).or_insert_with(|| {
+            for name in processor.own_models() {
+                if let Ok(opened) = self.opened(processor.as_ref(), name) {
                     let card = opened.card();
-                    ModelEntry {
-                        name: name.clone(),
-                        aliases: self.aliases_of(&name),
-                        kinds: Vec::new(),
-                        bytes: card.bytes,
-                        defaults: card.defaults,
-                    }
-                });
-                entry.kinds.push(processor.kind().to_owned());
+                    add(name, processor.kind(), (card.bytes, card.defaults));
+                }
+            }
+        }
+        for model in self.catalog.models() {
+            for (kind, card) in self.shown(&model).cards {
+                add(&model.name, kind, card);
             }
         }
         entries.into_values().collect()
@@ -335,7 +388,10 @@ impl Door for Desk {
         if kind == chain::KIND {
             return Ok(self.look_at_chain(model, request, budget)?.0);
         }
-        Ok(self.look(kind, model, request, budget)?.0)
+        match self.look(kind, model, request, budget)? {
+            Looked::Here(here) => Ok(here.0),
+            Looked::Coming(checked) => Ok(checked),
+        }
     }
 
     fn plan(
@@ -348,7 +404,17 @@ impl Door for Desk {
         if kind == chain::KIND {
             return self.plan_of_chain(model, request, budget);
         }
-        let (checked, forecast) = self.look(kind, model, request, budget)?;
+        let (checked, forecast) = match self.look(kind, model, request, budget)? {
+            Looked::Here(here) => *here,
+            Looked::Coming(checked) => {
+                return Err(Refused::NotHere {
+                    model: checked.model,
+                    problem:
+                        "it is fetched when a job needs it, and can be planned with once it came"
+                            .to_owned(),
+                });
+            }
+        };
         let plan = forecast.plan.as_ref();
         Ok(Planned {
             checked,
@@ -359,58 +425,15 @@ impl Door for Desk {
     }
 
     fn mask_of(&self, picture: &[u8]) -> Result<Option<Vec<u8>>, Refused> {
-        let invalid = |error: lowtide_media::Error| Refused::Invalid {
-            field: "image".to_owned(),
-            problem: one_line(&error.to_string()),
-        };
-        let decoded = lowtide_media::decode(picture, &Limits::default()).map_err(invalid)?;
-        let Some(alpha) = decoded.alpha else {
-            return Ok(None);
-        };
-        // What can be seen through is what is drawn anew: bright in a mask.
-        let rgb: Vec<u8> = alpha
-            .values()
-            .iter()
-            .flat_map(|&solid| [u8::MAX - solid; 3])
-            .collect();
-        if rgb.iter().all(|&value| value == 0) {
-            return Ok(None);
-        }
-        let pixels = Pixels {
-            width: alpha.width(),
-            height: alpha.height(),
-            rgb: &rgb,
-        };
-        lowtide_media::encode(pixels, Format::Png, "")
-            .map(Some)
-            .map_err(invalid)
+        pictures::mask_of(picture)
     }
 
     fn inverted(&self, mask: &[u8]) -> Result<Vec<u8>, Refused> {
-        let invalid = |error: lowtide_media::Error| Refused::Invalid {
-            field: "mask".to_owned(),
-            problem: one_line(&error.to_string()),
-        };
-        let decoded = lowtide_media::decode(mask, &Limits::default()).map_err(invalid)?;
-        let bright = decoded.picture.luminance();
-        let rgb: Vec<u8> = bright
-            .values()
-            .iter()
-            .flat_map(|&value| [u8::MAX - value; 3])
-            .collect();
-        let pixels = Pixels {
-            width: bright.width(),
-            height: bright.height(),
-            rgb: &rgb,
-        };
-        lowtide_media::encode(pixels, Format::Png, "").map_err(invalid)
+        pictures::inverted(mask)
     }
 
     fn parameters_of(&self, picture: &[u8]) -> Result<Option<String>, Refused> {
-        lowtide_media::text_of(picture).map_err(|error| Refused::Invalid {
-            field: "image".to_owned(),
-            problem: one_line(&error.to_string()),
-        })
+        pictures::parameters_of(picture)
     }
 
     fn loras(&self) -> Vec<Extra> {
@@ -419,6 +442,10 @@ impl Door for Desk {
 
     fn embeddings(&self) -> Vec<Extra> {
         extras(self.places.embeddings())
+    }
+
+    fn downloads(&self) -> Option<&dyn Downloads> {
+        Some(&*self.fetcher)
     }
 }
 
@@ -460,8 +487,10 @@ impl Desk {
         }
         let there = known.iter().cloned().collect::<Vec<_>>().join(", ");
         let mut sentences = Vec::new();
+        let fetches = self.fetcher.forbidden().is_none();
+        let coming = |name: &String| fetches && Fetcher::wanted(name).is_some();
         for (alias, target) in &self.aliases {
-            if !known.contains(target) {
+            if !known.contains(target) && !coming(target) {
                 sentences.push(format!(
                     "models.aliases.{alias}: there is no model '{target}'; there are {there}"
                 ));

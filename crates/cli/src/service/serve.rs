@@ -17,6 +17,7 @@ use serde_json::json;
 
 use super::catalog::Catalog;
 use super::door::Desk;
+use super::downloads::{Fetcher, Keeper};
 use super::folders::Surroundings;
 use super::instance::Instance;
 use super::layers::Origin;
@@ -47,20 +48,20 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let artifacts = Arc::new(store::open_artifacts(&settings)?);
     let catalog = Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?);
     let inputs = Arc::new(store::open_inputs(&settings)?);
-    for dir in catalog.missing() {
-        log.say(
-            Level::Warn,
-            &format!("models.dirs: there is no folder '{dir}'"),
-        );
-    }
-    for dir in settings.models.places.missing() {
-        log.say(Level::Warn, &format!("there is no folder '{dir}'"));
-    }
+    say_missing(&settings, &catalog, &log);
     let setup = processor::Setup {
         options: work::device(&settings),
-        files: work::files(&settings, inputs.clone()),
+        files: work::files(&settings, inputs.clone(), catalog.clone()),
     };
-    let desk = Desk::new(processors, catalog.clone(), &settings, setup);
+    let around = Surroundings::of_process();
+    let fetcher = Fetcher::new(&settings.models, &around, (catalog.clone(), store.clone()));
+    let desk = Desk::new(
+        processors,
+        catalog.clone(),
+        &settings,
+        (setup, fetcher.clone()),
+    );
+    let desk = Arc::new(desk);
     if let Some(sentence) = desk.strangers(&settings).into_iter().next() {
         return Err(Failure::Mistake(sentence));
     }
@@ -70,7 +71,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         store: store.clone(),
         artifacts,
         inputs,
-        door: Arc::new(desk),
+        door: desk.clone(),
     };
     let net = Net::start(listener, subjects, &settings)?;
     let url = format!("http://{}", reachable(address));
@@ -87,10 +88,12 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         )?),
         false => None,
     };
+    let downloads = Keeper::start(fetcher, desk, log.clone())?;
     while interrupt.check().is_ok() && !net.is_over() {
         std::thread::park_timeout(LOOK_EVERY);
     }
     log.info("ends: what runs is parked and saved; a second Ctrl-C ends at once");
+    drop(downloads);
     let spoke = net.stop();
     if let Some(supervisor) = supervisor {
         supervisor.stop();
@@ -100,6 +103,19 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         log.info(&format!("{left} jobs go on after the next start"));
     }
     spoke
+}
+
+/// Folders that are named and not there.
+fn say_missing(settings: &Settings, catalog: &Catalog, log: &Logger) {
+    for dir in catalog.missing() {
+        log.say(
+            Level::Warn,
+            &format!("models.dirs: there is no folder '{dir}'"),
+        );
+    }
+    for dir in settings.models.places.missing() {
+        log.say(Level::Warn, &format!("there is no folder '{dir}'"));
+    }
 }
 
 /// Jobs that are not over.

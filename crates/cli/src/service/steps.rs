@@ -48,6 +48,10 @@ fn as_field(refused: Refused) -> Error {
             "model",
             format!("'{}' is unknown; {}", shown(&model), list(known)),
         ),
+        Refused::NotHere { model, problem } => Error::request(
+            "model",
+            format!("'{}' is not here: {problem}", shown(&model)),
+        ),
         Refused::Invalid { field, problem } => Error::request(field, problem),
         Refused::DoesNotFit { sentence, .. } | Refused::Broken { sentence } => {
             Error::request("model", sentence)

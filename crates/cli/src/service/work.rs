@@ -123,15 +123,17 @@ fn work(
     log: &Logger,
 ) -> Result<(), Failure> {
     let lines = log.clone();
+    let around = Surroundings::of_process();
+    let folders = Arc::new(Catalog::new(&settings.models, &around)?);
     let setup = Setup {
         store,
         artifacts: Arc::new(store::open_artifacts(settings)?),
         id,
         sessions: settings.server.files_dir.join("sessions"),
         processors: enabled(&settings.kinds)?,
-        folders: Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?),
+        folders: folders.clone(),
         device: device(settings),
-        files: files(settings, Arc::new(store::open_inputs(settings)?)),
+        files: files(settings, Arc::new(store::open_inputs(settings)?), folders),
         options: options(settings),
         log: lowtide_worker::Log::new(move |line| {
             let level = match line.level {
@@ -229,9 +231,13 @@ fn options(settings: &Settings) -> WorkerOptions {
 }
 
 /// The files that requests name.
-pub(crate) fn files(settings: &Settings, inputs: Arc<dyn InputStore>) -> Arc<dyn Files> {
+pub(crate) fn files(
+    settings: &Settings,
+    inputs: Arc<dyn InputStore>,
+    models: Arc<dyn Folders>,
+) -> Arc<dyn Files> {
     let places = settings.models.places.clone();
-    Arc::new(NamedFiles::new(places, Box::new(Sent(inputs))))
+    Arc::new(NamedFiles::new(places, Box::new(Sent(inputs)), models))
 }
 
 fn own_id() -> WorkerId {

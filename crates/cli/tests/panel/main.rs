@@ -8,6 +8,7 @@
 )]
 
 mod cdp;
+mod fetching;
 mod service;
 mod visits;
 mod words;
@@ -25,6 +26,15 @@ struct Visit {
 impl Visit {
     /// `None`, said loudly, where there is no Chromium.
     fn begin(test: &str, width: u32, height: u32) -> Option<Visit> {
+        Visit::begin_at(test, (width, height), Service::start)
+    }
+
+    /// As [`Visit::begin`], at another service.
+    fn begin_at(
+        test: &str,
+        (width, height): (u32, u32),
+        service: impl FnOnce() -> Service,
+    ) -> Option<Visit> {
         let browser = match Browser::start() {
             Ok(browser) => browser,
             Err(reason) => {
@@ -32,7 +42,7 @@ impl Visit {
                 return None;
             }
         };
-        let service = Service::start();
+        let service = service();
         let page = browser.open(&service.url, width, height);
         page.wait(
             "the words are there and the stream is up",

@@ -20,13 +20,20 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) fn start() -> Service {
+        Service::start_with(&[], &[])
+    }
+
+    /// With these arguments and variables.
+    pub(crate) fn start_with(arguments: &[&str], variables: &[(&str, String)]) -> Service {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("serve.log")).unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_lowtide"))
             .args(["serve", "--port", "0", "--data-dir"])
             .arg(folder.path().join("data"))
+            .args(arguments)
             .current_dir(folder.path())
             .env("HOME", folder.path())
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .env_remove("LOWTIDE_MODELS")
             .env_remove("LOWTIDE_SERVER")
             .stdin(Stdio::null())

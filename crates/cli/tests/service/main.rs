@@ -5,6 +5,7 @@
     reason = "a test that meets an error should say where"
 )]
 
+mod downloads;
 mod hand_over;
 mod serving;
 mod settings;
@@ -191,8 +192,16 @@ impl Server {
     /// Starts one on a free port and waits until its worker runs.
     #[track_caller]
     fn start(place: &Place, more: &str) -> Server {
+        Server::start_with(place, more, &[])
+    }
+
+    /// As [`Server::start`], with these variables.
+    #[track_caller]
+    fn start_with(place: &Place, more: &str, variables: &[(&str, String)]) -> Server {
         let line = format!("serve --port 0 --set kinds.enabled=text-to-image,noise,no-op {more}");
-        let mut process = Process::spawn(place.command(&line));
+        let mut command = place.command(&line);
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        let mut process = Process::spawn(command);
         let url = process.after("listens on ");
         let worker = process.after("worker  started, process ");
         Server {

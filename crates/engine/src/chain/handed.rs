@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lowtide_media::{Format, Pixels, encode};
+use lowtide_weights::ModelFolder;
 
 use crate::SIDE_MAX;
 use crate::processor::Files;
@@ -103,6 +104,10 @@ impl Files for Handed {
 
     fn embeddings(&self) -> Vec<(String, PathBuf)> {
         self.files.embeddings()
+    }
+
+    fn model(&self, name: &str) -> Result<ModelFolder, String> {
+        self.files.model(name)
     }
 }
 

@@ -86,7 +86,7 @@ impl ClipTokenizer {
     /// Reads a prompt; words that name one of `inversions` become its rows.
     ///
     /// # Errors
-    /// [`Error::Request`] for brackets that cannot be meant, [`Error::Tokenizer`].
+    /// [`Error::Request`] for brackets that cannot be meant and broken files of inversions, [`Error::Tokenizer`].
     pub fn chunks(&self, prompt: &str, mode: Mode, inversions: &[Inversion]) -> Result<Chunks> {
         let mut dealer = Dealer::new(self, mode);
         for part in parts(prompt, mode)? {
@@ -102,7 +102,7 @@ impl ClipTokenizer {
                         }
                     }
                     Span::Learned(inversion) => {
-                        let rows = inversions[inversion].rows();
+                        let rows = inversions[inversion].rows()?;
                         dealer.learned(inversion, rows, weight as f32);
                     }
                 }
@@ -210,7 +210,7 @@ impl<'a> Dealer<'a> {
 /// the prompt is read. Every token is at least a byte.
 ///
 /// # Errors
-/// [`Error::Request`] for brackets that cannot be meant.
+/// [`Error::Request`] for brackets that cannot be meant and broken files of inversions.
 pub fn chunks_max(prompt: &str, mode: Mode, inversions: &[Inversion]) -> Result<usize> {
     if mode == Mode::Literal {
         return Ok(1);
@@ -229,7 +229,7 @@ pub fn chunks_max(prompt: &str, mode: Mode, inversions: &[Inversion]) -> Result<
             match span {
                 Span::Text(text) => tokens += tokens_max(text),
                 Span::Learned(inversion) => {
-                    tokens += inversions[inversion].rows();
+                    tokens += inversions[inversion].rows()?;
                     learned += 1;
                 }
             }

@@ -1,5 +1,8 @@
 //! Textual inversions: names in a prompt that stand for rows learned elsewhere.
 
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
 use lowtide_models::Tensor;
 use lowtide_models::weights::stored;
 use lowtide_weights::{Checkpoint, TensorEntry};
@@ -17,12 +20,15 @@ const WEB_NAMES: [&str; 2] = ["emb_params", "*"];
 /// What SDXL's two encoders call theirs.
 const PAIR: [&str; 2] = ["clip_l", "clip_g"];
 
-/// Learned rows under the names that a prompt may call them by.
+/// Learned rows under the names that a prompt may call them by. One that was [found](Inversion::found) is read when a
+/// prompt names it, so that a broken file disturbs nobody who does not.
 #[derive(Debug)]
 pub struct Inversion {
     names: Vec<String>,
+    /// Where it lies, unless it was read from an opened file.
+    path: Option<PathBuf>,
     /// One for each width, (N, D), all with the same N.
-    tables: Vec<Tensor>,
+    tables: OnceLock<Vec<Tensor>>,
 }
 
 impl Inversion {
@@ -32,52 +38,49 @@ impl Inversion {
     /// # Errors
     /// [`Error::Request`] when it is no textual inversion or larger than any is, and those of reading.
     pub fn load(name: &str, file: &Checkpoint) -> Result<Inversion> {
-        let wrong = |problem: &str| {
-            Error::request(
-                format!("embedding '{name}'"),
-                format!("({}) {problem}", file.name()),
-            )
-        };
+        let wrong = |problem: &str| wrong(name, file.name(), problem);
         let mut names = vec![name.to_owned()];
-        let web = WEB_NAMES.iter().find_map(|name| file.get(name));
-        let pair = PAIR.map(|name| file.get(name));
-        let entries = match (web, pair) {
-            (Some(entry), _) => vec![entry],
-            (None, [Some(first), Some(second)]) => vec![first, second],
-            _ => {
-                let mut tensors = file.tensors();
-                let (Some(only), None) = (tensors.next(), tensors.next()) else {
-                    return Err(wrong(
-                        "is no textual inversion: it should hold 'emb_params', one tensor named as its token, or \
-                         'clip_l' and 'clip_g'",
-                    ));
-                };
-                names.push(only.name.clone());
-                vec![only]
-            }
-        };
-        let tables = entries.into_iter().map(|entry| read(file, entry, &wrong));
-        let tables: Vec<Tensor> = tables.collect::<Result<_>>()?;
-        Inversion::new(names, tables).map_err(wrong)
+        names.extend(own_name(file));
+        if names.iter().any(|name| !fits(name)) {
+            return Err(wrong("has a name that is empty or longer than 256 bytes"));
+        }
+        Ok(Inversion {
+            names,
+            path: None,
+            tables: OnceLock::from(tables(file, &wrong)?),
+        })
     }
 
-    fn new(
-        names: Vec<String>,
-        tables: Vec<Tensor>,
-    ) -> std::result::Result<Inversion, &'static str> {
-        if names
-            .iter()
-            .any(|name| name.trim().is_empty() || name.len() > NAME_BYTES_MAX)
-        {
-            return Err("has a name that is empty or longer than 256 bytes");
+    /// A file that prompts may name. Only its header is looked at, for the token that it names itself; a file without one
+    /// that can be read is known by `name` alone, and what is wrong with it is said to whoever names it.
+    pub fn found(name: &str, path: &Path) -> Inversion {
+        let mut names = vec![name.to_owned()];
+        let own = Checkpoint::open(path).ok().and_then(|file| own_name(&file));
+        names.extend(own);
+        names.retain(|name| fits(name));
+        Inversion {
+            names,
+            path: Some(path.to_owned()),
+            tables: OnceLock::new(),
         }
-        if tables
-            .windows(2)
-            .any(|two| two[0].shape()[0] != two[1].shape()[0])
-        {
-            return Err("has another number of rows for each text encoder");
+    }
+
+    /// Its rows; a file that could not be read is tried again each time, since somebody may have mended it.
+    fn tables(&self) -> Result<&[Tensor]> {
+        if let Some(tables) = self.tables.get() {
+            return Ok(tables);
         }
-        Ok(Inversion { names, tables })
+        let path = self.path.as_deref().expect("one without a path was read");
+        let file = path.file_name().unwrap_or_default().display().to_string();
+        let name = self.names.first().map_or("", |name| &name[..]);
+        let wrong = |problem: &str| wrong(name, &file, problem);
+        let broken = |problem: lowtide_weights::Error| {
+            let problem = format!("cannot be read: {problem}; mend the file or leave the word out");
+            wrong(&problem)
+        };
+        let opened = Checkpoint::open(path).map_err(broken)?;
+        let tables = tables(&opened, &wrong)?;
+        Ok(self.tables.get_or_init(|| tables))
     }
 
     /// What a prompt may call it.
@@ -86,20 +89,85 @@ impl Inversion {
     }
 
     /// How many tokens it stands for.
-    pub fn rows(&self) -> usize {
-        self.tables[0].shape()[0]
+    ///
+    /// # Errors
+    /// [`Error::Request`] when its file is broken, as for all that follow.
+    pub fn rows(&self) -> Result<usize> {
+        Ok(self.tables()?[0].shape()[0])
     }
 
     /// Its row for an encoder of `width`; `None` where it was not made for such a one.
-    pub fn row(&self, row: usize, width: usize) -> Option<&[f32]> {
-        let table = self.tables.iter().find(|table| table.shape()[1] == width)?;
-        (row < self.rows()).then(|| table.row(row))
+    ///
+    /// # Errors
+    /// When its file is broken.
+    pub fn row(&self, row: usize, width: usize) -> Result<Option<&[f32]>> {
+        let mut tables = self.tables()?.iter();
+        let table = tables.find(|table| table.shape()[1] == width);
+        let table = table.filter(|table| row < table.shape()[0]);
+        Ok(table.map(|table| table.row(row)))
     }
 
     /// The widths of encoders it was made for.
-    pub fn widths(&self) -> Vec<usize> {
-        self.tables.iter().map(|table| table.shape()[1]).collect()
+    ///
+    /// # Errors
+    /// When its file is broken.
+    pub fn widths(&self) -> Result<Vec<usize>> {
+        let tables = self.tables()?.iter();
+        Ok(tables.map(|table| table.shape()[1]).collect())
     }
+}
+
+fn wrong(name: &str, file: &str, problem: &str) -> Error {
+    Error::request(format!("embedding '{name}'"), format!("({file}) {problem}"))
+}
+
+fn fits(name: &str) -> bool {
+    !name.trim().is_empty() && name.len() <= NAME_BYTES_MAX
+}
+
+/// The tensors that hold rows: one, or one for each of two encoders.
+fn entries(file: &Checkpoint) -> Option<Vec<&TensorEntry>> {
+    let web = WEB_NAMES.iter().find_map(|name| file.get(name));
+    let pair = PAIR.map(|name| file.get(name));
+    match (web, pair) {
+        (Some(entry), _) => Some(vec![entry]),
+        (None, [Some(first), Some(second)]) => Some(vec![first, second]),
+        _ => {
+            let mut tensors = file.tensors();
+            let only = tensors.next()?;
+            tensors.next().is_none().then(|| vec![only])
+        }
+    }
+}
+
+/// The token that a file names itself.
+fn own_name(file: &Checkpoint) -> Option<String> {
+    let entries = entries(file)?;
+    let [only] = &entries[..] else {
+        return None;
+    };
+    let own = !WEB_NAMES.contains(&&only.name[..]);
+    own.then(|| only.name.clone())
+}
+
+fn tables(file: &Checkpoint, wrong: &dyn Fn(&str) -> Error) -> Result<Vec<Tensor>> {
+    let entries = entries(file).ok_or_else(|| {
+        wrong(
+            "is no textual inversion: it should hold 'emb_params', one tensor named as its token, or 'clip_l' and \
+             'clip_g'",
+        )
+    })?;
+    let tables = entries.into_iter().map(|entry| read(file, entry, wrong));
+    let tables: Vec<Tensor> = tables.collect::<Result<_>>()?;
+    match same_rows(&tables) {
+        true => Ok(tables),
+        false => Err(wrong("has another number of rows for each text encoder")),
+    }
+}
+
+fn same_rows(tables: &[Tensor]) -> bool {
+    let mut pairs = tables.windows(2);
+    pairs.all(|two| two[0].shape()[0] == two[1].shape()[0])
 }
 
 fn read(file: &Checkpoint, entry: &TensorEntry, wrong: &dyn Fn(&str) -> Error) -> Result<Tensor> {
@@ -204,7 +272,8 @@ mod tests {
     fn named(names: &[&str]) -> Vec<Inversion> {
         let inversion = |name: &&str| Inversion {
             names: vec![(*name).to_owned()],
-            tables: Vec::new(),
+            path: None,
+            tables: OnceLock::from(Vec::new()),
         };
         names.iter().map(inversion).collect()
     }
@@ -240,9 +309,8 @@ mod tests {
     #[test]
     fn a_name_may_not_be_empty_nor_rows_differ() {
         let table = |rows| Tensor::zeros(&[rows, 4]).expect("a few values");
-        assert!(Inversion::new(vec![" ".to_owned()], vec![table(1)]).is_err());
-        assert!(Inversion::new(vec!["a".repeat(257)], vec![table(1)]).is_err());
-        assert!(Inversion::new(vec!["a".to_owned()], vec![table(1), table(2)]).is_err());
-        assert!(Inversion::new(vec!["a".to_owned()], vec![table(2), table(2)]).is_ok());
+        assert!(!fits(" ") && !fits(&"a".repeat(257)) && fits("a"));
+        assert!(!same_rows(&[table(1), table(2)]));
+        assert!(same_rows(&[table(2), table(2)]));
     }
 }

@@ -105,13 +105,13 @@ pub fn token_rows(
             Token::Id(id) => file.read(model, id as usize, out)?,
             Token::Learned { inversion, row } => {
                 let inversion = &inversions[inversion];
-                let learned = inversion.row(row, width).ok_or_else(|| {
+                let widths = inversion.widths()?;
+                let learned = inversion.row(row, width)?.ok_or_else(|| {
                     let name = &inversion.names()[0];
                     Error::request(
                         format!("embedding '{name}'"),
                         format!(
-                            "has rows of {:?} values, but this model's are {width} wide: it was made for another family",
-                            inversion.widths()
+                            "has rows of {widths:?} values, but this model's are {width} wide: it was made for another family"
                         ),
                     )
                 })?;

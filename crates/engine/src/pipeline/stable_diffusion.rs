@@ -23,7 +23,7 @@ use crate::course::Course;
 use crate::pipeline::pictures::Vae;
 use crate::pipeline::{Opener, Part, Phase, Pipeline, Round, Running, Shape};
 use crate::processor::Files;
-use crate::request::ImageRequest;
+use crate::request::{ImageRequest, Stretch};
 use crate::session::sketch::Sketcher;
 use crate::session::work::{Text, TextKey};
 use crate::{Error, Result};
@@ -418,9 +418,17 @@ impl Pipeline for StableDiffusion {
             let problem = format!("leaves none of {steps} steps to be done; use more of either");
             return Err(Error::request(what, problem));
         }
-        let begin = match strength {
-            Some(strength) => Begin::Strength(strength),
-            None => Begin::Whole,
+        let begin = match (request.part, strength) {
+            (Some(Stretch::Before(end)), _) => Begin::Part {
+                start: None,
+                end: Some(end),
+            },
+            (Some(Stretch::After(start)), _) => Begin::Part {
+                start: Some(start),
+                end: None,
+            },
+            (None, Some(strength)) => Begin::Strength(strength),
+            (None, None) => Begin::Whole,
         };
         let choice = Choice {
             begin,

@@ -221,6 +221,7 @@ impl Pipeline for ZImage {
                     .is_some_and(|schedule| schedule != Schedule::Normal),
             ),
             ("clip-skip", request.clip_skip != 0),
+            ("refiner", request.part.is_some()),
         ];
         match unknown.iter().find(|(_, asked)| *asked) {
             None => Ok(()),

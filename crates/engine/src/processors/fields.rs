@@ -111,6 +111,15 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Refuses fields that mean nothing here, because of what another one says or does not say.
+    pub(super) fn none_of(&self, names: &[&'static str], why: &str) -> Result<()> {
+        let said = |name: &&&str| self.all.get(**name).is_some_and(|value| !value.is_null());
+        match names.iter().find(said) {
+            None => Ok(()),
+            Some(name) => Err(Error::request(*name, format!("means nothing {why}"))),
+        }
+    }
+
     /// A list of at most `most` things.
     pub(super) fn list(&mut self, name: &'static str, most: usize) -> Result<&'a [Value]> {
         let Some(value) = self.get(name) else {
@@ -156,7 +165,9 @@ mod tests {
             fields.number("scale", 0.0..=1.0)?,
         );
         fields.text("prompt", 4)?;
-        fields.word("quality", &["exact", "auto"])?;
+        if fields.word("quality", &["exact", "auto"])?.is_none() {
+            fields.none_of(&["prompt"], "without 'quality'; leave it out")?;
+        }
         fields.done()?;
         Ok(read)
     }
@@ -191,6 +202,10 @@ mod tests {
                 "scale is 2; it must be a number from 0 to 1",
             ),
             (json!({"prompt": 1}), "prompt is 1; it must be a text"),
+            (
+                json!({"prompt": "x"}),
+                "prompt means nothing without 'quality'; leave it out",
+            ),
             (
                 json!({"prompt": "12345"}),
                 "prompt has 5 bytes; at most 4 are read",

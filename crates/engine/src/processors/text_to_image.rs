@@ -2,11 +2,13 @@
 
 mod given;
 mod loras;
+mod prepared;
+mod refiner;
 mod request;
 mod schema;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use lowtide_core::{Budget, Bytes, Plan};
@@ -21,12 +23,17 @@ use crate::processor::{
     BatchForecast, BatchKey, Brought, CacheFigures, Card, File, Files, Forecast, Opened, Order,
     Processor, Product, Run, Setup, Stepped,
 };
-use crate::request::{Image, Outcome};
+use crate::request::{Image, Outcome, Progress, Report};
 use crate::session::Session;
 use crate::shared::Counted;
-use crate::{Engine, Error, ImageRequest, Result, Start, Step};
-use given::Under;
+use crate::{Engine, Error, ImageRequest, Result, STEPS_MAX, Start, Step};
+pub use prepared::Prepared;
+pub use refiner::Refiner;
+use refiner::{give_way, joined};
 use request::{Against, Request};
+
+/// What the sides of a picture are divisible by, whatever the model.
+const SIDE_MULTIPLE_MIN: usize = 8;
 
 /// The kind.
 pub(super) struct TextToImages;
@@ -48,6 +55,25 @@ impl Processor for TextToImages {
         crate::pipeline::runs(&folder.class_name)
     }
 
+    fn check_unseen(&self, request: &Value, files: &dyn Files) -> Result<Value> {
+        // Sizes of any model are multiples of these, and no model does more steps.
+        let defaults = Defaults {
+            steps: STEPS_MAX as u32,
+            ..Defaults::default()
+        };
+        let against = Against {
+            defaults: &defaults,
+            multiple: SIDE_MULTIPLE_MIN,
+            files,
+        };
+        let read = Request::read(request, against)?;
+        let mut request = request.clone();
+        if request["seed"].is_null() {
+            request["seed"] = read.engine.seed.into();
+        }
+        Ok(request)
+    }
+
     fn open(
         &self,
         model: &str,
@@ -66,65 +92,8 @@ impl Processor for TextToImages {
             defaults,
             files: setup.files,
             name,
+            refiner: Mutex::new(None),
         }))))
-    }
-}
-
-/// A request of this kind that is read, with the pictures it names: for whoever drives a session himself.
-#[derive(Debug)]
-pub struct Prepared {
-    /// What the engine is asked.
-    pub request: ImageRequest,
-    under: Option<Under>,
-}
-
-impl Prepared {
-    /// Reads a request for this model and fetches the pictures it names.
-    ///
-    /// # Errors
-    /// [`crate::Error::Request`] with the field's name.
-    pub fn read(
-        engine: &Engine,
-        defaults: &Defaults,
-        files: &dyn Files,
-        request: &Value,
-    ) -> Result<Prepared> {
-        let multiple = engine.model().multiple();
-        let against = Against {
-            defaults,
-            multiple,
-            files,
-            quality: engine.quality(),
-        };
-        Prepared::fetch(Request::read(request, against)?, files)
-    }
-
-    fn fetch(request: Request, files: &dyn Files) -> Result<Prepared> {
-        let Request {
-            mut engine, given, ..
-        } = request;
-        let size = (engine.width, engine.height);
-        let ready = given.map(|given| given.ready(files, size)).transpose()?;
-        let mut under = None;
-        if let Some((source, below)) = ready {
-            engine.source = Some(Arc::new(source));
-            under = below;
-        }
-        Ok(Prepared {
-            request: engine,
-            under,
-        })
-    }
-
-    /// What was drawn, put over the given picture where only a part of it was to change.
-    ///
-    /// # Errors
-    /// [`crate::Error::Picture`].
-    pub fn over(&self, image: Image) -> Result<Image> {
-        match &self.under {
-            Some(under) => under.over(image),
-            None => Ok(image),
-        }
     }
 }
 
@@ -134,9 +103,30 @@ struct Studio {
     defaults: Defaults,
     files: Arc<dyn Files>,
     name: String,
+    /// The model that went the rest of the way last.
+    refiner: Mutex<Option<Arc<Refiner>>>,
 }
 
 impl Studio {
+    /// The model that goes the rest of the way, opened; one is kept.
+    fn refiner(&self, request: &Request) -> Result<Option<Arc<Refiner>>> {
+        let Some(rest) = &request.rest else {
+            return Ok(None);
+        };
+        let mut kept = self.refiner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(refiner) = kept.as_ref().filter(|kept| kept.name() == rest.model) {
+            return Ok(Some(Arc::clone(refiner)));
+        }
+        let refiner = Arc::new(Refiner::open(&rest.model, &self.engine)?);
+        *kept = Some(Arc::clone(&refiner));
+        Ok(Some(refiner))
+    }
+
+    fn kept_refiner(&self) -> Option<Arc<Refiner>> {
+        let kept = self.refiner.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.clone()
+    }
+
     fn read(&self, request: &Value) -> Result<Request> {
         let against = Against {
             defaults: &self.defaults,
@@ -208,8 +198,15 @@ impl Opened for Painter {
         let request = self.0.read_sizes(request)?;
         let engine = &self.0.engine;
         let budget = budget.unwrap_or_else(|| engine.budget());
-        let plan = engine.forecast(&request.engine, 1, Some(budget))?;
-        let (more, more_seconds) = engine.one_more(&request.engine, &plan)?;
+        let mut plan = engine.forecast(&request.engine, 1, Some(budget))?;
+        let (mut more, mut more_seconds) = engine.one_more(&request.engine, &plan)?;
+        if let Some(refiner) = self.0.refiner(&request)? {
+            let (engine, rest) = (refiner.engine(), refiner.request(&request.engine));
+            let second = engine.forecast(&rest, 1, Some(budget))?;
+            let (beside, seconds) = engine.one_more(&rest, &second)?;
+            (more, more_seconds) = (more.max(beside), more_seconds + seconds);
+            plan = joined(plan, second);
+        }
         let key = BatchKey {
             size: [size(request.engine.width), size(request.engine.height)],
             settings: request.settings(),
@@ -242,22 +239,59 @@ impl Opened for Painter {
             requests.push(request);
             under.push(prepared);
         }
-        let session = self.0.engine.start_all(starts, false)?;
-        Ok(Box::new(Painting {
+        let refiner = match requests.first() {
+            Some(request) => self.0.refiner(request)?,
+            None => None,
+        };
+        let mut painting = |session, next| Painting {
             studio: self.0.clone(),
-            requests,
-            under,
+            requests: std::mem::take(&mut requests),
+            under: std::mem::take(&mut under),
             session,
+            next,
+            refiner: refiner.clone(),
+            first: None,
+            reached: None,
             start_s: began.elapsed().as_secs_f64(),
-        }))
+        };
+        let Some(refiner) = &refiner else {
+            let session = self.0.engine.start_all(starts, false)?;
+            return Ok(Box::new(painting(session, None)));
+        };
+        if let [
+            Start {
+                request,
+                resume: Some(file),
+            },
+        ] = &starts[..]
+        {
+            // It may have been saved with either of the two.
+            let request = refiner.request(request);
+            if let Ok(noise) = refiner.engine().saved_noise(file, &request) {
+                give_way(&self.0.engine, refiner.engine());
+                let request = ImageRequest { noise, ..request };
+                let resume = Some(*file);
+                let start = vec![Start { request, resume }];
+                let session = refiner.engine().start_all(start, false)?;
+                return Ok(Box::new(painting(session, None)));
+            }
+        }
+        give_way(refiner.engine(), &self.0.engine);
+        let rest = refiner.request(&starts[0].request);
+        let budget = Some(self.0.engine.budget());
+        let plan = refiner.engine().forecast(&rest, starts.len(), budget)?;
+        let session = self.0.engine.start_all(starts, true)?;
+        Ok(Box::new(painting(session, Some(plan))))
     }
 
     fn held(&self) -> Bytes {
-        self.0.engine.held()
+        self.held_beside(&mut Counted::default())
     }
 
     fn held_beside(&self, counted: &mut Counted) -> Bytes {
-        self.0.engine.held_beside(counted)
+        let refiner = self.0.kept_refiner();
+        let first = self.0.engine.held_beside(counted);
+        first + refiner.map_or(Bytes::ZERO, |refiner| refiner.engine().held_beside(counted))
     }
 
     fn load(&self) -> Result<Bytes> {
@@ -265,11 +299,16 @@ impl Opened for Painter {
     }
 
     fn forget(&self) -> Bytes {
-        self.0.engine.forget_weights()
+        let refiner = self.0.kept_refiner();
+        let refined = refiner.map_or(Bytes::ZERO, |refiner| refiner.engine().forget_weights());
+        refined + self.0.engine.forget_weights()
     }
 
     fn shrink(&self, most: Bytes) -> Bytes {
-        self.0.engine.shrink(most)
+        // What goes the rest of the way is needed last.
+        let refiner = self.0.kept_refiner();
+        let refined = refiner.map_or(Bytes::ZERO, |refiner| refiner.engine().shrink(Bytes::ZERO));
+        refined + self.0.engine.shrink(most)
     }
 
     fn stays(&self, request: &Value, forecast: &Forecast) -> Result<Bytes> {
@@ -313,11 +352,41 @@ struct Painting {
     /// What results are put over, where a part of a given picture is drawn.
     under: Vec<Prepared>,
     session: Session,
+    /// The plan of what a second model does after this session.
+    next: Option<Plan>,
+    /// The second model, where there is one.
+    refiner: Option<Arc<Refiner>>,
+    /// What the first session took, once it is over.
+    first: Option<Report>,
+    /// The latest step.
+    reached: Option<Progress>,
     /// Seconds it took to read prompts and plan.
     start_s: f64,
 }
 
 impl Painting {
+    /// The first session is over: the second model goes on.
+    fn go_on(&mut self, outcome: Outcome) -> Result<Stepped> {
+        let refiner = self.refiner.as_ref().expect("a plan is a second model's");
+        let prepared = self.under.iter();
+        let first: Vec<ImageRequest> = prepared.map(|one| one.request.clone()).collect();
+        self.session = refiner.go_on((&self.studio.engine, &first), &outcome, false)?;
+        self.first = Some(outcome.report);
+        let reached = self.reached.take();
+        // A job of one step has no progress before that.
+        let reached = reached.unwrap_or(Progress {
+            phase: "denoise",
+            done: 1,
+            total: 1,
+            elapsed: std::time::Duration::ZERO,
+            memory: Bytes(lowtide_kernels::memory::live()),
+        });
+        Ok(Stepped::Progress(Progress {
+            done: reached.total,
+            ..reached
+        }))
+    }
+
     fn products(&self, outcome: &Outcome) -> Result<Vec<Option<Product>>> {
         let product = |member: usize, images: &Option<std::ops::Range<usize>>| {
             let Some(range) = images.clone() else {
@@ -339,6 +408,7 @@ impl Painting {
             model: &self.studio.name,
             precision: self.studio.engine.precision(),
             approximate: &outcome.report.plan.approximate,
+            refiner: self.refiner.as_ref().map(|refiner| refiner.name()),
         };
         let file = |image: &Image| {
             let text = made.parameters(&request.engine, image);
@@ -381,6 +451,7 @@ impl Painting {
         json!({
             "seeds": images.iter().map(|image| image.seed).collect::<Vec<_>>(),
             "model": self.studio.name,
+            "refiner": self.refiner.as_ref().map(|refiner| refiner.name()),
             "precision": precision_word(self.studio.engine.precision()),
             "seconds": seconds,
             "waited_seconds": report.waited,
@@ -415,8 +486,17 @@ fn pixels(image: &Image) -> Pixels<'_> {
 impl Run for Painting {
     fn step(&mut self) -> Result<Stepped> {
         match self.session.step()? {
-            Step::Progress(progress) => Ok(Stepped::Progress(progress)),
-            Step::Finished(outcome) => Ok(Stepped::Finished(self.products(&outcome)?)),
+            Step::Progress(progress) => {
+                self.reached = Some(progress);
+                Ok(Stepped::Progress(progress))
+            }
+            Step::Finished(outcome) if self.next.take().is_some() => self.go_on(*outcome),
+            Step::Finished(mut outcome) => {
+                if let Some(first) = self.first.take() {
+                    outcome.report = outcome.report.clone().after(first);
+                }
+                Ok(Stepped::Finished(self.products(&outcome)?))
+            }
         }
     }
 
@@ -447,7 +527,8 @@ impl Run for Painting {
     }
 
     fn remaining_s(&self) -> f64 {
-        self.session.remaining_s()
+        let next = self.next.as_ref().map_or(0.0, |plan| plan.seconds);
+        self.session.remaining_s() + next
     }
 
     fn holds(&self) -> Bytes {
@@ -455,11 +536,16 @@ impl Run for Painting {
     }
 
     fn peak(&self) -> Bytes {
-        self.session.peak()
+        let next = self.next.as_ref();
+        let next = next.map_or(Bytes::ZERO, |plan| {
+            plan.peak.saturating_sub(plan.budget.in_use)
+        });
+        self.session.peak().max(next)
     }
 
     fn rungs_taken(&self) -> usize {
-        self.session.rungs_taken()
+        let first = self.first.as_ref().map_or(0, |first| first.rungs_taken);
+        first + self.session.rungs_taken()
     }
 
     fn cede(&mut self, wanted: Bytes) -> Bytes {

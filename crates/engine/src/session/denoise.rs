@@ -9,7 +9,7 @@ use lowtide_models::samplers::Noise;
 use crate::Result;
 use crate::course::Course;
 use crate::pipeline::{Call, Origin, Phase, Pipeline, Round, Running, Seen, Shape};
-use crate::request::Upscaler;
+use crate::request::{Stretch, Upscaler};
 use crate::session::work::{Picture, TextKey, Work};
 
 /// Pictures that go through a pass together. They have the same number of steps behind them.
@@ -194,6 +194,8 @@ pub(crate) fn begin(
         let noise = noise(picture, i - member.pictures.start, given, &shape);
         let mut noise = noise.map_err(model.wrap("latents"))?;
         picture.latent = Some(match picture.given.take() {
+            // What another model ended with is as noisy as it should be.
+            None if matches!(member.request.part, Some(Stretch::After(_))) => noise,
             None => {
                 course.begin(&mut noise);
                 noise

@@ -145,6 +145,8 @@ impl Picture {
         Some(match (self.steps < pass.evaluations, pass.decodes) {
             (true, _) => Phase::Denoise(self.pass),
             (false, true) => Phase::Decode(self.pass),
+            // Another model goes on from these.
+            (false, false) if self.pass + 1 == passes.len() => return None,
             // Its latents are passed on when the next pass begins.
             (false, false) => Phase::Denoise(self.pass + 1),
         })

@@ -176,3 +176,19 @@ pub(super) fn wait_for(is_so: impl Fn() -> bool) {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn what_a_pull_would_fetch_is_known_before() {
+    let place = Place::new();
+    let order = order("org/name", Choice::default());
+    let look = || lowtide_hub::look(&place.settings, &order, &Stop::default()).unwrap();
+    let before = look();
+    assert_eq!(before.files, NEEDED.len());
+    assert!(before.missing <= before.bytes && before.missing.0 > 0);
+    assert!(before.has_room() && before.free.is_some());
+    assert!(!place.blob(WEIGHTS).exists(), "nothing large came");
+    let pulled = place.pull().unwrap();
+    let after = look();
+    assert_eq!((after.bytes, after.missing.0), (pulled.bytes, 0));
+    assert_eq!(after.commit, pulled.snapshot.commit);
+}

@@ -8,6 +8,7 @@ use lowtide_jobs::report::ModelStatus;
 use serde_json::{Value, json};
 
 use super::Routes;
+use super::downloads;
 use super::submit::{KIND_DEFAULT, chained};
 use crate::answer;
 use crate::app::{App, Inner};
@@ -98,7 +99,9 @@ async fn list_models(State(app): State<App>, asked: Asked) -> Result<Response, R
             .iter()
             .map(|entry| model_view(app, entry, &fleet))
             .collect();
-        Ok(answer::ok(&json!({ "object": "list", "data": models })))
+        Ok(answer::ok(
+            &json!({ "object": "list", "data": models, "downloads": downloads::listed(app) }),
+        ))
     })
     .await
 }

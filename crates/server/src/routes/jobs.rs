@@ -6,10 +6,11 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use lowtide_core::job::{JobId, JobState};
-use lowtide_jobs::{JobStore, Listing, Move, StoreError};
+use lowtide_jobs::{Job, JobStore, Listing, Move, StoreError};
 use serde_json::{Value, json};
 
 use super::{Routes, waiting};
+use crate::Download;
 use crate::answer;
 use crate::app::{App, Inner};
 use crate::fields::Fields;
@@ -121,10 +122,15 @@ async fn list_jobs(State(app): State<App>, mut asked: Asked) -> Result<Response,
             .then(|| jobs.last().map(|job| job.seq))
             .flatten();
         let (outlook, now) = (app.forecasts.latest(), app.now());
-        let jobs: Vec<JobView> = jobs
-            .into_iter()
-            .map(|job| JobView::listed(job, &outlook, now))
-            .collect();
+        let downloads = app.door.downloads();
+        let downloads = downloads.map_or_else(Vec::new, |downloads| downloads.all());
+        let view = |job: Job| {
+            let download = Download::of_job(&downloads, job.id);
+            let mut view = JobView::listed(job, &outlook, now);
+            view.download = download;
+            view
+        };
+        let jobs: Vec<JobView> = jobs.into_iter().map(view).collect();
         Ok(answer::ok(&json!({ "jobs": jobs, "next": next })))
     })
     .await

@@ -34,6 +34,7 @@ static FILES: &[File] = &files![
     "parts.css" as "text/css; charset=utf-8",
     "api.js" as "text/javascript; charset=utf-8",
     "begin.js" as "text/javascript; charset=utf-8",
+    "downloads.js" as "text/javascript; charset=utf-8",
     "dom.js" as "text/javascript; charset=utf-8",
     "drawing.js" as "text/javascript; charset=utf-8",
     "explain.js" as "text/javascript; charset=utf-8",

@@ -2,7 +2,6 @@
 
 use lowtide_models::clip_text::{self, Encoded, Sequence};
 use lowtide_models::{Result as ModelResult, Tensor};
-use lowtide_weights::Checkpoint;
 
 use super::{Encoder, Kind, StableDiffusion, wanted};
 use crate::Result;
@@ -57,24 +56,21 @@ fn digest(bytes: &[u8]) -> u64 {
 }
 
 impl StableDiffusion {
-    /// The embeddings that prompts can call by name; read when the first prompt is.
-    fn inversions(&self) -> Result<&[Inversion]> {
-        if let Some(known) = self.inversions.get() {
-            return Ok(known);
-        }
-        let mut inversions = Vec::new();
-        for (name, path) in self.files.embeddings() {
-            let file = Checkpoint::open(&path)?;
-            inversions.push(Inversion::load(&name, &file)?);
-        }
-        Ok(self.inversions.get_or_init(|| inversions))
+    /// The embeddings that prompts can call by name; looked for when the first prompt is read.
+    fn inversions(&self) -> &[Inversion] {
+        self.inversions.get_or_init(|| {
+            let found = self.files.embeddings().into_iter();
+            found
+                .map(|(name, path)| Inversion::found(&name, &path))
+                .collect()
+        })
     }
 
     /// The texts of each request.
     pub(super) fn tokenize(&self, requests: &[&ImageRequest]) -> Result<Vec<Vec<TextKey>>> {
         let open = |encoder: &Encoder| self.tokenizer(encoder);
         let tokenizers = self.encoders.iter().map(open).collect::<Result<Vec<_>>>()?;
-        let inversions = self.inversions()?;
+        let inversions = self.inversions();
         let texts = |request: &&ImageRequest| self.keys(request, &tokenizers, inversions);
         requests.iter().map(texts).collect()
     }
@@ -96,15 +92,14 @@ impl StableDiffusion {
 
     /// Whether this can be a text of this model.
     pub(super) fn is_text(&self, text: &TextKey) -> bool {
-        let Ok(inversions) = self.inversions() else {
-            return false;
-        };
+        let inversions = self.inversions();
         let tokens = text.tokens();
         let known = |&key: &u32| match token_of(key) {
             Token::Id(_) => true,
             Token::Learned { inversion, row } => {
                 let inversion = inversions.get(inversion);
-                inversion.is_some_and(|inversion| row < inversion.rows())
+                let rows = inversion.and_then(|inversion| inversion.rows().ok());
+                rows.is_some_and(|rows| row < rows)
             }
         };
         let same = |lists: &[Vec<u32>]| {
@@ -184,7 +179,7 @@ impl StableDiffusion {
 
     /// Upper bounds of the token counts of a request's texts.
     pub(super) fn tokens_bound(&self, request: &ImageRequest) -> Result<Vec<usize>> {
-        let inversions = self.inversions()?;
+        let inversions = self.inversions();
         let mut texts = vec![&request.prompt[..]];
         if crate::pipeline::Pipeline::guided(self, request) {
             texts.push(request.negative.as_deref().unwrap_or(""));
@@ -224,7 +219,7 @@ impl StableDiffusion {
         let last = stage + 1 == self.encoders.len();
         let about = (&self.folder.name[..], &*encoder.checkpoint);
         let tables = &encoder.part.layout.tables;
-        let inversions = self.inversions()?;
+        let inversions = self.inversions();
         let chunks: Vec<Vec<Chunk>> = texts
             .iter()
             .map(|text| chunks_of(&text.key, stage))

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::given::Given;
 use super::loras;
+use super::refiner::Rest;
 use crate::defaults::Defaults;
 use crate::processor::Files;
 use crate::processors::fields::Fields;
@@ -27,6 +28,8 @@ pub(super) struct Request {
     pub(super) format: Format,
     /// The picture to begin from.
     pub(super) given: Option<Given>,
+    /// The model that goes the rest of the way.
+    pub(super) rest: Option<Rest>,
 }
 
 pub(super) const READINGS: [&str; 2] = ["weighted", "literal"];
@@ -56,6 +59,12 @@ pub(super) const MASK_BLUR_MAX: f32 = 256.0;
 pub(super) const PADDING_MAX: u64 = 1024;
 pub(super) const MASK_BLUR_DEFAULT: f32 = 4.0;
 pub(super) const PADDING_DEFAULT: usize = 32;
+
+/// Fields about a picture to begin from, the mask's last.
+const OF_PICTURE: [&str; 5] = ["strength", "resize", OF_MASK[0], OF_MASK[1], OF_MASK[2]];
+
+/// Fields about its mask.
+const OF_MASK: [&str; 3] = ["mask_blur", "inpaint_area", "inpaint_padding"];
 
 /// What a request is read against.
 #[derive(Clone, Copy)]
@@ -127,6 +136,7 @@ impl Request {
         };
         read_way(&mut fields, &mut engine)?;
         engine.hires = read_hires(&mut fields, &engine, multiple)?;
+        let rest = Rest::read(&mut fields, &mut engine)?;
         fields.done()?;
         check_strength(&engine, given.is_some())?;
         engine.check(multiple)?;
@@ -139,6 +149,7 @@ impl Request {
             engine,
             format: format.and_then(Format::named).unwrap_or(Format::Png),
             given,
+            rest,
         })
     }
 
@@ -146,7 +157,9 @@ impl Request {
     pub(super) fn json(&self) -> Value {
         let engine = &self.engine;
         let given = self.given.as_ref();
+        let masked = given.filter(|given| given.mask.is_some());
         let hires = engine.hires.as_ref();
+        let rest = self.rest.as_ref();
         let scale = |hires: &Hires| hires.width as f32 / engine.width as f32;
         json!({
             "prompt": engine.prompt,
@@ -171,13 +184,15 @@ impl Request {
             "mask": given.and_then(|given| given.mask.as_ref()),
             "strength": given.map(|_| engine.strength),
             "resize": given.map(|given| given.fit.name()),
-            "mask_blur": given.map(|given| given.mask_blur),
-            "inpaint_area": given.map(|given| AREAS[usize::from(given.only_masked)]),
-            "inpaint_padding": given.map(|given| given.padding),
+            "mask_blur": masked.map(|given| given.mask_blur),
+            "inpaint_area": masked.map(|given| AREAS[usize::from(given.only_masked)]),
+            "inpaint_padding": masked.filter(|given| given.only_masked).map(|given| given.padding),
             "hires_scale": hires.map(scale),
             "hires_steps": hires.map(|hires| hires.steps),
             "hires_strength": hires.map(|hires| hires.strength),
             "hires_upscaler": hires.map(|hires| hires.upscaler.name()),
+            "refiner": rest.map(|rest| &rest.model),
+            "refiner_start": rest.map(|rest| rest.start),
             "quality": quality_word(engine.quality),
             "output_format": self.format.name(),
         })
@@ -218,6 +233,8 @@ impl Request {
             more.bytes().for_each(|byte| digest.add(u64::from(byte)));
             let masked = self.given.as_ref().map(|given| given.mask.is_some());
             digest.add(masked.map_or(0, |masked| 1 + u64::from(masked)));
+            let refiner = self.rest.iter().flat_map(|rest| rest.model.bytes());
+            refiner.for_each(|byte| digest.add(u64::from(byte)));
         }
         digest.0
     }
@@ -232,20 +249,33 @@ fn read_given(fields: &mut Fields<'_>) -> Result<Option<Given>> {
     let area = fields.word("inpaint_area", &AREAS)?;
     let padding = fields.whole("inpaint_padding", 0..=PADDING_MAX)?;
     let Some(image) = image else {
-        return match mask {
-            None => Ok(None),
-            Some(_) => {
-                let problem = "needs a picture: give 'image' as well";
-                Err(Error::request("mask", problem))
-            }
-        };
+        if mask.is_some() {
+            let problem = "needs a picture: give 'image' as well";
+            return Err(Error::request("mask", problem));
+        }
+        fields.none_of(
+            &OF_PICTURE,
+            "without 'image'; give a picture or leave it out",
+        )?;
+        return Ok(None);
     };
+    let only_masked = area == Some(AREAS[1]);
+    // Checked requests once named these whether or not there was a mask; what says the default still is no mistake.
+    let padded = padding.is_some_and(|padding| padding != PADDING_DEFAULT as u64);
+    let blurred = mask_blur.is_some_and(|blur| blur != MASK_BLUR_DEFAULT);
+    if mask.is_none() && (padded || blurred || only_masked) {
+        fields.none_of(&OF_MASK, "without 'mask'; give a mask or leave it out")?;
+    }
+    if padded && !only_masked {
+        let why = "unless 'inpaint_area' is 'masked'; say so or leave it out";
+        fields.none_of(&["inpaint_padding"], why)?;
+    }
     Ok(Some(Given {
         image: image.to_owned(),
         mask: mask.map(str::to_owned),
         fit: fit.and_then(Fit::named).unwrap_or_default(),
         mask_blur: mask_blur.unwrap_or(MASK_BLUR_DEFAULT),
-        only_masked: area == Some(AREAS[1]),
+        only_masked,
         padding: padding.map_or(PADDING_DEFAULT, |padding| padding as usize),
     }))
 }
@@ -260,6 +290,11 @@ fn read_way(fields: &mut Fields<'_>, engine: &mut ImageRequest) -> Result<()> {
     let schedule = fields.text("schedule", WORD_BYTES_MAX)?.map(str::parse);
     engine.schedule = schedule.transpose().map_err(unknown("schedule"))?;
     engine.eta = fields.number("eta", 0.0..=1.0)?.unwrap_or(0.0);
+    let other = engine.sampler.filter(|&sampler| sampler != Method::Ddim);
+    if let Some(other) = other.filter(|_| engine.eta > 0.0) {
+        let why = format!("to the sampler {}; it is DDIM's", other.name());
+        fields.none_of(&["eta"], &why)?;
+    }
     let rescale = fields.number("guidance_rescale", 0.0..=1.0)?;
     engine.guidance_rescale = rescale.unwrap_or(0.0);
     let clip_skip = fields.whole("clip_skip", 0..=CLIP_SKIP_MAX)?;
@@ -286,6 +321,11 @@ fn read_hires(
     let strength = fields.number("hires_strength", 0.0..=1.0)?;
     let upscaler = fields.word("hires_upscaler", &Upscaler::ALL.map(Upscaler::name))?;
     let Some(scale) = scale.filter(|&scale| scale > 1.0) else {
+        let others = ["hires_steps", "hires_strength", "hires_upscaler"];
+        fields.none_of(
+            &others,
+            "without a 'hires_scale' above 1; give one or leave it out",
+        )?;
         return Ok(None);
     };
     let side = |side: usize| {
@@ -411,6 +451,88 @@ mod tests {
     }
 
     #[test]
+    fn fields_that_mean_nothing_without_others_are_refused() {
+        for (request, says) in [
+            (
+                json!({"prompt": "x", "mask": "m"}),
+                "mask needs a picture: give 'image'",
+            ),
+            (
+                json!({"prompt": "x", "resize": "crop"}),
+                "resize means nothing without 'image'; give a picture",
+            ),
+            (
+                json!({"prompt": "x", "strength": 0.5}),
+                "strength means nothing without 'image'",
+            ),
+            (
+                json!({"prompt": "x", "mask_blur": 4}),
+                "mask_blur means nothing without 'image'",
+            ),
+            (
+                json!({"prompt": "x", "hires_steps": 4, "hires_scale": 1}),
+                "hires_steps means nothing without a 'hires_scale' above 1",
+            ),
+            (
+                json!({"prompt": "x", "refiner_start": 0.5}),
+                "refiner_start means nothing without 'refiner'",
+            ),
+            (
+                json!({"prompt": "x", "refiner": "r", "hires_scale": 2}),
+                "hires_scale means nothing beside 'refiner'",
+            ),
+            (
+                json!({"prompt": "x", "refiner": "r", "refiner_start": 1}),
+                "refiner-start is 1; it must be above 0 and below 1",
+            ),
+            (
+                json!({"prompt": "x", "eta": 0.5, "sampler": "Euler"}),
+                "eta means nothing to the sampler",
+            ),
+        ] {
+            let text = read(&request, &DEMO).unwrap_err().to_string();
+            assert!(text.starts_with(says), "{text}");
+        }
+    }
+
+    #[test]
+    fn fields_about_a_mask_need_one() {
+        let read = |more: Value| {
+            let mut request = json!({"prompt": "x", "image": "i", "width": 64, "height": 64});
+            let more = more.as_object().unwrap().clone();
+            request.as_object_mut().unwrap().extend(more);
+            super::tests::read(&request, &DEMO).map(|request| request.json())
+        };
+        for (more, says) in [
+            (
+                json!({"mask_blur": 9}),
+                "mask_blur means nothing without 'mask'",
+            ),
+            (
+                json!({"inpaint_area": "masked"}),
+                "inpaint_area means nothing without 'mask'",
+            ),
+            (
+                json!({"mask": "m", "inpaint_padding": 8}),
+                "inpaint_padding means nothing unless 'inpaint_area' is 'masked'",
+            ),
+        ] {
+            let text = read(more).unwrap_err().to_string();
+            assert!(text.starts_with(says), "{text}");
+        }
+        let whole = read(json!({"mask": "m", "mask_blur": 9})).unwrap();
+        assert_eq!(
+            (&whole["mask_blur"], &whole["inpaint_padding"]),
+            (&json!(9.0), &Value::Null)
+        );
+        assert_eq!(read(whole.clone()).unwrap(), whole);
+        // As earlier versions wrote every checked request with a picture.
+        let older =
+            json!({"mask": null, "mask_blur": 4.0, "inpaint_area": "whole", "inpaint_padding": 32});
+        assert!(read(older).unwrap()["mask_blur"].is_null());
+    }
+
+    #[test]
     fn only_what_must_agree_is_in_the_digest() {
         let settings = |more: Value| {
             let mut request = json!({"prompt": "x", "seed": 1});
@@ -435,6 +557,7 @@ mod tests {
             json!({"cfg_normalization": 1}),
             json!({"cfg_truncation": 0.5}),
             json!({"quality": "auto"}),
+            json!({"refiner": "r"}),
         ] {
             assert_ne!(settings(other), plain);
         }

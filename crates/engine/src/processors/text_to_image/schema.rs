@@ -5,6 +5,7 @@ use lowtide_models::samplers::{Method, Schedule};
 use serde_json::{Value, json};
 
 use super::loras;
+use super::refiner;
 use super::request::{
     AREAS, CLIP_SKIP_MAX, GUIDANCE_MAX, HIRES_SCALE_MAX, HIRES_STRENGTH_DEFAULT, INPUT_BYTES_MAX,
     LORAS_MAX, MASK_BLUR_DEFAULT, MASK_BLUR_MAX, NOISES, PADDING_DEFAULT, PADDING_MAX, READINGS,
@@ -133,6 +134,8 @@ fn pictures() -> Value {
                              "title": "Second pass: factor" },
             "hires_steps": whole("Second pass: steps", 1, STEPS_MAX, ""),
             "hires_strength": share("Second pass: how much changes", HIRES_STRENGTH_DEFAULT),
+            "refiner": { "type": ["string", "null"], "maxLength": refiner::NAME_BYTES_MAX, "title": "Model that goes the rest of the way" },
+            "refiner_start": share("Where it takes over, 0 noise to 1 picture", refiner::START_DEFAULT),
             "hires_upscaler": word("Second pass: upscaler", &upscalers, Some(Upscaler::default().name())),
     })
 }

@@ -35,7 +35,7 @@ const IGNORED: [&str; 19] = [
 ];
 
 /// What has no counterpart here, and why; left out, null, empty, false or 0 they change nothing.
-const REFUSED: [(&str, &str); 16] = [
+const REFUSED: [(&str, &str); 15] = [
     ("controlnet_units", "there is no ControlNet here"),
     (
         "hr_checkpoint_name",
@@ -56,7 +56,6 @@ const REFUSED: [(&str, &str); 16] = [
     ),
     ("latent_mask", "give 'mask' instead"),
     ("firstpass_image", "use img2img"),
-    ("refiner_checkpoint", "a refiner is a job of its own here"),
     ("restore_faces", "there is no face restoration here"),
     ("s_churn", "no sampler here has it"),
     ("s_min_uncond", "guidance is never left out here"),
@@ -125,8 +124,6 @@ pub(super) fn translate(
     for name in IGNORED {
         fields.take(name);
     }
-    let refiner_off = fields.take("refiner_switch_at");
-    drop(refiner_off);
     refuse_strangers(&mut fields)?;
     let mut request = Map::new();
     let choice = overridden(app, &mut fields, chosen, &mut notes)?;
@@ -142,6 +139,7 @@ pub(super) fn translate(
     }
     plain(&mut fields, &mut request)?;
     sampling(&mut fields, &mut request, &mut notes)?;
+    refiner(&mut fields, &mut request)?;
     let hires = second_pass(&mut fields, &mut request)?;
     let strength = fields.number("denoising_strength", 0.0..=1.0)?;
     match (begins, hires) {
@@ -329,7 +327,19 @@ fn split_schedule(name: String) -> (Option<String>, Option<String>) {
     (Some(name), None)
 }
 
-/// Whether there is one.
+/// Another model that goes the rest of the way; their clients name "None" for none, and 0 or 1 for never.
+fn refiner(fields: &mut Fields, request: &mut Map<String, Value>) -> Result<(), Refusal> {
+    let model = fields.text("refiner_checkpoint")?;
+    let at = fields.number("refiner_switch_at", 0.0..=1.0)?;
+    let model = model.filter(|model| !model.is_empty() && model != "None");
+    if let (Some(model), false) = (model, at.is_some_and(|at| at == 0.0 || at == 1.0)) {
+        request.insert("refiner".to_owned(), json!(model));
+        request.insert("refiner_start".to_owned(), json!(at));
+    }
+    Ok(())
+}
+
+/// Fields of a second pass; returns whether there is one.
 fn second_pass(fields: &mut Fields, request: &mut Map<String, Value>) -> Result<bool, Refusal> {
     let wanted = fields.flag("enable_hr")?.unwrap_or(false);
     let scale = fields.number("hr_scale", 0.0..=16.0)?.unwrap_or(HR_SCALE);
@@ -503,7 +513,9 @@ fn masked(
     // A kind of job that knows less takes the mask as it is.
     offer(app, request, "mask_blur", json!(blur));
     offer(app, request, "inpaint_area", json!(area));
-    offer(app, request, "inpaint_padding", json!(padding));
+    if only_masked {
+        offer(app, request, "inpaint_padding", json!(padding));
+    }
     Ok(())
 }
 
