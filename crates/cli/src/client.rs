@@ -1,6 +1,6 @@
 //! The verbs that ask a running server: which one, how, and what they print.
 //!
-//! In reading order: [`http`] (one request, its answer or the reason), [`hand_over`] (`generate`), [`mod@jobs`], [`live`]
+//! In reading order: [`http`] (one request, its answer or the reason), [`hand_over`] (`generate`), [`mod@upscale`], [`mod@jobs`], [`live`]
 //! (`ps`, `explain`), [`models`].
 
 mod hand_over;
@@ -8,6 +8,7 @@ mod http;
 mod jobs;
 mod live;
 mod models;
+mod upscale;
 
 use crate::args::{ServerArgs, SettingArgs};
 use crate::failure::Failure;
@@ -18,6 +19,7 @@ pub(crate) use http::Http;
 pub(crate) use jobs::run as jobs;
 pub(crate) use live::{explain, ps};
 pub(crate) use models::order as order_model;
+pub(crate) use upscale::upscale;
 
 /// The variable that names a server.
 const SERVER_VARIABLE: &str = "LOWTIDE_SERVER";

@@ -1,6 +1,7 @@
 // Finished pictures with what they were made with: open them large, use their settings again, keep the file.
 
 import { beginFromResult } from './begin.js';
+import { enlargeResult } from './enlarge.js';
 import { button, byId, el, fill, keep, sign } from './dom.js';
 import { jobs, peakOf } from './jobs.js';
 import { restore } from './make.js';
@@ -130,6 +131,7 @@ function showOpened() {
     byId('picture-acts'),
     button({ word: say('gallery.reuse'), icon: 'reuse', kind: 'primary', act: () => reuse(job) }),
     artifact.media_type.startsWith('image/') && button({ word: say('begin.use'), icon: 'picture', act: () => goOn(artifact), data: { act: 'begin' } }),
+    artifact.media_type.startsWith('image/') && !byId('enlarge-card').hidden && button({ word: say('enlarge.use'), icon: 'front', act: () => enlarge(artifact), data: { act: 'enlarge' } }),
     el('a', { class: 'button', href: artifact.url, download: fileName(job, index) }, sign('download'), el('span', { text: say('gallery.download') })),
   );
 }
@@ -138,6 +140,12 @@ function showOpened() {
 export function goOn(artifact) {
   if (byId('picture').open) byId('picture').close();
   beginFromResult(artifact);
+}
+
+/** A result is made larger. */
+function enlarge(artifact) {
+  if (byId('picture').open) byId('picture').close();
+  enlargeResult(artifact);
 }
 
 /** Puts a job's settings into the form. */

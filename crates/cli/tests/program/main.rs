@@ -9,6 +9,7 @@ mod interruption;
 mod models;
 mod pictures;
 mod pulling;
+mod upscale;
 mod wrong_input;
 
 use serde_json::Value;

@@ -8,6 +8,7 @@
 mod hand_over;
 mod serving;
 mod settings;
+mod upscaling;
 mod verbs;
 
 use std::io::{BufRead, BufReader};
