@@ -4,11 +4,13 @@ mod drawing;
 mod models;
 mod service;
 mod steps;
+mod upscale;
 
 pub(crate) use drawing::*;
 pub(crate) use models::*;
 pub(crate) use service::*;
 pub(crate) use steps::*;
+pub(crate) use upscale::{UpscaleArgs, UpscaleVerb};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
@@ -28,6 +30,7 @@ Examples:
   lowtide generate \"a red heart\" --seed 7 --count 4 -o heart.webp
   lowtide plan \"a lighthouse\" --model ~/models/Z-Image --size 1024x1024 --budget 6GiB
   lowtide models show ~/models/Z-Image
+  lowtide upscale heart.png -o large.png --model RealESRGAN_x4plus.pth
   lowtide png-info heart.png
   lowtide doctor
 
@@ -82,6 +85,9 @@ pub(crate) enum Command {
         after_help = "Example:\n  lowtide plan \"a lighthouse\" --model ~/models/Z-Image --budget 6GiB"
     )]
     Plan(Box<GenerateArgs>),
+    /// Make a picture larger, with a network in a file
+    #[command(after_help = upscale::EXAMPLES)]
+    Upscale(Box<UpscaleVerb>),
     /// Print what a picture was made with
     #[command(
         after_help = "Example:\n  lowtide png-info heart.png\n\nReads PNG, JPEG and WebP, also those of other \

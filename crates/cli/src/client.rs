@@ -1,7 +1,7 @@
 //! The verbs that ask a running server: which one, how, and what they print.
 //!
-//! In reading order: [`http`] (one request, its answer or the reason), [`hand_over`] (`generate`), [`mod@jobs`], [`live`]
-//! (`ps`, `explain`), [`models`], [`mod@pull`].
+//! In reading order: [`http`] (one request, its answer or the reason), [`hand_over`] (`generate`), [`mod@upscale`], [`mod@jobs`],
+//! [`live`] (`ps`, `explain`), [`models`], [`mod@pull`].
 
 mod hand_over;
 mod http;
@@ -9,6 +9,7 @@ mod jobs;
 mod live;
 mod models;
 mod pull;
+mod upscale;
 
 use crate::args::{ServerArgs, SettingArgs};
 use crate::failure::Failure;
@@ -20,6 +21,7 @@ pub(crate) use jobs::run as jobs;
 pub(crate) use live::{explain, ps};
 pub(crate) use models::order as order_model;
 pub(crate) use pull::pull;
+pub(crate) use upscale::upscale;
 
 /// The variable that names a server.
 const SERVER_VARIABLE: &str = "LOWTIDE_SERVER";

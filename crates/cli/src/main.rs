@@ -26,6 +26,7 @@ mod request;
 mod run;
 mod service;
 mod tensor_files;
+mod upscale;
 
 use args::{Cli, Command, CompletionsArgs};
 use clap::error::ErrorKind;
@@ -47,6 +48,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Generate(verb) => client::generate(&verb),
         Command::Plan(args) => run::plan(&args),
+        Command::Upscale(verb) => client::upscale(&verb),
         Command::PngInfo(args) => png_info::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Models(command) => models::run(&command),

@@ -2,7 +2,7 @@
 //!
 //! [`Engine`] opens a model folder and knows its layout from headers alone. A request becomes a plan, a plan becomes a
 //! [`Session`]: a step machine that encodes, denoises and decodes, one step a call, so that whoever drives it can look
-//! at the world in between. [`stream`] brings weights from files to where they are used, ahead of need.
+//! at the world in between. [`upscale`] does the same for pictures that a network makes larger. [`stream`] brings weights from files to where they are used, ahead of need.
 
 #![deny(unsafe_code)]
 
@@ -28,6 +28,7 @@ mod session;
 pub mod shared;
 mod siblings;
 pub mod stream;
+pub mod upscale;
 
 pub use defaults::{Defaults, Variant, variant_of};
 pub use engine::{Engine, Options, PrecisionChoice, Start};

@@ -141,6 +141,16 @@ pub trait Opened: Send + Sync {
     /// [`crate::Error::DoesNotFit`] with the numbers.
     fn forecast(&self, request: &Value, budget: Option<Budget>) -> Result<Forecast>;
 
+    /// What a job of usual size is and costs, for kinds whose requests name files and so cannot be made up; `None` for
+    /// the others.
+    ///
+    /// # Errors
+    /// As [`Opened::forecast`].
+    fn sample(&self, budget: Budget) -> Option<Result<(String, Forecast)>> {
+        let _ = budget;
+        None
+    }
+
     /// Starts one session for these orders, which agree in [`BatchKey`] where there are several.
     ///
     /// # Errors

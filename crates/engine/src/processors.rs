@@ -4,6 +4,7 @@ mod fields;
 mod no_op;
 mod noise;
 mod text_to_image;
+mod upscale;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::processor::Processor;
 pub fn all() -> Vec<Arc<dyn Processor>> {
     vec![
         Arc::new(text_to_image::TextToImages),
+        Arc::new(upscale::Upscales),
         Arc::new(noise::Noise),
         Arc::new(no_op::NoOp),
     ]

@@ -129,6 +129,32 @@ impl Conv2d<'_> {
     }
 }
 
+/// What becomes of each result, its bias added, before anything else is added to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Finish<'a> {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// It is multiplied by this.
+    Scaled(f32),
+    /// It is multiplied by this where it is negative: a leaky ReLU, or a ReLU with 0.
+    Leaky(f32),
+    /// The same with a number for each channel: PReLU.
+    Slopes(&'a [f32]),
+}
+
+impl Finish<'_> {
+    /// What a channel's results are multiplied by, the positive ones and the negative ones.
+    fn factors(&self, channel: usize) -> [f32; 2] {
+        match *self {
+            Finish::Plain => [1.0; 2],
+            Finish::Scaled(factor) => [factor; 2],
+            Finish::Leaky(slope) => [1.0, slope],
+            Finish::Slopes(slopes) => [1.0, slopes[channel]],
+        }
+    }
+}
+
 /// Numbers a block may stage, without the rows and columns around it: 384 KiB.
 const STAGE_NUMBERS: usize = 96 * 1024;
 
@@ -190,8 +216,46 @@ pub fn conv2d_padded(
             Residual::Other(Shared(add.as_ptr().cast_mut()))
         }
     };
+    let finish = Finish::Plain;
     convolve(
-        conv, padding, x, x_rows, width, precision, residual, out, out_rows,
+        conv, padding, finish, x, x_rows, width, precision, residual, out, out_rows,
+    );
+}
+
+/// `finish(conv(x)) + add`, otherwise as [`conv2d`].
+///
+/// # Panics
+/// As [`conv2d`], and where there are slopes for another number of channels.
+#[allow(clippy::too_many_arguments)]
+pub fn conv2d_finished(
+    conv: &Conv2d<'_>,
+    finish: Finish<'_>,
+    x: &[f32],
+    x_rows: MapRows,
+    width: usize,
+    precision: Precision,
+    add: Option<&[f32]>,
+    out: &mut [f32],
+    out_rows: MapRows,
+) {
+    if let Finish::Slopes(slopes) = finish {
+        assert_eq!(
+            slopes.len(),
+            conv.weight.rows,
+            "slopes of another number of channels"
+        );
+    }
+    let residual = match add {
+        None => Residual::Nothing,
+        Some(add) => {
+            assert_eq!(add.len(), out.len(), "what is added has another shape");
+            // Only ever read.
+            Residual::Other(Shared(add.as_ptr().cast_mut()))
+        }
+    };
+    let padding = Padding::all(conv.padding);
+    convolve(
+        conv, padding, finish, x, x_rows, width, precision, residual, out, out_rows,
     );
 }
 
@@ -210,8 +274,9 @@ pub fn conv2d_in_place_add(
 ) {
     let padding = Padding::all(conv.padding);
     let residual = Residual::Out;
+    let finish = Finish::Plain;
     convolve(
-        conv, padding, x, x_rows, width, precision, residual, out, out_rows,
+        conv, padding, finish, x, x_rows, width, precision, residual, out, out_rows,
     );
 }
 
@@ -219,6 +284,7 @@ pub fn conv2d_in_place_add(
 fn convolve(
     conv: &Conv2d<'_>,
     padding: Padding,
+    finish: Finish<'_>,
     x: &[f32],
     x_rows: MapRows,
     width: usize,
@@ -265,6 +331,7 @@ fn convolve(
         isa,
         panels,
         bias: conv.bias,
+        finish,
         residual,
         out: Shared(out.as_mut_ptr()),
         plane,
@@ -287,6 +354,7 @@ struct PlaneSink<'a> {
     isa: Isa,
     panels: Panels,
     bias: Option<&'a [f32]>,
+    finish: Finish<'a>,
     residual: Residual,
     out: Shared<f32>,
     /// Pixels of a channel of the slice.
@@ -297,6 +365,7 @@ impl Sink for PlaneSink<'_> {
     fn finish(&self, sums: &mut [f32], panels: Range<usize>, n: Range<usize>) {
         for (i, channel) in n.clone().enumerate() {
             let bias = self.bias.map_or(0.0, |bias| bias[channel]);
+            let how = (bias, self.finish.factors(channel));
             for (p, panel) in panels.clone().enumerate() {
                 let pixels = self.panels.pixels(panel);
                 let sums = &sums[(p * n.len() + i) * PANEL..][..pixels.len()];
@@ -309,7 +378,7 @@ impl Sink for PlaneSink<'_> {
                 };
                 // SAFETY: blocks are disjoint, and output and residual were checked to have all
                 // channels and pixels.
-                unsafe { store_pixels(self.isa, sums, bias, residual, out) };
+                unsafe { store_pixels(self.isa, sums, how, residual, out) };
             }
         }
     }
@@ -318,16 +387,23 @@ impl Sink for PlaneSink<'_> {
 #[inline(always)]
 unsafe fn store_pixels_generic<V: Vector>(
     sums: &[f32],
-    bias: f32,
+    (bias, [positive, negative]): (f32, [f32; 2]),
     residual: Option<*const f32>,
     out: *mut f32,
 ) {
     // SAFETY: the caller promises `sums.len()` numbers of residual and output.
     unsafe {
         let bias = V::splat(bias);
+        let (zero, positive) = (V::splat(0.0), V::splat(positive));
+        let negative = V::splat(negative);
+        // Multiplying by one changes nothing, not even a NaN.
+        let finished = |v: V| {
+            let v = v.add(bias);
+            v.where_below(zero, v.mul(negative), v.mul(positive))
+        };
         let whole = sums.len() / LANES * LANES;
         for i in (0..whole).step_by(LANES) {
-            let mut v = V::load(sums.as_ptr().add(i)).add(bias);
+            let mut v = finished(V::load(sums.as_ptr().add(i)));
             if let Some(residual) = residual {
                 v = v.add(V::load(residual.add(i)));
             }
@@ -335,7 +411,7 @@ unsafe fn store_pixels_generic<V: Vector>(
         }
         let rest = sums.len() - whole;
         if rest > 0 {
-            let mut v = V::load_part(sums.as_ptr().add(whole), rest).add(bias);
+            let mut v = finished(V::load_part(sums.as_ptr().add(whole), rest));
             if let Some(residual) = residual {
                 v = v.add(V::load_part(residual.add(whole), rest));
             }
@@ -349,5 +425,5 @@ per_isa! {
     ///
     /// # Safety
     /// Residual and output must be good for `sums.len()` numbers.
-    fn store_pixels(sums: &[f32], bias: f32, residual: Option<*const f32>, out: *mut f32) = store_pixels_generic;
+    fn store_pixels(sums: &[f32], how: (f32, [f32; 2]), residual: Option<*const f32>, out: *mut f32) = store_pixels_generic;
 }

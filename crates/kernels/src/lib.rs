@@ -48,7 +48,8 @@ mod tokens;
 
 pub use attention::{Attention, Mask, attention};
 pub use conv::{
-    ChannelAffine, Conv2d, MapRows, Padding, conv2d, conv2d_in_place_add, conv2d_padded,
+    ChannelAffine, Conv2d, Finish, MapRows, Padding, conv2d, conv2d_finished, conv2d_in_place_add,
+    conv2d_padded,
 };
 pub use elementwise::{activate, add, add_scaled, copy, mul};
 pub use isa::{Isa, amx_refused, available_isas, force_isa, isa, isa_from_env, native_bf16};

@@ -9,6 +9,12 @@ pub enum Error {
     /// None of the formats.
     #[error("not a PNG, JPEG or WebP file")]
     NotAPicture,
+    /// A picture in a format that is not read.
+    #[error("a {0} file; PNG, JPEG and WebP are read: save the picture as one of these")]
+    OtherKind(&'static str),
+    /// More than one picture.
+    #[error("an animated {0} file; single pictures are read: save the frame that is meant")]
+    Animated(&'static str),
     /// A PNG that ends before its pixels do.
     #[error("the picture is cut short: {0}")]
     CutShort(#[source] png::DecodingError),

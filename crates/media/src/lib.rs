@@ -13,16 +13,20 @@ mod error;
 mod fit;
 mod format;
 mod mask;
+mod original;
 mod parameters;
 mod picture;
 mod raster;
 mod resize;
 
-pub use decode::{BYTES_PER_PIXEL_MAX, Decoded, Limits, decode, format_of};
+pub use decode::{
+    BYTES_PER_PIXEL_MAX, Decoded, Limits, Size, decode, decode_original, format_of, size_of,
+};
 pub use error::{Error, Result};
 pub use fit::Fit;
 pub use format::Format;
 pub use mask::{BLUR_RADIUS_MAX, overlay};
+pub use original::{Depth, Original};
 pub use parameters::Parameters;
 pub use picture::{JPEG_QUALITY, Pixels, encode, shrunk, text_of};
 pub use raster::{Mask, Picture, Raster, Region};

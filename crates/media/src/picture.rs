@@ -49,7 +49,7 @@ pub fn encode(pixels: Pixels<'_>, format: Format, text: &str) -> Result<Vec<u8>>
     let Pixels { width, height, rgb } = pixels;
     let mut file = Vec::new();
     match format {
-        Format::Png => encode_png(pixels, text, &mut file)?,
+        Format::Png => encode_png((width, height), PngKind::RGB8, rgb, text, &mut file)?,
         Format::Jpeg => {
             let mut encoder = JpegEncoder::new_with_quality(&mut file, JPEG_QUALITY);
             set_text(&mut encoder, text)?;
@@ -64,7 +64,7 @@ pub fn encode(pixels: Pixels<'_>, format: Format, text: &str) -> Result<Vec<u8>>
     Ok(file)
 }
 
-fn set_text(encoder: &mut impl ImageEncoder, text: &str) -> Result<()> {
+pub(crate) fn set_text(encoder: &mut impl ImageEncoder, text: &str) -> Result<()> {
     if text.is_empty() {
         return Ok(());
     }
@@ -101,10 +101,27 @@ pub fn shrunk(pixels: Pixels<'_>, side_max: u32) -> Result<(u32, u32, Vec<u8>)> 
     Ok((small.width(), small.height(), small.into_raw()))
 }
 
-fn encode_png(pixels: Pixels<'_>, text: &str, file: &mut Vec<u8>) -> Result<()> {
-    let mut encoder = png::Encoder::new(file, pixels.width, pixels.height);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
+/// What the pixels of a PNG are.
+#[derive(Clone, Copy)]
+pub(crate) struct PngKind(png::ColorType, png::BitDepth);
+
+impl PngKind {
+    pub(crate) const RGB8: PngKind = PngKind(png::ColorType::Rgb, png::BitDepth::Eight);
+    pub(crate) const RGBA8: PngKind = PngKind(png::ColorType::Rgba, png::BitDepth::Eight);
+    pub(crate) const RGB16: PngKind = PngKind(png::ColorType::Rgb, png::BitDepth::Sixteen);
+    pub(crate) const RGBA16: PngKind = PngKind(png::ColorType::Rgba, png::BitDepth::Sixteen);
+}
+
+pub(crate) fn encode_png(
+    (width, height): (u32, u32),
+    PngKind(colour, depth): PngKind,
+    pixels: &[u8],
+    text: &str,
+    file: &mut Vec<u8>,
+) -> Result<()> {
+    let mut encoder = png::Encoder::new(file, width, height);
+    encoder.set_color(colour);
+    encoder.set_depth(depth);
     // tEXt holds Latin-1 only; what it cannot hold goes into iTXt, as other programs do it.
     if text.is_empty() {
         // Nothing to say.
@@ -114,7 +131,7 @@ fn encode_png(pixels: Pixels<'_>, text: &str, file: &mut Vec<u8>) -> Result<()> 
         encoder.add_itxt_chunk(KEYWORD.to_owned(), text.to_owned())?;
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(pixels.rgb)?;
+    writer.write_image_data(pixels)?;
     writer.finish()?;
     Ok(())
 }

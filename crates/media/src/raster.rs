@@ -64,6 +64,11 @@ impl<const CHANNELS: usize> Raster<CHANNELS> {
         &self.values
     }
 
+    /// The bytes alone.
+    pub fn into_values(self) -> Vec<u8> {
+        self.values
+    }
+
     /// The bytes, to be written.
     pub(crate) fn values_mut(&mut self) -> &mut [u8] {
         &mut self.values

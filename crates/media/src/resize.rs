@@ -18,7 +18,7 @@ pub enum Filter {
 }
 
 /// Bits behind the point of a weight: 32, less 8 of a value and 2 of sums beyond its range.
-const WEIGHT_BITS: u32 = 22;
+pub(crate) const WEIGHT_BITS: u32 = 22;
 
 impl Filter {
     /// How far it reaches, in values of the smaller grid.
@@ -94,7 +94,7 @@ impl Stretch {
     }
 
     /// For each new value the first old one, and the weights of it and of those that follow.
-    fn taps(&self, side: u32, filter: Filter) -> Vec<(usize, Vec<i32>)> {
+    pub(crate) fn taps(&self, side: u32, filter: Filter) -> Vec<(usize, Vec<i32>)> {
         let step = (self.end - self.start) / f64::from(self.length);
         let widened = step.max(1.0);
         let reach = filter.reach() * widened;

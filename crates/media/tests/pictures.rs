@@ -140,7 +140,7 @@ fn sizes_are_refused_before_pixels_are_unpacked() {
 
 #[test]
 fn other_files_are_no_pictures() {
-    for file in [&b""[..], b"GIF89a", b"%PDF-1.7", b"<svg/>"] {
+    for file in [&b""[..], b"%PDF-1.7", b"<svg/>"] {
         let refused = decode(file, &Limits::default()).unwrap_err();
         assert!(matches!(refused, Error::NotAPicture), "{refused}");
         assert_eq!(format_of(file), None);

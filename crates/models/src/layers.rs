@@ -413,6 +413,25 @@ pub struct Conv2d<'w> {
     pub(crate) added: Vec<Added<'w>>,
 }
 
+/// Rows of a map where they lie (channels, rows, width).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slice<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) rows: MapRows,
+    pub(crate) width: usize,
+}
+
+impl<'a> Slice<'a> {
+    /// A whole map.
+    pub(crate) fn whole(data: &'a [f32], height: usize, width: usize) -> Slice<'a> {
+        Slice {
+            data,
+            rows: MapRows::whole(height),
+            width,
+        }
+    }
+}
+
 /// What happens to a map around a convolution.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Around<'a> {
@@ -541,6 +560,56 @@ impl Conv2d<'_> {
             ..Around::default()
         };
         self.run(compute, x, around, Residual::Result, out)
+    }
+
+    /// `finish(conv(x)) + add` from one part of memory to another, without adapters: for networks whose maps are parts
+    /// of others. `upsample`: x is first enlarged twice, each value becoming four.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the numbers do not match.
+    pub(crate) fn apply(
+        &self,
+        compute: Compute,
+        x: Slice<'_>,
+        upsample: bool,
+        finish: kernels::Finish<'_>,
+        add: Option<&[f32]>,
+        (out, out_rows): (&mut [f32], MapRows),
+    ) -> Result<()> {
+        let taps = self.kernel * self.kernel;
+        let width_out = x.width << usize::from(upsample);
+        let expected = (
+            self.weight.cols / taps * x.rows.count * x.width,
+            self.weight.rows * out_rows.count * width_out,
+        );
+        if (x.data.len(), out.len()) != expected {
+            return Err(Error::Shape {
+                what: "convolution of a part",
+                expected: vec![expected.0, expected.1],
+                found: vec![x.data.len(), out.len()],
+            });
+        }
+        let conv = kernels::Conv2d {
+            weight: self.weight,
+            bias: Some(&self.bias),
+            kernel: self.kernel,
+            stride: 1,
+            padding: self.kernel / 2,
+            upsample,
+            input: None,
+        };
+        kernels::conv2d_finished(
+            &conv,
+            finish,
+            x.data,
+            x.rows,
+            x.width,
+            compute.precision,
+            add,
+            out,
+            out_rows,
+        );
+        Ok(())
     }
 
     /// All rows of `out`, whose shape is known to fit.

@@ -18,9 +18,12 @@ pub mod layers;
 pub mod noise;
 pub mod qwen3;
 pub mod resample;
+pub mod rrdbnet;
 pub mod samplers;
+pub mod srvgg_net_compact;
 pub mod tensor;
 pub mod unet_2d_condition;
+pub mod upscaler;
 pub mod weights;
 pub mod z_image;
 

@@ -1,6 +1,7 @@
 // Finished pictures with what they were made with: open them large, use their settings again, keep the file.
 
 import { beginFromResult } from './begin.js';
+import { enlargeResult } from './enlarge.js';
 import { button, byId, el, fill, keep, sign } from './dom.js';
 import { jobs, notesOf, peakOf } from './jobs.js';
 import { afterwards, restore, sendOn } from './make.js';
@@ -134,6 +135,7 @@ function showOpened() {
     button({ word: say('gallery.reuse'), icon: 'reuse', kind: 'primary', act: () => reuse(job) }),
     artifact.media_type.startsWith('image/') && button({ word: say('begin.use'), icon: 'picture', act: () => goOn(artifact), data: { act: 'begin' } }),
     ...(artifact.media_type.startsWith('image/') ? afterwards() : []).map((kind) => button({ word: say(`steps.do.${kind}`), icon: 'picture', act: () => sendFrom(kind, artifact), data: { act: kind } })),
+    artifact.media_type.startsWith('image/') && !byId('enlarge-card').hidden && button({ word: say('enlarge.use'), icon: 'front', act: () => enlarge(artifact), data: { act: 'enlarge' } }),
     el('a', { class: 'button', href: artifact.url, download: fileName(job, index) }, sign('download'), el('span', { text: say('gallery.download') })),
   );
 }
@@ -147,6 +149,12 @@ function sendFrom(kind, artifact) {
 export function goOn(artifact) {
   if (byId('picture').open) byId('picture').close();
   beginFromResult(artifact);
+}
+
+/** A result is made larger. */
+function enlarge(artifact) {
+  if (byId('picture').open) byId('picture').close();
+  enlargeResult(artifact);
 }
 
 /** Puts a job's settings into the form. */

@@ -4,6 +4,7 @@ import { listen } from './api.js';
 import { beginFrom } from './begin.js';
 import { byId, el, fill, recall, remember, throttle, toast } from './dom.js';
 import { onDownload, startDownloads } from './downloads.js';
+import { enlargeFrom, loadEnlarge, startEnlarge } from './enlarge.js';
 import { startExplain } from './explain.js';
 import { startGallery } from './gallery.js';
 import { jobs } from './jobs.js';
@@ -21,7 +22,7 @@ let stream = null;
 
 /** Everything that may have changed while nobody listened. */
 const lookAtAll = throttle(500, () => {
-  Promise.allSettled([loadKinds(), loadModels(), loadHistory(), jobs.refresh(), machine.look()]);
+  Promise.allSettled([loadKinds(), loadEnlarge(), loadModels(), loadHistory(), jobs.refresh(), machine.look()]);
 });
 
 function showLink(up) {
@@ -135,6 +136,7 @@ function startDrop() {
     if (!file) return;
     event.preventDefault();
     if (event.target.closest && event.target.closest('#make-begin')) beginFrom(file);
+    else if (event.target.closest && event.target.closest('#enlarge-card')) enlargeFrom(file);
     else restoreFrom(file);
   });
 }
@@ -158,6 +160,7 @@ async function start() {
   startMemory();
   startModels();
   startDownloads(() => Promise.allSettled([loadKinds(), loadModels()]));
+  startEnlarge();
   startExplain();
   startKeys(turnTheme);
   startDrop();

@@ -10,6 +10,8 @@ use lowtide_core::Bytes;
 
 use crate::header::{self, PREFIX_BYTES};
 use crate::index::{self, Found};
+use crate::ncnn;
+use crate::onnx;
 use crate::place::Place;
 use crate::summary::WeightsSummary;
 use crate::torch::{self, Contents};
@@ -45,7 +47,8 @@ pub struct FileIdentity {
 pub struct Fingerprint(pub Vec<FileIdentity>);
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file, a file of `torch.save`, an `.index.json`, or a folder that holds
+    /// Opens a `.safetensors` file, a file of `torch.save`, an ONNX file, either file of an ncnn model (`.param` and
+    /// `.bin` beside each other), an `.index.json`, or a folder that holds
     /// `model.safetensors`, `diffusion_pytorch_model.safetensors`, their `.fp16` or `.bf16` variants or their index,
     /// or the same as `.bin`.
     ///
@@ -77,7 +80,33 @@ impl Checkpoint {
                 .unwrap_or(Path::new("."));
             return Checkpoint::sharded(&Place::Disk(folder.to_owned()), file_name);
         }
+        if let Some((param, bin)) = ncnn::pair(path) {
+            let (param, bin) = (Source::open(&param)?, Source::open(&bin)?);
+            return Checkpoint::of_ncnn(param, bin);
+        }
         Checkpoint::join(shown, vec![(Source::open(path)?, None)])
+    }
+
+    /// The two files of an ncnn model: what its layers are, and their numbers.
+    fn of_ncnn(param: Source, bin: Source) -> Result<Checkpoint> {
+        let contents = ncnn::read(&param, &bin)?;
+        Checkpoint::of_parts(bin.name(), vec![(bin, contents, None)])
+    }
+
+    /// Reads an ncnn model that is in memory; `name` is what messages call both of its files.
+    ///
+    /// # Errors
+    /// [`Error::Ncnn`], [`Error::Truncated`].
+    pub fn from_ncnn_memory(
+        name: &str,
+        param: impl Into<Cow<'static, [u8]>>,
+        bin: impl Into<Cow<'static, [u8]>>,
+    ) -> Result<Checkpoint> {
+        let source = |bytes| Source::Memory {
+            name: name.to_owned(),
+            bytes,
+        };
+        Checkpoint::of_ncnn(source(param.into()), source(bin.into()))
     }
 
     /// Reads a weight file that is in memory, such as one that is part of the program.
@@ -132,19 +161,31 @@ impl Checkpoint {
 
     /// Reads the headers and makes one list of them.
     fn join(name: String, parts: Vec<(Source, Option<Promise>)>) -> Result<Checkpoint> {
+        let read = |(source, promise): (Source, Option<Promise>)| {
+            let contents = read_contents(&source)?;
+            Ok((source, contents, promise))
+        };
+        Checkpoint::of_parts(name, parts.into_iter().map(read).collect::<Result<_>>()?)
+    }
+
+    /// One list of what files hold.
+    fn of_parts(
+        name: String,
+        parts: Vec<(Source, Contents, Option<Promise>)>,
+    ) -> Result<Checkpoint> {
         let mut sources: Vec<Source> = Vec::with_capacity(parts.len());
         let mut tensors: Vec<TensorEntry> = Vec::new();
         let mut by_name: HashMap<String, usize> = HashMap::new();
         let mut promises = Vec::new();
         let mut metadata = Vec::new();
         let mut bytes = Bytes::ZERO;
-        for (number, (source, promise)) in parts.into_iter().enumerate() {
-            let contents = read_contents(&source)?;
+        for (source, contents, promise) in parts {
+            let number = sources.len();
             metadata.extend(contents.metadata);
             for mut entry in contents.tensors {
-                entry.source = number;
+                entry.source += number;
                 if let Some(&first) = by_name.get(&entry.name) {
-                    let first = sources[tensors[first].source].name();
+                    let first = sources.get(tensors[first].source).unwrap_or(&source).name();
                     return Err(Error::TensorInTwoShards {
                         first,
                         second: source.name(),
@@ -162,29 +203,19 @@ impl Checkpoint {
                 tensors.push(entry);
             }
             promises.extend(promise.map(|promise| (number, promise)));
+            let decoded = (!contents.decoded.is_empty()).then(|| Source::Memory {
+                name: source.name(),
+                bytes: contents.decoded.into(),
+            });
             sources.push(source);
+            sources.extend(decoded);
         }
-        for (
-            number,
-            Promise {
-                index,
-                shard,
-                tensors: promised,
-            },
-        ) in promises
-        {
-            let is_there = |tensor: &String| {
-                by_name
-                    .get(tensor)
-                    .is_some_and(|&at| tensors[at].source == number)
+        for (number, promise) in promises {
+            let is_there = |tensor: &str| {
+                let at = by_name.get(tensor);
+                at.is_some_and(|&at| tensors[at].source == number)
             };
-            if let Some(tensor) = promised.into_iter().find(|tensor| !is_there(tensor)) {
-                return Err(Error::NotInShard {
-                    index,
-                    shard,
-                    tensor,
-                });
-            }
+            promise.check(is_there)?;
         }
         Ok(Checkpoint {
             name,
@@ -366,6 +397,20 @@ struct Promise {
     tensors: Vec<String>,
 }
 
+impl Promise {
+    /// Refuses a shard that lacks one of its tensors.
+    fn check(self, is_there: impl Fn(&str) -> bool) -> Result<()> {
+        match self.tensors.into_iter().find(|tensor| !is_there(tensor)) {
+            None => Ok(()),
+            Some(tensor) => Err(Error::NotInShard {
+                index: self.index,
+                shard: self.shard,
+                tensor,
+            }),
+        }
+    }
+}
+
 /// Reads and checks what one file says about its tensors.
 fn read_contents(source: &Source) -> Result<Contents> {
     let (name, len) = (source.name(), source.byte_len());
@@ -373,6 +418,9 @@ fn read_contents(source: &Source) -> Result<Contents> {
     source.read_at(0, &mut bytes)?;
     if torch::is_torch(&bytes) {
         return torch::read(source);
+    }
+    if onnx::is_onnx(&bytes) {
+        return onnx::read(source);
     }
     let end = PREFIX_BYTES + header::header_bytes(&bytes, len, &name)?;
     let start = bytes.len();
@@ -384,5 +432,6 @@ fn read_contents(source: &Source) -> Result<Contents> {
     Ok(Contents {
         tensors: header.tensors,
         metadata: header.metadata,
+        decoded: Vec::new(),
     })
 }

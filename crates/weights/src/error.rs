@@ -201,6 +201,26 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// An ONNX file that is damaged, too large, or of a kind that is not read.
+    #[error("{file}: cannot read the ONNX file, at byte {offset}: {}", shown(.why))]
+    Onnx {
+        /// The file.
+        file: String,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An ncnn model whose files are damaged, do not belong together, or have layers that are not known.
+    #[error("{file}: cannot read the ncnn model, in line {line}: {}", shown(.why))]
+    Ncnn {
+        /// The file of layers.
+        file: String,
+        /// Which line of it, from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A zip archive that is damaged or not one of torch's.
     #[error("{file}: cannot read the archive: {}", shown(.why))]
     Archive {

@@ -107,9 +107,9 @@ impl ModelFolder {
         let stem = path.file_stem().unwrap_or_default();
         let mut folder = ModelFolder {
             name: stem.to_string_lossy().into_owned(),
-            class_name: opened.family.class_name().to_owned(),
+            class_name: opened.class_name.to_owned(),
             components: Vec::new(),
-            settings: single_file::settings(opened.family),
+            settings: opened.settings,
             place: Place::File(path.to_owned()),
             elsewhere: HashMap::new(),
             missing: Vec::new(),
@@ -121,7 +121,7 @@ impl ModelFolder {
             }
             folder.components.push(component);
         }
-        let wanted = opened.family.components().iter().copied();
+        let wanted = opened.wanted.iter().copied();
         folder.missing = wanted
             .filter(|name| folder.component(name).is_none())
             .collect();

@@ -11,6 +11,9 @@
 //! Files of `torch.save` are read too, without running them: their pickle is taken apart by a machine that builds plain
 //! values and calls nothing, and a tensor is a range of bytes like any other.
 //!
+//! The weights of ONNX files and of ncnn's pairs of files are read the same way: their graphs are looked at for names,
+//! and never run.
+//!
 //! In reading order: [`Source`] (a file or built-in bytes), [`Header`] (one safetensors header), [`Checkpoint`] (all
 //! tensors of a component, across shards), [`ModelFolder`] (the diffusers layout), [`ModelSummary`] (what
 //! `models show` prints), [`lora`] (additions to layers), [`SafetensorsWriter`] (the way back).
@@ -26,6 +29,8 @@ mod index;
 mod json;
 pub mod lora;
 mod narrow;
+mod ncnn;
+mod onnx;
 mod pickle;
 mod place;
 pub mod quantise;

@@ -1,7 +1,8 @@
-//! Checkpoints in one file, as web UIs keep them: U-Net, VAE and text encoders of Stable Diffusion 1.x, 2.x and XL
-//! under the names of the code that trained them. Which model it is, is told by its keys and shapes; out come the
-//! components of a model's folder, with the configurations such a folder would have and the names of diffusers and
-//! transformers, each tensor a range of bytes of the one file.
+//! Checkpoints in one file. A network that enlarges pictures is one, under one of several namings. So are, as web UIs
+//! keep them, U-Net, VAE and text encoders of Stable Diffusion 1.x, 2.x and XL under the names of the code that trained
+//! them. Which model it is, is told by its keys and shapes; out come the components of a model's folder, with the
+//! configurations such a folder would have and the names of diffusers, transformers and BasicSR, each tensor a range of
+//! bytes of the one file.
 //!
 //! # Source
 //! The names, checked against diffusers' own conversion by a test:
@@ -12,17 +13,17 @@ mod configs;
 mod family;
 mod text_encoder;
 mod unet;
+mod upscaler;
 mod vae;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::folder::Component;
 use crate::{Checkpoint, Error, Result, TensorEntry};
-pub(crate) use configs::settings;
-pub(crate) use family::Family;
+use family::Family;
 pub(crate) use unet::rename as unet_name;
 
 /// Tensors by what follows a prefix of their names.
@@ -39,7 +40,12 @@ pub(crate) type Loaded = (Component, Option<Checkpoint>);
 
 /// What one file is.
 pub(crate) struct Opened {
-    pub(crate) family: Family,
+    /// The class of the pipeline, or of the only network.
+    pub(crate) class_name: &'static str,
+    /// What a folder's index would say besides.
+    pub(crate) settings: Map<String, Value>,
+    /// The components that such a model has.
+    pub(crate) wanted: &'static [&'static str],
     pub(crate) components: Vec<Loaded>,
 }
 
@@ -50,6 +56,14 @@ pub(crate) fn open(path: &Path) -> Result<Opened> {
         file: checkpoint.name().to_owned(),
         why,
     };
+    if let Some((class_name, part)) = upscaler::part(&checkpoint).map_err(refuse)? {
+        return Ok(Opened {
+            class_name,
+            settings: Map::new(),
+            wanted: &[upscaler::COMPONENT],
+            components: vec![loaded(upscaler::COMPONENT, part, &checkpoint)],
+        });
+    }
     let family = Family::of(&checkpoint).map_err(refuse)?;
     let mut components = Vec::new();
     for name in family.components() {
@@ -65,7 +79,12 @@ pub(crate) fn open(path: &Path) -> Result<Opened> {
             components.push(loaded(name, part, &checkpoint));
         }
     }
-    Ok(Opened { family, components })
+    Ok(Opened {
+        class_name: family.class_name(),
+        settings: configs::settings(family),
+        wanted: family.components(),
+        components,
+    })
 }
 
 /// One component of a file that has it alone, or among others. `known` is the configuration of what it replaces.
@@ -122,6 +141,7 @@ pub(crate) fn component(name: &str, config: Value, has_weights: bool) -> Compone
     let class = class.or_else(|| config.get("architectures")?.get(0)?.as_str());
     let library = match name {
         "unet" | "vae" | "scheduler" => "diffusers",
+        upscaler::COMPONENT => "basicsr",
         _ => "transformers",
     };
     Component {

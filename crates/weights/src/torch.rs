@@ -24,10 +24,12 @@ const ZIP_START: &[u8] = b"PK\x03\x04";
 /// What a weight file says about its tensors, whatever its format.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
-    /// In the order in which they lie in the file; `source` is 0.
+    /// In the order in which they lie in the file; `source` is 0, or 1 for those in `decoded`.
     pub(crate) tensors: Vec<TensorEntry>,
     /// Free text.
     pub(crate) metadata: Vec<(String, String)>,
+    /// Numbers that are not a range of the file as they are; nearly always none.
+    pub(crate) decoded: Vec<u8>,
 }
 
 /// Where a storage's bytes are, and of what type they are.
@@ -79,6 +81,7 @@ pub(crate) fn read(source: &Source) -> Result<Contents> {
     Ok(Contents {
         tensors,
         metadata: found.numbers,
+        decoded: Vec::new(),
     })
 }
 

@@ -10,6 +10,8 @@
 mod folders;
 #[path = "hostile/headers.rs"]
 mod headers;
+#[path = "hostile/others.rs"]
+mod others;
 #[path = "hostile/requests.rs"]
 mod requests;
 #[path = "hostile/shards.rs"]
@@ -110,11 +112,17 @@ fn pickles_and_archives_that_lie_are_refused_by_name() {
 }
 
 #[test]
+fn files_of_other_programs_that_lie_are_refused_by_name() {
+    others::cases().iter().for_each(Case::check);
+}
+
+#[test]
 fn no_variant_is_left_untried() {
     let folder = tempfile::tempdir().unwrap();
     let mut cases = headers::cases();
     cases.extend(folders::cases(folder.path()));
     cases.extend(torch::cases());
+    cases.extend(others::cases());
     cases.extend(shards::cases(folder.path()));
     cases.extend(requests::cases(folder.path()));
     let tried: BTreeSet<String> = cases.iter().map(|case| case.variant.to_owned()).collect();

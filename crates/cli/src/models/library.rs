@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use lowtide_engine::upscale::Enlarger;
 use lowtide_hub::{Cache, Revision, Settings as HubSettings, Snapshot, Wanted};
 use lowtide_weights::{Error, ModelFolder};
 
@@ -13,9 +14,9 @@ use crate::service::{ModelsSettings, Surroundings};
 /// What a model folder has in it.
 const INDEX: &str = "model_index.json";
 /// Endings of files that may hold a whole model.
-const SINGLE: [&str; 2] = ["safetensors", "ckpt"];
+const SINGLE: [&str; 4] = ["safetensors", "ckpt", "pth", "param"];
 /// Where other programs keep whole models, below their folder, and how deep.
-const SHELVES: [(&str, usize); 6] = [
+const SHELVES: [(&str, usize); 11] = [
     // ComfyUI
     ("models/checkpoints", 3),
     ("models/diffusers", 1),
@@ -26,7 +27,15 @@ const SHELVES: [(&str, usize); 6] = [
     // InvokeAI, by kind of model and by key
     ("models/sd-1", 3),
     ("models/sdxl", 3),
+    // Networks that make pictures larger: ComfyUI, web UIs, Stability Matrix
+    ("models/upscale_models", 2),
+    ("models/ESRGAN", 2),
+    ("models/RealESRGAN", 2),
+    ("Models/ESRGAN", 2),
+    ("Models/RealESRGAN", 2),
 ];
+/// Which of the shelves have such networks.
+const ENLARGERS: [&str; 3] = ["upscale_models", "ESRGAN", "RealESRGAN"];
 /// Folders of other programs below the user's.
 const PROGRAMS: [&str; 12] = [
     "ComfyUI",
@@ -194,6 +203,21 @@ impl Library {
             .or_else(|| self.foreign().find(is_it))
     }
 
+    /// Networks that make pictures larger. Files of other programs are opened only where such networks are kept.
+    pub(crate) fn enlargers(&self) -> Vec<Model> {
+        let likely = |model: &Model| match &model.place {
+            Place::Own(path) => path.is_file(),
+            Place::Foreign(path) => {
+                let mut above = path.ancestors().filter_map(|folder| folder.file_name());
+                path.is_file() && above.any(|name| ENLARGERS.iter().any(|known| name == *known))
+            }
+            Place::Demo | Place::Cached(..) => false,
+        };
+        let all = self.all().into_iter().filter(likely);
+        all.filter(|model| model.open().is_ok_and(|folder| Enlarger::runs(&folder)))
+            .collect()
+    }
+
     /// Models in the configured folders; such a folder may itself be one.
     fn own(&self) -> impl Iterator<Item = Model> {
         let paths = self.dirs.iter().flat_map(|dir| {
@@ -296,7 +320,8 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
 
 fn is_single(path: &Path) -> bool {
     let ending = path.extension().and_then(|ending| ending.to_str());
-    ending.is_some_and(|ending| SINGLE.contains(&ending)) && path.is_file()
+    let whole = ending != Some("param") || path.with_extension("bin").is_file();
+    ending.is_some_and(|ending| SINGLE.contains(&ending)) && whole && path.is_file()
 }
 
 fn is_folder(path: &Path) -> bool {
@@ -376,6 +401,10 @@ mod tests {
             "home/ComfyUI/models/checkpoints/single.safetensors",
             "home/ComfyUI/models/loras/style.safetensors",
             "home/stable-diffusion-webui/models/Stable-diffusion/old.ckpt",
+            "home/ComfyUI/models/upscale_models/4x.pth",
+            "home/stable-diffusion-webui/models/ESRGAN/video.param",
+            "home/stable-diffusion-webui/models/ESRGAN/video.bin",
+            "home/stable-diffusion-webui/models/ESRGAN/half.param",
             "drive/models/diffusers/d/model_index.json",
             "drive/models/diffusers/d/unet/diffusion_pytorch_model.safetensors",
         ] {
@@ -389,8 +418,11 @@ mod tests {
         let library = library(folder.path(), &["mine", "gone"]);
         assert_eq!(
             names(&library),
-            ["demo", "single", "z", "org/name", "d", "Deep", "old"]
+            [
+                "demo", "single", "z", "org/name", "d", "Deep", "4x", "old", "video"
+            ]
         );
+        assert!(library.enlargers().is_empty(), "none of these is a network");
         assert_eq!(library.missing().len(), 1);
         let single = library.find("single").unwrap();
         assert_eq!(single.place, Place::Own(at("mine/single.safetensors")));

@@ -131,25 +131,31 @@ impl Listed {
 /// Plans a job of the model's own size in a budget of nothing, and then in what that says is the smallest.
 fn least(opened: &dyn Opened) -> Result<Least, String> {
     let said = |cause: Error| one_line(&cause.to_string());
-    // A variant has no exact pictures.
-    let request = opened
-        .check(&json!({ "prompt": PROMPT, "quality": "exact" }))
-        .or_else(|_| opened.check(&json!({ "prompt": PROMPT })))
-        .map_err(said)?;
     let in_use = Bytes(memory::live());
-    let within = |total| Some(Budget { total, in_use });
-    let smallest = match opened.forecast(&request, within(Bytes::ZERO)) {
+    let within = |total| Budget { total, in_use };
+    // Kinds whose requests name files have a sample of their own.
+    let cost = |total| match opened.sample(within(total)) {
+        Some(sample) => sample,
+        None => {
+            // A variant has no exact pictures.
+            let request = opened
+                .check(&json!({ "prompt": PROMPT, "quality": "exact" }))
+                .or_else(|_| opened.check(&json!({ "prompt": PROMPT })))?;
+            let side = |name: &str| request[name].as_u64().unwrap_or_default();
+            let size = format!("{}x{}", side("width"), side("height"));
+            Ok((size, opened.forecast(&request, Some(within(total)))?))
+        }
+    };
+    let smallest = match cost(Bytes::ZERO) {
         Err(Error::DoesNotFit(numbers)) => numbers.smallest,
         Err(cause) => return Err(said(cause)),
         Ok(_) => in_use,
     };
-    let forecast = opened.forecast(&request, within(smallest)).map_err(said)?;
-    let plan = forecast.plan.ok_or("it needs no plan")?;
-    let side = |name: &str| request[name].as_u64().unwrap_or_default();
+    let (size, forecast) = cost(smallest).map_err(said)?;
     Ok(Least {
-        size: format!("{}x{}", side("width"), side("height")),
+        size,
         budget: smallest,
-        plan,
+        plan: forecast.plan.ok_or("it needs no plan")?,
     })
 }
 

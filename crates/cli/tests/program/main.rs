@@ -10,6 +10,7 @@ mod models;
 mod pictures;
 mod pulling;
 mod steps;
+mod upscale;
 mod wrong_input;
 
 use serde_json::Value;

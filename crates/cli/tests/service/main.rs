@@ -9,6 +9,7 @@ mod downloads;
 mod hand_over;
 mod serving;
 mod settings;
+mod upscaling;
 mod verbs;
 
 use std::io::{BufRead, BufReader};

@@ -65,6 +65,7 @@ impl Processor for TextToImages {
             defaults: &defaults,
             multiple: SIDE_MULTIPLE_MIN,
             files,
+            quality: Quality::Exact,
         };
         let read = Request::read(request, against)?;
         let mut request = request.clone();

@@ -298,6 +298,62 @@ fn padding_may_differ_by_side() {
 }
 
 #[test]
+fn results_are_finished_before_anything_is_added() {
+    on_every_isa(|| {
+        let mut random = Random::new(13);
+        for shape in [
+            shape(5, 9, 7, 23, 3, 1, 1, false),
+            shape(64, 32, 6, 40, 3, 1, 1, false),
+            shape(7, 3, 4, 9, 3, 1, 1, true),
+        ] {
+            let case = Case::new(&mut random, shape, Stored::F16, None);
+            let slopes = random.normal(shape.cout);
+            let (map, width) = (MapRows::whole(shape.rows), shape.width);
+            let out_rows = MapRows::whole(shape.out(shape.rows));
+            let finish = [
+                Finish::Plain,
+                Finish::Scaled(0.2),
+                Finish::Leaky(0.2),
+                Finish::Leaky(0.0),
+                Finish::Slopes(&slopes),
+            ];
+            for precision in [Precision::F32, Precision::Bf16] {
+                let mut plain = vec![0.0; case.add.len()];
+                let conv = case.conv();
+                conv2d(
+                    &conv, &case.x, map, width, precision, None, &mut plain, out_rows,
+                );
+                for finish in finish {
+                    let expected = |(at, &value): (usize, &f32)| {
+                        let factor = match finish {
+                            Finish::Plain => 1.0,
+                            Finish::Scaled(factor) => factor,
+                            Finish::Leaky(slope) if value < 0.0 => slope,
+                            Finish::Slopes(slopes) if value < 0.0 => {
+                                slopes[at * shape.cout / plain.len()]
+                            }
+                            Finish::Leaky(_) | Finish::Slopes(_) => 1.0,
+                        };
+                        value * factor
+                    };
+                    let finished: Vec<f32> = plain.iter().enumerate().map(expected).collect();
+                    for add in [None, Some(&case.add[..])] {
+                        let mut out = vec![0.0; plain.len()];
+                        conv2d_finished(
+                            &conv, finish, &case.x, map, width, precision, add, &mut out, out_rows,
+                        );
+                        for (at, got) in out.iter().enumerate() {
+                            let want = finished[at] + add.map_or(0.0, |add| add[at]);
+                            assert_eq!(*got, want, "{finish:?} {precision:?} at {at}");
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn zeros_around_a_map_stay_zeros_under_an_activation() {
     on_every_isa(|| {
         // A shift of one would make the padding count if it were shifted too.

@@ -37,6 +37,7 @@ static FILES: &[File] = &files![
     "downloads.js" as "text/javascript; charset=utf-8",
     "dom.js" as "text/javascript; charset=utf-8",
     "drawing.js" as "text/javascript; charset=utf-8",
+    "enlarge.js" as "text/javascript; charset=utf-8",
     "explain.js" as "text/javascript; charset=utf-8",
     "gallery.js" as "text/javascript; charset=utf-8",
     "jobs.js" as "text/javascript; charset=utf-8",

@@ -39,7 +39,7 @@ pub(crate) enum Known {
     OrderedDict,
     /// `collections.defaultdict`, whose first argument is no content.
     EmptyDict,
-    /// `torch.Size`: the tuple it is given.
+    /// `torch.Size`, and sets: the tuple or list it is given.
     Size,
     /// A storage class of this element type.
     Storage(Dtype),

@@ -56,7 +56,7 @@ fn prediction(family: Family, checkpoint: &Checkpoint) -> &'static str {
 }
 
 /// The entries of a folder's index that are no components.
-pub(crate) fn settings(family: Family) -> Map<String, Value> {
+pub(super) fn settings(family: Family) -> Map<String, Value> {
     let refiner = family.generation == Generation::Refiner;
     let mut settings = Map::new();
     if family.is_xl() {

@@ -195,7 +195,7 @@ fn known(module: &str, name: &str) -> Option<Known> {
         ("torch._tensor", "_rebuild_from_type_v2") => Known::FromType,
         ("collections", "OrderedDict") => Known::OrderedDict,
         ("collections", "defaultdict") | ("__builtin__" | "builtins", "dict") => Known::EmptyDict,
-        ("torch", "Size") => Known::Size,
+        ("torch", "Size") | ("__builtin__" | "builtins", "set" | "frozenset") => Known::Size,
         ("torch" | "torch.storage", "UntypedStorage") => Known::UntypedStorage,
         ("torch" | "torch.cuda", _) => match name.strip_suffix("Storage") {
             Some(class) => Known::Storage(storage_dtype(class)?),

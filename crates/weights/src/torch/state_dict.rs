@@ -1,7 +1,7 @@
 //! Which of a pickle's values are the weights: people put a state dict beside other things, under many names, and
 //! sometimes the network itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::header::TENSORS_MAX;
 use crate::pickle::{Id, RawTensor, Value, Values};
@@ -27,12 +27,15 @@ const DEPTH_MAX: usize = 4;
 const MODULES_MAX: usize = 64;
 /// How many keys a message repeats.
 const KEYS_SHOWN: usize = 12;
+/// The most classes whose names are kept.
+const NAMES_MAX: usize = 1 << 12;
 
 /// The weights of a file.
 pub(super) struct Found<'v> {
     /// By name, each once.
     pub(super) tensors: Vec<(String, &'v RawTensor)>,
-    /// Whole numbers beside the weights, such as `global_step`.
+    /// What stands beside the weights: whole numbers, such as `global_step`; of a network saved whole its `class`, and
+    /// the `names` of what it finds, where it is a detector.
     pub(super) numbers: Vec<(String, String)>,
 }
 
@@ -57,6 +60,7 @@ pub(super) fn find(values: &Values, root: Id) -> Result<Found<'_>, String> {
         by_name: HashMap::new(),
     };
     all.collect(at, "", 0)?;
+    numbers.extend(about_network(values, at));
     if all.tensors.is_empty() {
         return Err(nothing(values, root));
     }
@@ -79,6 +83,13 @@ fn inner(values: &Values, at: Id) -> Result<Option<Id>, String> {
         if tensors_in(values, value) > 0 || module_parts(values, value).is_some() {
             holders.push((key, value));
         }
+    }
+    // Trainers of detectors leave the network twice, and use the averaged one.
+    let averaged = holders
+        .iter()
+        .find(|(key, value)| *key == "ema" && module_parts(values, *value).is_some());
+    if let Some(&(_, averaged)) = averaged {
+        return Ok(Some(averaged));
     }
     let preferred = KEYS.iter().find_map(|wanted| {
         let found = holders.iter().find(|(key, _)| key == wanted);
@@ -111,8 +122,62 @@ fn tensors_in(values: &Values, dict: Id) -> usize {
         .count()
 }
 
-/// The state of an object that is a module: its own tensors, and the modules in it.
-fn module_parts(values: &Values, object: Id) -> Option<[Option<Id>; 3]> {
+/// What a network saved whole says of itself: its class, and the names of what it finds, as Python writes them.
+fn about_network(values: &Values, object: Id) -> Vec<(String, String)> {
+    let Value::Object {
+        class,
+        state: Some(state),
+    } = values.get(object)
+    else {
+        return Vec::new();
+    };
+    let mut about = vec![("class".to_owned(), class.to_string())];
+    let names = values.entry(*state, "names");
+    let named: Vec<String> = match names.map(|id| (id, values.get(id))) {
+        Some((id, Value::Dict(_))) => {
+            let pairs = values.pairs(id).iter().take(NAMES_MAX);
+            let pair = |&(key, name): &(Id, Id)| Some((values.count(key)?, values.text(name)?));
+            pairs
+                .filter_map(pair)
+                .map(|(k, name)| format!("{k}: {}", quoted(name)))
+                .collect()
+        }
+        Some((id, _)) => {
+            let items = values.items(id).iter().take(NAMES_MAX).enumerate();
+            let named = items.filter_map(|(at, &name)| Some((at, values.text(name)?)));
+            named
+                .map(|(at, name)| format!("{at}: {}", quoted(name)))
+                .collect()
+        }
+        None => Vec::new(),
+    };
+    if !named.is_empty() {
+        about.push(("names".to_owned(), format!("{{{}}}", named.join(", "))));
+    }
+    about
+}
+
+/// A text as Python would write it.
+fn quoted(text: &str) -> String {
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
+    let mut out = String::from(quote);
+    for c in text.chars() {
+        if c == quote || c == '\\' {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out.push(quote);
+    out
+}
+
+/// The state of an object that is a module: its own tensors, and the modules in it; last, the names of buffers that are
+/// no part of what is saved.
+fn module_parts(values: &Values, object: Id) -> Option<[Option<Id>; 4]> {
     let Value::Object {
         state: Some(state), ..
     } = values.get(object)
@@ -120,7 +185,10 @@ fn module_parts(values: &Values, object: Id) -> Option<[Option<Id>; 3]> {
         return None;
     };
     let part = |name| values.entry(*state, name);
-    part("_parameters").map(|parameters| [Some(parameters), part("_buffers"), part("_modules")])
+    part("_parameters").map(|parameters| {
+        let rest = ["_buffers", "_modules", "_non_persistent_buffers_set"].map(part);
+        [Some(parameters), rest[0], rest[1], rest[2]]
+    })
 }
 
 struct Collected<'v> {
@@ -137,10 +205,14 @@ impl<'v> Collected<'v> {
             ));
         }
         match module_parts(self.values, at) {
-            None => self.own(at, prefix),
-            Some([parameters, buffers, modules]) => {
-                for own in [parameters, buffers].into_iter().flatten() {
-                    self.own(own, prefix)?;
+            None => self.own(at, prefix, &[]),
+            Some([parameters, buffers, modules, passing]) => {
+                if let Some(own) = parameters {
+                    self.own(own, prefix, &[])?;
+                }
+                if let Some(own) = buffers {
+                    let passing = passing.map_or(&[][..], |passing| self.values.items(passing));
+                    self.own(own, prefix, passing)?;
                 }
                 let inside = modules.map_or(&[][..], |modules| self.values.pairs(modules));
                 for &(name, module) in inside {
@@ -155,10 +227,11 @@ impl<'v> Collected<'v> {
         }
     }
 
-    /// The tensors of one dict.
-    fn own(&mut self, dict: Id, prefix: &str) -> Result<(), String> {
+    /// The tensors of one dict, without those called as in `but`.
+    fn own(&mut self, dict: Id, prefix: &str, but: &[Id]) -> Result<(), String> {
+        let but: HashSet<&str> = but.iter().filter_map(|&id| self.values.text(id)).collect();
         for &(key, value) in self.values.pairs(dict) {
-            let Some(key) = self.values.text(key) else {
+            let Some(key) = self.values.text(key).filter(|key| !but.contains(key)) else {
                 continue;
             };
             match self.values.get(value) {
