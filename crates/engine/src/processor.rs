@@ -82,6 +82,12 @@ pub trait Files: Send + Sync {
 
     /// Textual inversion embeddings: by the word that calls them, where they lie.
     fn embeddings(&self) -> Vec<(String, PathBuf)>;
+
+    /// Where the detector called `name` lies: a file's name, with its ending or without.
+    ///
+    /// # Errors
+    /// A sentence: there is none, and which there are.
+    fn detector(&self, name: &str) -> std::result::Result<PathBuf, String>;
 }
 
 /// There are no files.
@@ -99,6 +105,10 @@ impl Files for NoFiles {
 
     fn embeddings(&self) -> Vec<(String, PathBuf)> {
         Vec::new()
+    }
+
+    fn detector(&self, _: &str) -> std::result::Result<PathBuf, String> {
+        Err("there are no detectors here".to_owned())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Every kind of job there is.
 
+mod detail;
+mod detect;
 mod fields;
 mod no_op;
 mod noise;
@@ -15,6 +17,8 @@ use crate::processor::Processor;
 pub fn all() -> Vec<Arc<dyn Processor>> {
     vec![
         Arc::new(text_to_image::TextToImages),
+        Arc::new(detail::Detail),
+        Arc::new(detect::Detect),
         Arc::new(noise::Noise),
         Arc::new(no_op::NoOp),
     ]

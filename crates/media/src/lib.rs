@@ -17,6 +17,7 @@ mod parameters;
 mod picture;
 mod raster;
 mod resize;
+mod shape;
 
 pub use decode::{BYTES_PER_PIXEL_MAX, Decoded, Limits, decode, format_of};
 pub use error::{Error, Result};

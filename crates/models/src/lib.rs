@@ -22,6 +22,7 @@ pub mod samplers;
 pub mod tensor;
 pub mod unet_2d_condition;
 pub mod weights;
+pub mod yolov8;
 pub mod z_image;
 
 pub use adapters::Adapters;
