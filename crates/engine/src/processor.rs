@@ -87,7 +87,10 @@ pub trait Files: Send + Sync {
     ///
     /// # Errors
     /// A sentence: there is none, and which there are.
-    fn detector(&self, name: &str) -> std::result::Result<PathBuf, String>;
+    fn detector(&self, name: &str) -> std::result::Result<PathBuf, String> {
+        let _ = name;
+        Err("there are no detectors here".to_owned())
+    }
 }
 
 /// There are no files.
@@ -105,10 +108,6 @@ impl Files for NoFiles {
 
     fn embeddings(&self) -> Vec<(String, PathBuf)> {
         Vec::new()
-    }
-
-    fn detector(&self, _: &str) -> std::result::Result<PathBuf, String> {
-        Err("there are no detectors here".to_owned())
     }
 }
 

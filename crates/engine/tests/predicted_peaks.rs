@@ -39,10 +39,6 @@ impl Files for Beside {
     fn embeddings(&self) -> Vec<(String, PathBuf)> {
         Vec::new()
     }
-
-    fn detector(&self, _: &str) -> Result<PathBuf, String> {
-        Err("there are no detectors here".to_owned())
-    }
 }
 
 fn engine(model: &str) -> Engine {

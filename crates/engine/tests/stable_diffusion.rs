@@ -55,10 +55,6 @@ impl Files for Beside {
             .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path))
             .collect()
     }
-
-    fn detector(&self, _: &str) -> Result<PathBuf, String> {
-        Err("there are no detectors here".to_owned())
-    }
 }
 
 fn loras(case: &Value) -> Vec<LoraUse> {
