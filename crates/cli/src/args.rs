@@ -1,10 +1,12 @@
 //! What the user typed. What it means is in [`crate::config`].
 
+mod detail;
 mod drawing;
 mod models;
 mod service;
 mod steps;
 
+pub(crate) use detail::*;
 pub(crate) use drawing::*;
 pub(crate) use models::*;
 pub(crate) use service::*;
@@ -82,6 +84,12 @@ pub(crate) enum Command {
         after_help = "Example:\n  lowtide plan \"a lighthouse\" --model ~/models/Z-Image --budget 6GiB"
     )]
     Plan(Box<GenerateArgs>),
+    /// Find faces, hands or other things in a picture and draw each anew, at full size
+    #[command(after_help = detail::EXAMPLES)]
+    Detail(Box<DetailVerb>),
+    /// Show where in a picture faces, hands or other things are
+    #[command(after_help = detail::DETECT_EXAMPLES)]
+    Detect(DetectArgs),
     /// Print what a picture was made with
     #[command(
         after_help = "Example:\n  lowtide png-info heart.png\n\nReads PNG, JPEG and WebP, also those of other \

@@ -6,7 +6,7 @@ use lowtide_engine::processor::Files;
 use lowtide_media::Format;
 use serde_json::{Map, Value, json};
 
-use crate::args::{GenerateArgs, QualityArg};
+use crate::args::{GenerateArgs, QualityArg, SamplingArgs};
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::named_files::Places;
@@ -57,7 +57,24 @@ pub(crate) fn request(
 }
 
 fn put_drawing(args: &GenerateArgs, pictures: &Pictures, put: &mut impl FnMut(&str, Value)) {
-    let sampling = &args.sampling;
+    put_sampling(&args.sampling, put);
+    put("image", json!(pictures.image));
+    put("mask", json!(pictures.mask));
+    let given = &args.given;
+    put("strength", json!(given.strength));
+    put("resize", json!(given.resize));
+    put("mask_blur", json!(given.mask_blur));
+    put("inpaint_area", json!(given.inpaint_area));
+    put("inpaint_padding", json!(given.inpaint_padding));
+    let hires = &args.hires;
+    put("hires_scale", json!(hires.hires_scale));
+    put("hires_steps", json!(hires.hires_steps));
+    put("hires_strength", json!(hires.hires_strength));
+    put("hires_upscaler", json!(hires.hires_upscaler));
+}
+
+/// What is said of sampler, noise, text encoders and LoRAs.
+pub(crate) fn put_sampling(sampling: &SamplingArgs, put: &mut impl FnMut(&str, Value)) {
     put("sampler", json!(sampling.sampler));
     put("schedule", json!(sampling.schedule));
     put("eta", json!(sampling.eta));
@@ -73,19 +90,6 @@ fn put_drawing(args: &GenerateArgs, pictures: &Pictures, put: &mut impl FnMut(&s
         });
         put("loras", loras.collect());
     }
-    put("image", json!(pictures.image));
-    put("mask", json!(pictures.mask));
-    let given = &args.given;
-    put("strength", json!(given.strength));
-    put("resize", json!(given.resize));
-    put("mask_blur", json!(given.mask_blur));
-    put("inpaint_area", json!(given.inpaint_area));
-    put("inpaint_padding", json!(given.inpaint_padding));
-    let hires = &args.hires;
-    put("hires_scale", json!(hires.hires_scale));
-    put("hires_steps", json!(hires.hires_steps));
-    put("hires_strength", json!(hires.hires_strength));
-    put("hires_upscaler", json!(hires.hires_upscaler));
 }
 
 /// The option that means a field of a request; the prompt has none, nor has what is no field.
@@ -190,5 +194,18 @@ impl Files for LocalFiles {
 
     fn embeddings(&self) -> Vec<(String, PathBuf)> {
         self.places.words()
+    }
+
+    fn detector(&self, name: &str) -> Result<PathBuf, String> {
+        detector_here(name, &self.places)
+    }
+}
+
+/// A detector that the user of this process names: a file of his, or one that is found by name.
+pub(crate) fn detector_here(name: &str, places: &Places) -> Result<PathBuf, String> {
+    let path = PathBuf::from(name);
+    match path.is_file() {
+        true => Ok(path),
+        false => places.detector(name),
     }
 }

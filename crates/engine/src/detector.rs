@@ -259,14 +259,30 @@ impl Detector {
     /// # Errors
     /// [`Error::DoesNotFit`]; when weights cannot be read; [`Error::Request`] for a class that it does not know.
     pub fn find(&self, picture: &Picture, search: &Search, options: &Options) -> Result<Looked> {
-        let seat = Seat::take();
+        self.prepare(picture, search, options)?.look(picture)
+    }
+
+    /// Plans looks at pictures of this one's size.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`].
+    pub fn prepare(
+        &self,
+        picture: &Picture,
+        search: &Search,
+        options: &Options,
+    ) -> Result<Prepared<'_>> {
         let size = (picture.width(), picture.height());
         let budget = self.budget(options);
         let profile = cpu::profile(COMPUTE.precision);
         let keep = keeps(options);
-        let plan = self.plan(size, search.side, (budget, keep), &profile)?;
-        seat.own(plan.budget.total);
-        self.look(picture, search, (&plan, keep))
+        Ok(Prepared {
+            plan: self.plan(size, search.side, (budget, keep), &profile)?,
+            detector: self,
+            search: search.clone(),
+            seat: Seat::take(),
+            keep,
+        })
     }
 
     /// What looking at a picture of this size costs.
@@ -398,6 +414,27 @@ impl Detector {
             },
             other => self.wrap(lowtide_models::Error::Source(Box::new(other))),
         }
+    }
+}
+
+/// Planned looks at pictures of one size.
+pub struct Prepared<'a> {
+    detector: &'a Detector,
+    search: Search,
+    plan: Plan,
+    seat: Seat,
+    keep: bool,
+}
+
+impl Prepared<'_> {
+    /// Looks at a picture.
+    ///
+    /// # Errors
+    /// As [`Detector::find`].
+    pub fn look(&self, picture: &Picture) -> Result<Looked> {
+        self.seat.own(self.plan.budget.total);
+        let how = (&self.plan, self.keep);
+        self.detector.look(picture, &self.search, how)
     }
 }
 

@@ -99,7 +99,8 @@ fn opened() -> Arc<dyn Opened> {
 /// Small and quick: three steps of a picture of 64 x 64.
 fn request(more: Value) -> Value {
     let mut pass = json!({
-        "detector": "things", "confidence": 0.6, "mask_k": 2, "width": 64, "height": 64, "strength": 0.8,
+        "detector": "things", "confidence": 0.6, "size": 96, "mask_k": 2, "width": 64, "height": 64,
+        "strength": 0.8,
     });
     for (name, value) in more.as_object().unwrap() {
         pass[name] = value.clone();
@@ -324,7 +325,7 @@ fn several_passes_go_on_from_each_other() {
     let _alone = alone();
     let mut both = request(json!({"mask_k": 1}));
     let second = json!({
-        "detector": "face", "confidence": 0.0, "mask_k": 1, "width": 64, "height": 64, "strength": 0.8,
+        "detector": "face", "confidence": 0.0, "mask_k": 1, "mask_filter": "confidence", "width": 64, "height": 64, "strength": 0.8,
         "mask_merge": "merge-and-invert", "inpaint_area": "whole",
     });
     both["passes"].as_array_mut().unwrap().push(second);

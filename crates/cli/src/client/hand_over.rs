@@ -85,7 +85,7 @@ fn local_option(args: &GenerateArgs) -> Option<&'static str> {
 }
 
 /// What shows that a server is meant, as something to leave out.
-fn explicit(hand_over: &HandOverArgs) -> Option<&'static str> {
+pub(super) fn explicit(hand_over: &HandOverArgs) -> Option<&'static str> {
     if hand_over.server.server.is_some() {
         Some("leave --server out")
     } else if hand_over.no_wait {
@@ -96,7 +96,7 @@ fn explicit(hand_over: &HandOverArgs) -> Option<&'static str> {
 }
 
 /// Whether the server has a model of this name or alias.
-fn knows(server: &Http, model: &str) -> Result<bool, Failure> {
+pub(super) fn knows(server: &Http, model: &str) -> Result<bool, Failure> {
     let list = server.get("/v1/models")?;
     let mut models = list["data"].as_array().into_iter().flatten();
     Ok(models.any(|entry| {
@@ -141,7 +141,7 @@ fn through(server: &Http, verb: &GenerateVerb) -> Result<(), Failure> {
         };
         return Ok(console::print(&format!("{line}\n"))?);
     };
-    let job = wait(server, id, args, &interrupt)?;
+    let job = wait(server, id, args.json || args.quiet, &interrupt)?;
     // How many pictures several steps make is known when they are made.
     let made = job["artifacts"].as_array().map_or(0, Vec::len);
     let destination = match made == config.count || made == 0 {
@@ -154,7 +154,7 @@ fn through(server: &Http, verb: &GenerateVerb) -> Result<(), Failure> {
             },
         )?,
     };
-    fetch(server, &job, &destination)?;
+    fetch(server, &job, &destination.pictures)?;
     tell(args, &config, &destination, (server, &job, started))
 }
 
@@ -188,13 +188,13 @@ fn is_there(name: &str) -> bool {
 }
 
 /// Shows how far the job is until it is over, and gives its record. Ctrl-C cancels it.
-fn wait(
+pub(super) fn wait(
     server: &Http,
     id: &str,
-    args: &GenerateArgs,
+    silent: bool,
     interrupt: &Interrupt,
 ) -> Result<Value, Failure> {
-    let mut progress = match args.json || args.quiet {
+    let mut progress = match silent {
         true => Progress::silent(),
         false => Progress::on_stderr(),
     };
@@ -280,20 +280,20 @@ fn show(progress: &mut Progress, data: &Value, seconds: f64) {
 }
 
 /// Writes everything under temporary names first, so that a failure leaves none of it.
-fn fetch(server: &Http, job: &Value, destination: &Destination) -> Result<(), Failure> {
+pub(super) fn fetch(server: &Http, job: &Value, paths: &[PathBuf]) -> Result<(), Failure> {
     let artifacts = job["artifacts"]
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default();
-    if artifacts.len() != destination.pictures.len() {
+    if artifacts.len() != paths.len() {
         return Err(Failure::Other(anyhow::anyhow!(
             "the server made {} pictures instead of {}",
             artifacts.len(),
-            destination.pictures.len()
+            paths.len()
         )));
     }
     let mut staged = Vec::new();
-    for (artifact, path) in artifacts.iter().zip(&destination.pictures) {
+    for (artifact, path) in artifacts.iter().zip(paths) {
         let id = artifact["id"]
             .as_str()
             .context("an artifact without an id")?;
@@ -308,7 +308,7 @@ fn fetch(server: &Http, job: &Value, destination: &Destination) -> Result<(), Fa
         }
         staged.push(Staged::write(path, &file).map_err(|cause| run::not_written(path, cause))?);
     }
-    for (file, path) in staged.into_iter().zip(&destination.pictures) {
+    for (file, path) in staged.into_iter().zip(paths) {
         file.publish()
             .map_err(|cause| run::not_written(path, cause))?;
     }

@@ -119,6 +119,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("models.download", Kind::Flag, "false"),
     key("models.loras", Kind::Paths, ""),
     key("models.embeddings", Kind::Paths, ""),
+    key("models.detectors", Kind::Paths, ""),
     open("models.aliases.*", Kind::Text, "none"),
     open(
         "models.options.*.keep_alive",

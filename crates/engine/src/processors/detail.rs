@@ -6,8 +6,10 @@ mod masks;
 mod pass;
 mod request;
 mod run;
+mod saved;
 mod schema;
 mod texts;
+mod told;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -131,6 +133,7 @@ impl Studio {
         detector.classes(&classes)?;
         let search = Search {
             confidence: pass.confidence,
+            side: pass.size,
             classes,
             ..Search::default()
         };

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::detector::{SIDE_DEFAULT, SIDES};
 use crate::processors::detect::{CLASSES_BYTES_MAX, CONFIDENCE_DEFAULT, classes};
 use crate::processors::fields::Fields;
 use crate::processors::text_to_image::request::{
@@ -78,6 +79,8 @@ pub(super) struct Pass {
     /// Negative prompts of the things; the picture's where it is empty.
     pub(super) negative: String,
     pub(super) confidence: f32,
+    /// Pixels of the longer side that the detector sees.
+    pub(super) size: usize,
     /// Classes that count; all where there are none.
     pub(super) classes: Vec<String>,
     pub(super) kept_by: KeptBy,
@@ -118,6 +121,7 @@ impl Pass {
             prompt: String::new(),
             negative: String::new(),
             confidence: CONFIDENCE_DEFAULT,
+            size: SIDE_DEFAULT,
             classes: Vec::new(),
             kept_by: KeptBy::Area,
             mask_k: 0,
@@ -184,6 +188,8 @@ impl Pass {
         self.confidence = share("confidence", self.confidence)?;
         self.min_ratio = share("mask_min_ratio", self.min_ratio)?;
         self.max_ratio = share("mask_max_ratio", self.max_ratio)?;
+        let side = fields.whole("size", SIDES)?;
+        self.size = side.map_or(self.size, |pixels| pixels as usize);
         let named = fields.text("classes", CLASSES_BYTES_MAX)?;
         self.classes = classes(named.unwrap_or_default());
         self.kept_by = match fields.word("mask_filter", &KEPT_BY)? {
@@ -247,6 +253,7 @@ impl Pass {
             "prompt": self.prompt,
             "negative": self.negative,
             "confidence": self.confidence,
+            "size": self.size,
             "classes": self.classes.join(", "),
             "mask_filter": KEPT_BY[self.kept_by as usize],
             "mask_k": self.mask_k,
@@ -363,7 +370,7 @@ mod tests {
     #[test]
     fn what_was_read_is_read_back_the_same() {
         let pass = json!({
-            "detector": "hand_yolov8n.pt", "prompt": "a hand[SEP][SKIP]", "negative": "six", "confidence": 0.55,
+            "detector": "hand_yolov8n.pt", "prompt": "a hand[SEP][SKIP]", "negative": "six", "confidence": 0.55, "size": 320,
             "classes": "hand, 1", "mask_filter": "confidence", "mask_k": 2, "mask_min_ratio": 0.01,
             "mask_max_ratio": 0.5, "sort": "left-to-right", "dilate_erode": -8, "x_offset": 3, "y_offset": -4,
             "mask_merge": "merge", "mask_blur": 2.5, "strength": 0.7, "inpaint_area": "whole",

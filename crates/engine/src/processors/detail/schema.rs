@@ -8,6 +8,7 @@ use super::pass::{
 };
 use super::request::PASSES_MAX;
 use crate::STEPS_MAX;
+use crate::detector::{SIDE_DEFAULT, SIDES};
 use crate::processors::detect::{CLASSES_BYTES_MAX, CONFIDENCE_DEFAULT};
 use crate::processors::text_to_image::request::{
     CLIP_SKIP_MAX, INPUT_BYTES_MAX, MASK_BLUR_DEFAULT, MASK_BLUR_MAX, PADDING_DEFAULT, PADDING_MAX,
@@ -68,6 +69,8 @@ fn pass() -> Value {
             "prompt": text("Prompt of the things, [SEP] between them, [SKIP] for none", true),
             "negative": text("Negative prompt of the things", true),
             "confidence": share("Least score", CONFIDENCE_DEFAULT),
+            "size": { "type": ["integer", "null"], "minimum": SIDES.start(), "maximum": SIDES.end(), "default": SIDE_DEFAULT,
+                      "unit": "px", "title": "Longer side that the detector sees" },
             "classes": named("Classes with commas", CLASSES_BYTES_MAX),
             "mask_filter": word("Which things are kept", &KEPT_BY, Some(KEPT_BY[0])),
             "mask_k": { "type": ["integer", "null"], "minimum": 0, "maximum": THINGS_MAX, "default": 0,
