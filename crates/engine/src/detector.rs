@@ -1,5 +1,6 @@
 //! Detectors: where in a picture things are. A detector is one small network in a file of its own.
 
+mod aliases;
 mod labels;
 mod letterbox;
 
@@ -23,14 +24,12 @@ use crate::device::{cpu, figures};
 use crate::pipeline::{FileHeaders, Part, SMALL_THINGS_BYTES, phase};
 use crate::stream::{Blocks, Stream, Traffic};
 use crate::{Error, Options, Result};
+pub(crate) use aliases::meant;
 use letterbox::Letterbox;
 
 /// What plans and errors call the phase and the component.
 pub(crate) const PHASE: &str = "detect";
 pub(crate) const COMPONENT: &str = "detector";
-
-/// The class of a model that is such a detector alone.
-pub(crate) const CLASS: &str = "YOLOv8";
 
 /// Pixels of the longer side that a network sees, unless somebody says otherwise: what they were trained with.
 pub const SIDE_DEFAULT: usize = 640;

@@ -442,3 +442,72 @@ fn start_refused(opened: &dyn Opened, request: &Value) -> Error {
     let resume = None;
     opened.start(vec![Order { request, resume }]).err().unwrap()
 }
+
+fn finder() -> Arc<dyn Opened> {
+    let all = processors::all();
+    let kind = all.iter().find(|one| one.kind() == "detect").unwrap();
+    let model = kind.own_models()[0];
+    let setup = Setup {
+        options: Options::default(),
+        files: Arc::new(Beside),
+    };
+    kind.open(model, None, setup).unwrap()
+}
+
+#[test]
+fn a_look_gives_a_mask_and_a_list() {
+    let _alone = alone();
+    let finder = finder();
+    let asked = json!({"image": "other", "confidence": 0.6, "overlap": 0.5, "size": 96});
+    let checked = finder.check(&asked).unwrap();
+    assert_eq!(checked["detector"], "face");
+    assert_eq!(finder.check(&checked).unwrap(), checked);
+    let product = finish(start(&*finder, &asked, None));
+    let [mask, list] = &product.files[..] else {
+        panic!("a mask and a list")
+    };
+    assert_eq!(
+        (&mask.media_type[..], &list.media_type[..]),
+        ("image/png", "application/json")
+    );
+    let list: Value = serde_json::from_slice(&list.content).unwrap();
+    let things = list["detections"].as_array().unwrap();
+    assert_eq!(
+        things.len() as u64,
+        product.report["found"].as_u64().unwrap()
+    );
+    assert!(!things.is_empty());
+    // What the list says is masked is what the mask shows.
+    let (width, height) = (
+        list["width"].as_u64().unwrap(),
+        list["height"].as_u64().unwrap(),
+    );
+    let mut told = vec![false; (width * height) as usize];
+    for thing in things {
+        let (mut place, mut masked) = (0, false);
+        for count in thing["mask"]["counts"].as_array().unwrap() {
+            for _ in 0..count.as_u64().unwrap() {
+                let at = place % height * width + place / height;
+                told[at as usize] |= masked;
+                place += 1;
+            }
+            masked = !masked;
+        }
+        assert_eq!(place, width * height);
+    }
+    let shown = pixels(&mask.content);
+    let shown: Vec<bool> = shown.values().chunks(3).map(|pixel| pixel[0] > 0).collect();
+    assert_eq!(shown, told);
+    assert!(told.contains(&true) && told.contains(&false));
+    for (given, field) in [
+        (json!({}), "image"),
+        (json!({"image": "noise", "detector": "nose"}), "detector"),
+        (json!({"image": "noise", "classes": "tree"}), "classes"),
+        (json!({"image": "noise", "size": 7}), "size"),
+    ] {
+        match finder.check(&given).unwrap_err() {
+            Error::Request { what, .. } => assert_eq!(what, field),
+            other => panic!("{other}"),
+        }
+    }
+}

@@ -1,7 +1,6 @@
 //! `detail`: faces, hands or whatever a detector finds in a picture are drawn anew, one by one, at the size the model
 //! draws best, and put back: what ADetailer does in web UIs, by whatever image model there is.
 
-mod aliases;
 mod masks;
 mod pass;
 mod request;
@@ -22,7 +21,7 @@ use serde_json::{Value, json};
 use super::text_to_image::given;
 use super::text_to_image::request::Against;
 use crate::defaults::Defaults;
-use crate::detector::{Detector, Detectors, Search, keeps};
+use crate::detector::{Detector, Detectors, Search, keeps, meant};
 use crate::processor::{CacheFigures, Card, Files, Forecast, Opened, Order, Processor, Run, Setup};
 use crate::shared::Counted;
 use crate::{Engine, Error, Options, Result};
@@ -125,9 +124,9 @@ impl Studio {
 
     /// The detector of a pass, and what it is to look for.
     fn search(&self, pass: &Pass) -> Result<(Arc<Detector>, Search)> {
-        let (detector, meant) = aliases::meant(self, &pass.detector)?;
+        let (detector, meant_classes) = meant(&self.detectors, &*self.files, &pass.detector)?;
         let classes = match pass.classes.is_empty() {
-            true => meant,
+            true => meant_classes,
             false => pass.classes.clone(),
         };
         detector.classes(&classes)?;

@@ -14,8 +14,8 @@ use super::fields::Fields;
 use super::text_to_image::given;
 use super::text_to_image::request::INPUT_BYTES_MAX;
 use crate::detector::{
-    CLASS, COMPONENT, Detection, Detector, Looked, OVERLAP_DEFAULT, PHASE, SIDE_DEFAULT, SIDES,
-    Search, keeps,
+    Detection, Detector, Detectors, Looked, OVERLAP_DEFAULT, PHASE, SIDE_DEFAULT, SIDES, Search,
+    keeps, meant,
 };
 use crate::device::cpu;
 use crate::device::limits::Seat;
@@ -29,6 +29,15 @@ pub(super) const CONFIDENCE_DEFAULT: f32 = 0.3;
 
 /// Longest list of classes.
 pub(super) const CLASSES_BYTES_MAX: usize = 4096;
+
+/// The kind's only model: whatever detectors there are.
+const MODEL: &str = "detectors";
+
+/// The detector that looks unless a request says otherwise.
+const DETECTOR_DEFAULT: &str = "face";
+
+/// Longest name of a detector.
+pub(super) const DETECTOR_BYTES_MAX: usize = 256;
 
 /// The kind.
 pub(super) struct Detect;
@@ -50,6 +59,8 @@ impl Processor for Detect {
             "required": ["image"],
             "properties": {
                 "image": { "type": "string", "maxLength": INPUT_BYTES_MAX, "title": "Picture", "format": "input-picture" },
+                "detector": { "type": ["string", "null"], "maxLength": DETECTOR_BYTES_MAX, "default": DETECTOR_DEFAULT,
+                              "title": "Detector: face, hand, person, or a file" },
                 "confidence": share("Least score", CONFIDENCE_DEFAULT),
                 "overlap": share("Boxes of a kind that share more of their area are one", OVERLAP_DEFAULT),
                 "classes": { "type": ["string", "null"], "maxLength": CLASSES_BYTES_MAX,
@@ -60,23 +71,17 @@ impl Processor for Detect {
         })
     }
 
-    fn runs(&self, folder: &ModelFolder) -> bool {
-        folder.class_name == CLASS
+    fn own_models(&self) -> &'static [&'static str] {
+        &[MODEL]
     }
 
-    fn open(
-        &self,
-        model: &str,
-        folder: Option<ModelFolder>,
-        setup: Setup,
-    ) -> Result<Arc<dyn Opened>> {
-        let folder = folder.ok_or_else(|| Error::Incomplete {
-            model: model.to_owned(),
-            what: "detect needs a detector's file".to_owned(),
-        })?;
-        let checkpoint = Arc::new(folder.checkpoint(COMPONENT)?);
-        Ok(Arc::new(Finder(Arc::new(Eye {
-            detector: Detector::of(model, checkpoint)?,
+    fn runs(&self, _: &ModelFolder) -> bool {
+        false
+    }
+
+    fn open(&self, _: &str, _: Option<ModelFolder>, setup: Setup) -> Result<Arc<dyn Opened>> {
+        Ok(Arc::new(Finder(Arc::new(Eyes {
+            detectors: Detectors::default(),
             profile: cpu::profile(Precision::F32),
             setup,
         }))))
@@ -87,6 +92,7 @@ impl Processor for Detect {
 #[derive(Clone, Debug, PartialEq)]
 struct Request {
     image: String,
+    detector: String,
     search: Search,
 }
 
@@ -104,6 +110,7 @@ impl Request {
         let mut fields = Fields::of(request)?;
         let image = fields.text("image", INPUT_BYTES_MAX)?;
         let image = image.ok_or_else(|| Error::request("image", "is missing: give a picture"))?;
+        let detector = fields.text("detector", DETECTOR_BYTES_MAX)?;
         let confidence = fields.number("confidence", 0.0..=1.0)?;
         let overlap = fields.number("overlap", 0.0..=1.0)?;
         let named = fields.text("classes", CLASSES_BYTES_MAX)?.unwrap_or("");
@@ -111,6 +118,7 @@ impl Request {
         fields.done()?;
         Ok(Request {
             image: image.to_owned(),
+            detector: detector.unwrap_or(DETECTOR_DEFAULT).to_owned(),
             search: Search {
                 confidence: confidence.unwrap_or(CONFIDENCE_DEFAULT),
                 overlap: overlap.unwrap_or(OVERLAP_DEFAULT),
@@ -129,6 +137,7 @@ impl Request {
         } = &self.search;
         json!({
             "image": self.image,
+            "detector": self.detector,
             "confidence": confidence,
             "overlap": overlap,
             "classes": classes.join(", "),
@@ -137,52 +146,69 @@ impl Request {
     }
 }
 
-/// An opened detector, and how it uses its device.
-struct Eye {
-    detector: Detector,
+/// The detectors that were used, and how they use their device.
+struct Eyes {
+    detectors: Detectors,
     profile: DeviceProfile,
     setup: Setup,
 }
 
-impl Eye {
+impl Eyes {
     fn picture(&self, request: &Request) -> Result<Picture> {
         Ok(given::read(&*self.setup.files, "image", &request.image)?.picture)
     }
 
-    fn plan(&self, picture: &Picture, request: &Request, budget: Option<Budget>) -> Result<Plan> {
+    /// The detector of a request, and what it is to look for.
+    fn search(&self, request: &Request) -> Result<(Arc<Detector>, Search)> {
+        let files = &*self.setup.files;
+        let (detector, classes) = meant(&self.detectors, files, &request.detector)?;
+        let mut search = request.search.clone();
+        if search.classes.is_empty() {
+            search.classes = classes;
+        }
+        detector.classes(&search.classes)?;
+        Ok((detector, search))
+    }
+
+    fn plan(
+        &self,
+        picture: &Picture,
+        (detector, search): (&Detector, &Search),
+        budget: Option<Budget>,
+    ) -> Result<Plan> {
         let options = &self.setup.options;
-        let budget = budget.unwrap_or_else(|| self.detector.budget(options));
+        let budget = budget.unwrap_or_else(|| detector.budget(options));
         let size = (picture.width(), picture.height());
         let how = (budget, keeps(options));
-        self.detector
-            .plan(size, request.search.side, how, &self.profile)
+        detector.plan(size, search.side, how, &self.profile)
     }
 }
 
-struct Finder(Arc<Eye>);
+struct Finder(Arc<Eyes>);
 
 impl Opened for Finder {
     fn card(&self) -> Card {
-        let detector = &self.0.detector;
-        let bytes = detector.bytes();
         Card {
-            bytes,
-            components: vec![(COMPONENT.to_owned(), detector.blocks(), bytes)],
+            bytes: Bytes::ZERO,
+            components: Vec::new(),
             defaults: json!({
-                "confidence": CONFIDENCE_DEFAULT, "overlap": OVERLAP_DEFAULT, "size": SIDE_DEFAULT,
+                "detector": DETECTOR_DEFAULT, "confidence": CONFIDENCE_DEFAULT, "overlap": OVERLAP_DEFAULT,
+                "size": SIDE_DEFAULT,
             }),
         }
     }
 
     fn check(&self, request: &Value) -> Result<Value> {
         let request = Request::read(request)?;
-        self.0.detector.classes(&request.search.classes)?;
+        self.0.search(&request)?;
         Ok(request.json())
     }
 
     fn forecast(&self, request: &Value, budget: Option<Budget>) -> Result<Forecast> {
         let request = Request::read(request)?;
-        let plan = self.0.plan(&self.0.picture(&request)?, &request, budget)?;
+        let (detector, search) = self.0.search(&request)?;
+        let picture = self.0.picture(&request)?;
+        let plan = self.0.plan(&picture, (&detector, &search), budget)?;
         Ok(Forecast {
             seconds: plan.seconds,
             peak: plan.peak.saturating_sub(plan.budget.in_use),
@@ -200,12 +226,14 @@ impl Opened for Finder {
             ));
         };
         let request = Request::read(&order.request)?;
+        let (detector, search) = self.0.search(&request)?;
         let picture = self.0.picture(&request)?;
-        let plan = self.0.plan(&picture, &request, None)?;
+        let plan = self.0.plan(&picture, (&detector, &search), None)?;
         Ok(Box::new(Look {
-            eye: self.0.clone(),
+            keep: keeps(&self.0.setup.options),
             seat: Seat::take(),
-            request,
+            detector,
+            search,
             picture,
             plan,
             wanted: true,
@@ -214,22 +242,20 @@ impl Opened for Finder {
     }
 
     fn held(&self) -> Bytes {
-        self.0.detector.held()
-    }
-
-    fn load(&self) -> Result<Bytes> {
-        self.0.detector.load()
+        self.0.detectors.held()
     }
 
     fn forget(&self) -> Bytes {
-        self.0.detector.forget()
+        self.0.detectors.forget()
     }
 }
 
 /// A look at a picture: one step.
 struct Look {
-    eye: Arc<Eye>,
-    request: Request,
+    detector: Arc<Detector>,
+    search: Search,
+    /// Whether the weights stay.
+    keep: bool,
     picture: Picture,
     plan: Plan,
     seat: Seat,
@@ -251,7 +277,7 @@ impl Look {
             height,
             rgb: &rgb,
         };
-        let detector = &self.eye.detector;
+        let detector = &self.detector;
         let things: Vec<Value> = looked.things.iter().map(thing_json).collect();
         let document = json!({
             "model": detector.name(),
@@ -336,11 +362,8 @@ impl Run for Look {
         }
         let began = Instant::now();
         self.seat.own(self.plan.budget.total);
-        let keep = keeps(&self.eye.setup.options);
-        let looked =
-            self.eye
-                .detector
-                .look(&self.picture, &self.request.search, (&self.plan, keep))?;
+        let how = (&self.plan, self.keep);
+        let looked = self.detector.look(&self.picture, &self.search, how)?;
         let product = self.product(&looked, began.elapsed().as_secs_f64())?;
         Ok(Stepped::Finished(vec![Some(product)]))
     }

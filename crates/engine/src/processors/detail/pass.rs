@@ -4,16 +4,15 @@
 use serde_json::{Map, Value, json};
 
 use crate::detector::{SIDE_DEFAULT, SIDES};
-use crate::processors::detect::{CLASSES_BYTES_MAX, CONFIDENCE_DEFAULT, classes};
+use crate::processors::detect::{
+    CLASSES_BYTES_MAX, CONFIDENCE_DEFAULT, DETECTOR_BYTES_MAX, classes,
+};
 use crate::processors::fields::Fields;
 use crate::processors::text_to_image::request::{
     CLIP_SKIP_MAX, GUIDANCE_MAX, MASK_BLUR_DEFAULT, MASK_BLUR_MAX, PADDING_DEFAULT, PADDING_MAX,
     TEXT_BYTES_MAX, WORD_BYTES_MAX,
 };
 use crate::{Error, Result, SIDE_MAX, STEPS_MAX};
-
-/// Longest name of a detector.
-pub(super) const DETECTOR_BYTES_MAX: usize = 256;
 
 /// How much is drawn anew unless a pass says otherwise, as in ADetailer.
 pub(super) const STRENGTH_DEFAULT: f32 = 0.4;

@@ -3,13 +3,13 @@
 use serde_json::{Value, json};
 
 use super::pass::{
-    AREAS, DETECTOR_BYTES_MAX, GROW_DEFAULT, GROW_MAX, JOINED, KEPT_BY, OFFSET_MAX, SORTED,
-    STRENGTH_DEFAULT, THINGS_MAX,
+    AREAS, GROW_DEFAULT, GROW_MAX, JOINED, KEPT_BY, OFFSET_MAX, SORTED, STRENGTH_DEFAULT,
+    THINGS_MAX,
 };
 use super::request::PASSES_MAX;
 use crate::STEPS_MAX;
 use crate::detector::{SIDE_DEFAULT, SIDES};
-use crate::processors::detect::{CLASSES_BYTES_MAX, CONFIDENCE_DEFAULT};
+use crate::processors::detect::{CLASSES_BYTES_MAX, CONFIDENCE_DEFAULT, DETECTOR_BYTES_MAX};
 use crate::processors::text_to_image::request::{
     CLIP_SKIP_MAX, INPUT_BYTES_MAX, MASK_BLUR_DEFAULT, MASK_BLUR_MAX, PADDING_DEFAULT, PADDING_MAX,
     WORD_BYTES_MAX,

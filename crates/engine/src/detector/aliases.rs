@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Studio;
-use crate::detector::Detector;
+use super::{Detector, Detectors};
+use crate::processor::Files;
 use crate::{Error, Result};
 
 /// A file that is good for a word, and its classes that count; all where there are none.
@@ -61,35 +61,35 @@ const ALIASES: [(&str, &[Candidate]); 3] = [
 ];
 
 /// The words.
-pub(super) fn words() -> impl Iterator<Item = &'static str> {
+fn words() -> impl Iterator<Item = &'static str> {
     ALIASES.iter().map(|(word, _)| *word)
 }
 
 /// A detector, and the classes that its word stands for.
-pub(super) type Meant = (Arc<Detector>, Vec<String>);
+pub(crate) type Meant = (Arc<Detector>, Vec<String>);
 
 /// The detector that a word or a file's name means.
 ///
 /// # Errors
 /// [`Error::Request`] where there is none; when its file is none.
-pub(super) fn meant(studio: &Studio, name: &str) -> Result<Meant> {
+pub(crate) fn meant(detectors: &Detectors, files: &dyn Files, name: &str) -> Result<Meant> {
     let alias = ALIASES
         .iter()
         .find(|(word, _)| word.eq_ignore_ascii_case(name));
     let Some((word, candidates)) = alias else {
         let shown: String = name.chars().take(80).collect();
-        let path = studio.files.detector(name);
+        let path = files.detector(name);
         let path = path.map_err(|why| {
             let words: Vec<&str> = words().collect();
             let problem = format!("'{shown}': {why}; {} are words for files", words.join(", "));
             Error::request("detector", problem)
         })?;
-        return Ok((studio.detectors.open(&path)?, Vec::new()));
+        return Ok((detectors.open(&path)?, Vec::new()));
     };
     for Candidate { file, classes } in *candidates {
-        if let Ok(path) = studio.files.detector(file) {
+        if let Ok(path) = files.detector(file) {
             let classes = classes.iter().map(|&class| class.to_owned()).collect();
-            return Ok((studio.detectors.open(&path)?, classes));
+            return Ok((detectors.open(&path)?, classes));
         }
     }
     let files: Vec<&str> = candidates.iter().map(|one| one.file).collect();
