@@ -74,7 +74,7 @@ impl Repair {
         layouts
     }
 
-    /// Goes on from what [`Run::save`] wrote.
+    /// Goes on from what [`Repair::write`] wrote.
     ///
     /// # Errors
     /// When the file is none of this request.
