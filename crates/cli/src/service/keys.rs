@@ -133,7 +133,11 @@ pub(crate) const KEYS: &[Key] = &[
         "the worker's",
     ),
     open("presets.*.*", Kind::Scalar, "the model's"),
-    key("kinds.enabled", Kind::Texts, "text-to-image,noise,detail,detect"),
+    key(
+        "kinds.enabled",
+        Kind::Texts,
+        "text-to-image,noise,detail,detect",
+    ),
     key("log.format", Kind::Word(&["text", "json"]), "text"),
     key("log.level", Kind::Word(&["info", "debug", "quiet"]), "info"),
 ];

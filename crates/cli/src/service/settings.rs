@@ -494,7 +494,10 @@ mod tests {
             Value::Object(settings.presets["fast"].clone()),
             json!({ "guidance": 0, "steps": 20 })
         );
-        assert_eq!(settings.kinds, ["text-to-image", "noise", "detail", "detect"]);
+        assert_eq!(
+            settings.kinds,
+            ["text-to-image", "noise", "detail", "detect"]
+        );
         assert_eq!(
             settings.server.store,
             Place::File(PathBuf::from("data/lowtide.db"))

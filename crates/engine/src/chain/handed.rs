@@ -104,6 +104,10 @@ impl Files for Handed {
     fn embeddings(&self) -> Vec<(String, PathBuf)> {
         self.files.embeddings()
     }
+
+    fn detector(&self, name: &str) -> Result<PathBuf, String> {
+        self.files.detector(name)
+    }
 }
 
 #[cfg(test)]
