@@ -1,6 +1,8 @@
 //! How long a detector takes: `time_detector MODEL PICTURE [SIDE] [ROUNDS]` prints the median and the least seconds of whole
 //! looks (letterbox, network, boxes), weights in memory, and how many things there are.
 
+#![allow(clippy::print_stdout, reason = "it is what an example is for")]
+
 use std::path::Path;
 use std::time::Instant;
 
