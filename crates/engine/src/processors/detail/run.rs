@@ -265,6 +265,8 @@ impl Run for Repair {
         }
         let began = Instant::now();
         let passes = self.request.passes.len();
+        // After a restart nothing is in progress yet.
+        self.settle()?;
         if self.at == passes {
             return Ok(Stepped::Finished(vec![Some(self.product()?)]));
         }
