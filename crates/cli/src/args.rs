@@ -1,11 +1,13 @@
 //! What the user typed. What it means is in [`crate::config`].
 
+mod detail;
 mod drawing;
 mod models;
 mod service;
 mod steps;
 mod upscale;
 
+pub(crate) use detail::*;
 pub(crate) use drawing::*;
 pub(crate) use models::*;
 pub(crate) use service::*;
@@ -88,6 +90,12 @@ pub(crate) enum Command {
     /// Make a picture larger, with a network in a file
     #[command(after_help = upscale::EXAMPLES)]
     Upscale(Box<UpscaleVerb>),
+    /// Find faces, hands or other things in a picture and draw each anew, at full size
+    #[command(after_help = detail::EXAMPLES)]
+    Detail(Box<DetailVerb>),
+    /// Show where in a picture faces, hands or other things are
+    #[command(after_help = detail::DETECT_EXAMPLES)]
+    Detect(DetectArgs),
     /// Print what a picture was made with
     #[command(
         after_help = "Example:\n  lowtide png-info heart.png\n\nReads PNG, JPEG and WebP, also those of other \

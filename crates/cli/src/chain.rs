@@ -8,17 +8,17 @@ use lowtide_engine::chain::{Chain, Handed, Models, Outlook};
 use lowtide_engine::processor::{Opened, Order, Processor, Product, Run, Setup, Stepped};
 use lowtide_engine::{Defaults, Error, Options, processors};
 use lowtide_kernels as kernels;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use crate::args::GenerateArgs;
+use crate::args::{GenerateArgs, StepsArgs};
 use crate::config::{Config, Destination};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::output::Staged;
 use crate::progress::{Look, Progress};
-use crate::request::{LocalFiles, request};
+use crate::request::{LocalFiles, put_sampling, request};
 use crate::run::{self, KIND};
-use crate::{console, models, plan_view};
+use crate::{console, detail, models, plan_view};
 
 /// The models of a chain in this process.
 struct Here<'a> {
@@ -98,7 +98,7 @@ fn open(args: &GenerateArgs) -> Result<Asked, Failure> {
     let format = Destination::new(args, &config)?.format;
     let first = request(args, &config, format, &files.pictures());
     let mut steps = vec![json!({ "kind": KIND, "model": args.model, "request": first })];
-    steps.extend(args.steps_after.after());
+    steps.extend(after(args, &config)?);
     // The file's ending decides about the format of what comes out at the end.
     end_in(&mut steps, format.name());
     let options = Options {
@@ -117,6 +117,36 @@ fn open(args: &GenerateArgs) -> Result<Asked, Failure> {
     let chain = Chain::open(&json!({ "steps": steps }), &here, handed, options);
     let chain = chain.map_err(run::in_options)?;
     Ok(Asked { chain, config })
+}
+
+/// The steps after the first, in order: repairs, as the picture was drawn, then whatever else is named.
+///
+/// # Errors
+/// When more prompts than repairs are given, or something that is about one picture of this process.
+pub(crate) fn after(args: &GenerateArgs, config: &Config) -> Result<Vec<Value>, Failure> {
+    let StepsArgs { repair, then } = &args.steps_after;
+    if !repair.any() {
+        return Ok(then.clone());
+    }
+    for (option, given) in [("--dump", &args.dump), ("--noise", &args.noise)] {
+        if given.is_some() {
+            let sentence = format!("{option} cannot be used with --detail");
+            return Err(Failure::mistake(sentence));
+        }
+    }
+    let mut fields = Map::new();
+    let mut put = |name: &str, value: Value| {
+        if !value.is_null() {
+            fields.insert(name.to_owned(), value);
+        }
+    };
+    put("passes", json!(repair.passes().map_err(Failure::mistake)?));
+    put("steps", json!(args.steps));
+    put("guidance", json!(args.guidance));
+    put("seed", json!(config.seed));
+    put_sampling(&args.sampling, &mut put);
+    let first = json!({ "kind": detail::KIND, "model": args.model, "request": fields });
+    Ok(std::iter::once(first).chain(then.iter().cloned()).collect())
 }
 
 /// Says what format the last step writes, where it does not say so itself.

@@ -3,6 +3,7 @@
 //! In reading order: [`http`] (one request, its answer or the reason), [`hand_over`] (`generate`), [`mod@upscale`], [`mod@jobs`],
 //! [`live`] (`ps`, `explain`), [`models`], [`mod@pull`].
 
+mod detail;
 mod hand_over;
 mod http;
 mod jobs;
@@ -15,6 +16,7 @@ use crate::args::{ServerArgs, SettingArgs};
 use crate::failure::Failure;
 use crate::service::{Surroundings, data_folder_of, running};
 
+pub(crate) use detail::detail;
 pub(crate) use hand_over::generate;
 pub(crate) use http::Http;
 pub(crate) use jobs::run as jobs;

@@ -12,6 +12,7 @@ mod client;
 mod config;
 mod console;
 mod demo;
+mod detail;
 mod doctor;
 mod failure;
 mod interrupt;
@@ -49,6 +50,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Generate(verb) => client::generate(&verb),
         Command::Plan(args) => run::plan(&args),
         Command::Upscale(verb) => client::upscale(&verb),
+        Command::Detail(verb) => client::detail(&verb),
+        Command::Detect(args) => detail::detect(&args),
         Command::PngInfo(args) => png_info::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Models(command) => models::run(&command),

@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::pull;
 use crate::service::{ModelsSettings, Surroundings, models_settings};
 
-pub(crate) use library::{Library, Model, Place, hub_settings};
+pub(crate) use library::{Library, Model, Place, hub_settings, programs_of};
 
 /// Runs a verb of `models`.
 pub(crate) fn run(command: &ModelsCommand) -> Result<(), Failure> {

@@ -16,11 +16,26 @@ pub(crate) const LORAS_VARIABLE: &str = "LOWTIDE_LORAS";
 /// Names folders of textual inversions, in the environment.
 pub(crate) const EMBEDDINGS_VARIABLE: &str = "LOWTIDE_EMBEDDINGS";
 
+/// Names folders of detectors, in the environment.
+pub(crate) const DETECTORS_VARIABLE: &str = "LOWTIDE_DETECTORS";
+
 /// Endings of LoRAs.
 const LORA_ENDINGS: [&str; 4] = ["safetensors", "pt", "ckpt", "bin"];
 
 /// Endings of textual inversions.
 const EMBEDDING_ENDINGS: [&str; 3] = ["safetensors", "pt", "bin"];
+
+/// Endings of detectors.
+const DETECTOR_ENDINGS: [&str; 4] = ["safetensors", "pt", "pth", "onnx"];
+
+/// Where other programs keep detectors, below their folder: ComfyUI, web UIs, Stability Matrix.
+const DETECTOR_SHELVES: [&str; 5] = [
+    "models/ultralytics/bbox",
+    "models/ultralytics/segm",
+    "models/ultralytics",
+    "models/adetailer",
+    "Models/ADetailer",
+];
 
 /// Folders within folders that are looked into.
 const DEPTH_MAX: usize = 6;
@@ -38,6 +53,16 @@ pub(crate) struct Places {
     pub(crate) loras: Vec<PathBuf>,
     /// Folders of textual inversions.
     pub(crate) embeddings: Vec<PathBuf>,
+    /// Folders of detectors.
+    pub(crate) detectors: Vec<PathBuf>,
+    /// Folders where other programs may have detectors.
+    pub(crate) others_detectors: Vec<PathBuf>,
+}
+
+/// Where these programs keep detectors.
+pub(crate) fn detectors_of(programs: &[PathBuf]) -> Vec<PathBuf> {
+    let shelves = |program: &PathBuf| DETECTOR_SHELVES.map(|shelf| program.join(shelf));
+    programs.iter().flat_map(shelves).collect()
 }
 
 /// Inputs by name.
@@ -104,6 +129,7 @@ impl Places {
     /// The folders that are not there.
     pub(crate) fn missing(&self) -> Vec<String> {
         let all = self.loras.iter().chain(&self.embeddings);
+        let all = all.chain(&self.detectors);
         let missing = all.filter(|dir| !dir.is_dir());
         missing.map(|dir| dir.display().to_string()).collect()
     }
@@ -141,36 +167,55 @@ impl Places {
                     .to_owned(),
             );
         }
-        let all = self.loras();
-        let plain = LORA_ENDINGS
-            .iter()
-            .find_map(|ending| name.strip_suffix(ending)?.strip_suffix('.'));
-        let wanted = [Some(name), plain];
-        let is = |text: &str| wanted.contains(&Some(text));
-        if let Some(found) = all.iter().find(|found| is(&found.name)) {
-            return Ok(found.path.clone());
-        }
-        let same: Vec<&Found> = all.iter().filter(|found| is(found.word())).collect();
-        match same.as_slice() {
-            [found] => Ok(found.path.clone()),
-            [] => Err(format!("there is no such LoRA; {}", there(&all))),
-            several => {
-                let names: Vec<&str> = several.iter().map(|found| &found.name[..]).collect();
-                Err(format!("it could be {}: name one", names.join(" or ")))
-            }
+        named(&self.loras(), name, &LORA_ENDINGS, "LoRA")
+    }
+
+    /// Detectors by name, as of now.
+    pub(crate) fn detectors(&self) -> Vec<Found> {
+        let folders = self.detectors.iter().chain(&self.others_detectors);
+        let folders: Vec<PathBuf> = folders.cloned().collect();
+        listed(&folders, &DETECTOR_ENDINGS)
+    }
+
+    /// The detector of this name, as [`Places::lora`] has it.
+    ///
+    /// # Errors
+    /// A sentence: there is none, and which there are.
+    pub(crate) fn detector(&self, name: &str) -> Result<PathBuf, String> {
+        named(&self.detectors(), name, &DETECTOR_ENDINGS, "detector")
+    }
+}
+
+/// The file of this name: its path within its folder, with or without its ending, or the last part of it.
+fn named(all: &[Found], name: &str, endings: &[&str], what: &str) -> Result<PathBuf, String> {
+    let plain = endings
+        .iter()
+        .find_map(|ending| name.strip_suffix(ending)?.strip_suffix('.'));
+    let wanted = [Some(name), plain];
+    let is = |text: &str| wanted.contains(&Some(text));
+    if let Some(found) = all.iter().find(|found| is(&found.name)) {
+        return Ok(found.path.clone());
+    }
+    let same: Vec<&Found> = all.iter().filter(|found| is(found.word())).collect();
+    match same.as_slice() {
+        [found] => Ok(found.path.clone()),
+        [] => Err(format!("there is no such {what}; {}", there(all, what))),
+        several => {
+            let names: Vec<&str> = several.iter().map(|found| &found.name[..]).collect();
+            Err(format!("it could be {}: name one", names.join(" or ")))
         }
     }
 }
 
 /// What there is, in words.
-fn there(all: &[Found]) -> String {
+fn there(all: &[Found], what: &str) -> String {
     let names: Vec<&str> = all
         .iter()
         .take(SHOWN_MAX)
         .map(|one| &one.name[..])
         .collect();
     match all.len() {
-        0 => "the folders of LoRAs are empty".to_owned(),
+        0 => format!("the folders of {what}s are empty"),
         len if len > SHOWN_MAX => {
             format!("there is {} and {} more", names.join(", "), len - SHOWN_MAX)
         }
@@ -193,6 +238,10 @@ impl Files for NamedFiles {
 
     fn model(&self, name: &str) -> Result<ModelFolder, String> {
         self.models.open(name)
+    }
+
+    fn detector(&self, name: &str) -> Result<PathBuf, String> {
+        self.places.detector(name)
     }
 }
 
@@ -267,7 +316,12 @@ mod tests {
         std::fs::write(folder.path().join("secret.safetensors"), "").unwrap();
         let loras = vec![folder.path().join("loras")];
         let embeddings = loras.clone();
-        (folder, Places { loras, embeddings })
+        let places = Places {
+            loras,
+            embeddings,
+            ..Places::default()
+        };
+        (folder, places)
     }
 
     #[test]
@@ -317,6 +371,42 @@ mod tests {
         }
         let error = Places::default().lora("ink").unwrap_err();
         assert!(error.contains("LOWTIDE_LORAS"), "{error}");
+    }
+
+    #[test]
+    fn detectors_are_found_where_other_programs_keep_them() {
+        let (folder, places) = places(&["mine.pt"]);
+        let program = folder.path().join("ComfyUI");
+        for file in [
+            "models/ultralytics/bbox/face_yolov8n.pt",
+            "models/ultralytics/segm/person_yolov8n-seg.pt",
+            "models/adetailer/hand_yolov8n.onnx",
+            "models/adetailer/notes.txt",
+        ] {
+            let path = program.join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        let places = Places {
+            detectors: places.loras,
+            others_detectors: detectors_of(&[program]),
+            ..Places::default()
+        };
+        for name in [
+            "mine",
+            "face_yolov8n",
+            "face_yolov8n.pt",
+            "person_yolov8n-seg",
+            "hand_yolov8n",
+        ] {
+            assert!(places.detector(name).is_ok(), "{name}");
+        }
+        for name in ["face", "notes", "../secret", "/etc/passwd", ""] {
+            let error = places.detector(name).unwrap_err();
+            assert!(error.contains("there is face_yolov8n"), "{name}: {error}");
+        }
+        let error = Places::default().detector("face").unwrap_err();
+        assert!(error.contains("folders of detectors are empty"), "{error}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use lowtide_media::Format;
 use lowtide_weights::ModelFolder;
 use serde_json::{Map, Value, json};
 
-use crate::args::{GenerateArgs, QualityArg};
+use crate::args::{GenerateArgs, QualityArg, SamplingArgs};
 use crate::config::Config;
 use crate::failure::{Failure, one_line};
 use crate::named_files::Places;
@@ -58,22 +58,7 @@ pub(crate) fn request(
 }
 
 fn put_drawing(args: &GenerateArgs, pictures: &Pictures, put: &mut impl FnMut(&str, Value)) {
-    let sampling = &args.sampling;
-    put("sampler", json!(sampling.sampler));
-    put("schedule", json!(sampling.schedule));
-    put("eta", json!(sampling.eta));
-    put("guidance_rescale", json!(sampling.guidance_rescale));
-    put("clip_skip", json!(sampling.clip_skip));
-    put("prompt_reading", json!(sampling.prompt_reading));
-    put("noise", json!(sampling.noise_of));
-    if !sampling.lora.is_empty() {
-        let loras = sampling.lora.iter();
-        let loras = loras.map(|lora| match lora.strength {
-            Some(strength) => json!({ "name": lora.name, "strength": strength }),
-            None => json!({ "name": lora.name }),
-        });
-        put("loras", loras.collect());
-    }
+    put_sampling(&args.sampling, put);
     put("image", json!(pictures.image));
     put("mask", json!(pictures.mask));
     let given = &args.given;
@@ -89,6 +74,25 @@ fn put_drawing(args: &GenerateArgs, pictures: &Pictures, put: &mut impl FnMut(&s
     put("hires_upscaler", json!(hires.hires_upscaler));
     put("refiner", json!(args.refiner.refiner));
     put("refiner_start", json!(args.refiner.refiner_start));
+}
+
+/// What is said of sampler, noise, text encoders and LoRAs.
+pub(crate) fn put_sampling(sampling: &SamplingArgs, put: &mut impl FnMut(&str, Value)) {
+    put("sampler", json!(sampling.sampler));
+    put("schedule", json!(sampling.schedule));
+    put("eta", json!(sampling.eta));
+    put("guidance_rescale", json!(sampling.guidance_rescale));
+    put("clip_skip", json!(sampling.clip_skip));
+    put("prompt_reading", json!(sampling.prompt_reading));
+    put("noise", json!(sampling.noise_of));
+    if !sampling.lora.is_empty() {
+        let loras = sampling.lora.iter();
+        let loras = loras.map(|lora| match lora.strength {
+            Some(strength) => json!({ "name": lora.name, "strength": strength }),
+            None => json!({ "name": lora.name }),
+        });
+        put("loras", loras.collect());
+    }
 }
 
 /// The option that means a field of a request; the prompt has none, nor has what is no field.
@@ -195,7 +199,20 @@ impl Files for LocalFiles {
         self.places.words()
     }
 
+    fn detector(&self, name: &str) -> Result<PathBuf, String> {
+        detector_here(name, &self.places)
+    }
+
     fn model(&self, name: &str) -> Result<ModelFolder, String> {
         crate::models::open(name).map_err(|failure| one_line(&failure.to_string()))
+    }
+}
+
+/// A detector that the user of this process names: a file of his, or one that is found by name.
+pub(crate) fn detector_here(name: &str, places: &Places) -> Result<PathBuf, String> {
+    let path = PathBuf::from(name);
+    match path.is_file() {
+        true => Ok(path),
+        false => places.detector(name),
     }
 }

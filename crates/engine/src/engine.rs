@@ -1,5 +1,6 @@
 //! An opened model on a device: plans jobs and starts sessions.
 
+mod describe;
 mod weights;
 
 use std::path::Path;

@@ -11,6 +11,7 @@ pub mod chain;
 pub mod clip_prompt;
 mod course;
 mod defaults;
+pub mod detector;
 pub mod device;
 mod engine;
 mod error;

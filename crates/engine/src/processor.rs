@@ -101,6 +101,15 @@ pub trait Files: Send + Sync {
         let _ = name;
         Err("no other model can be named here".to_owned())
     }
+
+    /// Where the detector called `name` lies: a file's name, with its ending or without.
+    ///
+    /// # Errors
+    /// A sentence: there is none, and which there are.
+    fn detector(&self, name: &str) -> std::result::Result<PathBuf, String> {
+        let _ = name;
+        Err("there are no detectors here".to_owned())
+    }
 }
 
 /// There are no files.

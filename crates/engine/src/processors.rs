@@ -1,5 +1,7 @@
 //! Every kind of job there is.
 
+mod detail;
+mod detect;
 mod fields;
 mod no_op;
 mod noise;
@@ -17,6 +19,8 @@ pub fn all() -> Vec<Arc<dyn Processor>> {
     vec![
         Arc::new(text_to_image::TextToImages),
         Arc::new(upscale::Upscales),
+        Arc::new(detail::Detail),
+        Arc::new(detect::Detect),
         Arc::new(noise::Noise),
         Arc::new(no_op::NoOp),
     ]

@@ -18,6 +18,7 @@ mod parameters;
 mod picture;
 mod raster;
 mod resize;
+mod shape;
 
 pub use decode::{
     BYTES_PER_PIXEL_MAX, Decoded, Limits, Size, decode, decode_original, format_of, size_of,

@@ -25,6 +25,7 @@ pub mod tensor;
 pub mod unet_2d_condition;
 pub mod upscaler;
 pub mod weights;
+pub mod yolov8;
 pub mod z_image;
 
 pub use adapters::Adapters;

@@ -363,6 +363,26 @@ impl<'w> Weights<'w> {
         })
     }
 
+    /// A convolution with a square kernel and without a bias, as a norm stands behind.
+    ///
+    /// # Errors
+    /// As [`Weights::linear_no_bias`].
+    pub fn conv2d_no_bias(
+        &self,
+        dim_in: usize,
+        dim_out: usize,
+        kernel: usize,
+        name: &str,
+    ) -> Result<Conv2d<'w>> {
+        let shape = [dim_out, dim_in, kernel, kernel];
+        Ok(Conv2d {
+            weight: self.pp(name).matrix("weight", &[&shape])?,
+            bias: vec![0.0; dim_out],
+            kernel,
+            added: self.added(name, (dim_out, dim_in, kernel))?,
+        })
+    }
+
     /// A convolution with a square kernel and bias.
     ///
     /// # Errors

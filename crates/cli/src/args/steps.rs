@@ -3,6 +3,8 @@
 use clap::Args;
 use serde_json::Value;
 
+use super::RepairArgs;
+
 fn step(text: &str) -> Result<Value, String> {
     let example = r#"{"kind": "text-to-image", "model": "NAME", "request": {"strength": 0.4}}"#;
     match serde_json::from_str(text) {
@@ -18,20 +20,17 @@ fn step(text: &str) -> Result<Value, String> {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Afterwards")]
 pub(crate) struct StepsArgs {
+    #[command(flatten)]
+    pub(crate) repair: RepairArgs,
     /// A further job for the result: {"kind": ..., "model": ..., "request": {...}}; may be given several times
     #[arg(long, value_name = "JSON", value_parser = step, conflicts_with_all = ["dump", "noise"])]
     pub(crate) then: Vec<Value>,
 }
 
 impl StepsArgs {
-    /// The steps after the first, in order.
-    pub(crate) fn after(&self) -> Vec<Value> {
-        self.then.clone()
-    }
-
-    /// Whether there are any.
+    /// Whether there is anything.
     pub(crate) fn any(&self) -> bool {
-        !self.after().is_empty()
+        self.repair.any() || !self.then.is_empty()
     }
 }
 

@@ -127,7 +127,7 @@ fn through(server: &Http, verb: &GenerateVerb) -> Result<(), Failure> {
     let pictures = send(server, &args.given)?;
     let request = request(args, &config, format, &pictures);
     let mut body = json!({ "kind": KIND, "model": args.model, "request": request });
-    let mut after = args.steps_after.after();
+    let mut after = chain::after(args, &config)?;
     if !after.is_empty() {
         chain::end_in(&mut after, format.name());
         body["then"] = after.into();

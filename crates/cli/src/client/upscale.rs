@@ -6,7 +6,7 @@ use anyhow::Context;
 use lowtide_media::Format;
 use serde_json::{Value, json};
 
-use super::hand_over::{explicit, fetch, knows, wait};
+use super::hand_over::{explicit, fetch, offers, wait};
 use super::{Http, find};
 use crate::args::{UpscaleArgs, UpscaleVerb};
 use crate::console;
@@ -50,7 +50,7 @@ pub(crate) fn upscale(verb: &UpscaleVerb) -> Result<(), Failure> {
     // Without a name the server has its own idea of which network is meant.
     if let Some(model) = &args.model
         && asked.is_none()
-        && !knows(&server, model)?
+        && !offers(&server, model)?
     {
         return here(format!(
             "the server at {} has no model '{model}'",

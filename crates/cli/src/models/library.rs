@@ -134,12 +134,7 @@ impl Library {
     ) -> Result<Library, lowtide_hub::Error> {
         let mut programs = settings.programs.clone();
         if settings.elsewhere {
-            programs.extend(around.variable("INVOKEAI_ROOT"));
-            let home = around.home();
-            programs.extend(
-                home.iter()
-                    .flat_map(|home| PROGRAMS.map(|name| home.join(name))),
-            );
+            programs.extend(programs_of(around));
         }
         let cache = match settings.elsewhere {
             true => cache(around)?,
@@ -281,6 +276,14 @@ impl Library {
             .flat_map(|(shelf, depth)| shelved(&shelf, depth))
             .filter_map(|path| model_at(path, Place::Foreign))
     }
+}
+
+/// Where other programs may be: what the environment names, and below the user's folder.
+pub(crate) fn programs_of(around: &Surroundings) -> Vec<PathBuf> {
+    let named = around.variable("INVOKEAI_ROOT").into_iter();
+    let home = around.home().into_iter();
+    let below = home.flat_map(|home| PROGRAMS.map(|name| home.join(name)));
+    named.chain(below).collect()
 }
 
 /// The cache that the environment names; `None` where the user has no folder for one.

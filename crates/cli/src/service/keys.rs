@@ -119,6 +119,7 @@ pub(crate) const KEYS: &[Key] = &[
     key("models.download", Kind::Flag, "false"),
     key("models.loras", Kind::Paths, ""),
     key("models.embeddings", Kind::Paths, ""),
+    key("models.detectors", Kind::Paths, ""),
     open("models.aliases.*", Kind::Text, "none"),
     open(
         "models.options.*.keep_alive",
@@ -132,7 +133,11 @@ pub(crate) const KEYS: &[Key] = &[
         "the worker's",
     ),
     open("presets.*.*", Kind::Scalar, "the model's"),
-    key("kinds.enabled", Kind::Texts, "text-to-image,noise,upscale"),
+    key(
+        "kinds.enabled",
+        Kind::Texts,
+        "text-to-image,noise,upscale,detail,detect",
+    ),
     key("log.format", Kind::Word(&["text", "json"]), "text"),
     key("log.level", Kind::Word(&["info", "debug", "quiet"]), "info"),
 ];

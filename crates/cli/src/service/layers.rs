@@ -71,6 +71,11 @@ const FOREIGN: &[(&str, &str, &str)] = &[
         "models.embeddings",
         "",
     ),
+    (
+        crate::named_files::DETECTORS_VARIABLE,
+        "models.detectors",
+        "",
+    ),
 ];
 
 impl Resolved {

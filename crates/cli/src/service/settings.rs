@@ -17,7 +17,7 @@ use super::store::Place;
 use super::value::time;
 use crate::args::{GivenSetting, SettingArgs};
 use crate::failure::Failure;
-use crate::named_files::Places;
+use crate::named_files::{Places, detectors_of};
 
 /// How the service is to be.
 #[derive(Clone, Debug)]
@@ -320,14 +320,25 @@ impl ModelsSettings {
                 _ => model.idle = Some(time(value)),
             }
         }
+        let (programs, elsewhere) = (
+            paths(resolved, "models.programs"),
+            flag(resolved, "models.elsewhere"),
+        );
+        let others = match elsewhere {
+            true => crate::models::programs_of(&Surroundings::of_process()),
+            false => Vec::new(),
+        };
+        let others = [programs.clone(), others].concat();
         ModelsSettings {
             dirs: paths(resolved, "models.dirs"),
-            programs: paths(resolved, "models.programs"),
-            elsewhere: flag(resolved, "models.elsewhere"),
+            programs,
+            elsewhere,
             download: flag(resolved, "models.download"),
             places: Places {
                 loras: paths(resolved, "models.loras"),
                 embeddings: paths(resolved, "models.embeddings"),
+                detectors: paths(resolved, "models.detectors"),
+                others_detectors: detectors_of(&others),
             },
             aliases: aliases.collect(),
             options,
@@ -483,7 +494,10 @@ mod tests {
             Value::Object(settings.presets["fast"].clone()),
             json!({ "guidance": 0, "steps": 20 })
         );
-        assert_eq!(settings.kinds, ["text-to-image", "noise", "upscale"]);
+        assert_eq!(
+            settings.kinds,
+            ["text-to-image", "noise", "upscale", "detail", "detect"]
+        );
         assert_eq!(
             settings.server.store,
             Place::File(PathBuf::from("data/lowtide.db"))

@@ -109,6 +109,10 @@ impl Files for Handed {
     fn model(&self, name: &str) -> Result<ModelFolder, String> {
         self.files.model(name)
     }
+
+    fn detector(&self, name: &str) -> Result<PathBuf, String> {
+        self.files.detector(name)
+    }
 }
 
 #[cfg(test)]

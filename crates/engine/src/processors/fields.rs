@@ -120,6 +120,29 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A whole number between two bounds that may be below 0.
+    pub(super) fn signed(
+        &mut self,
+        name: &'static str,
+        bounds: RangeInclusive<i64>,
+    ) -> Result<Option<i64>> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let exact = |x: &f64| x.fract() == 0.0 && x.abs() < 9e15;
+        let number = value
+            .as_i64()
+            .or_else(|| value.as_f64().filter(exact).map(|x| x as i64));
+        match number.filter(|number| bounds.contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                let (low, high) = (bounds.start(), bounds.end());
+                let right = format!("a whole number from {low} to {high}");
+                Err(wrong(name, value, &right))
+            }
+        }
+    }
+
     /// A list of at most `most` things.
     pub(super) fn list(&mut self, name: &'static str, most: usize) -> Result<&'a [Value]> {
         let Some(value) = self.get(name) else {

@@ -1,17 +1,17 @@
 //! `text-to-image`: pictures from a text, by a diffusion model in a folder.
 
-mod given;
+pub(super) mod given;
 mod loras;
 mod prepared;
 mod refiner;
-mod request;
-mod schema;
+pub(super) mod request;
+pub(super) mod schema;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use lowtide_core::{Budget, Bytes, Plan};
+use lowtide_core::{Budget, Bytes, Plan, Quality};
 use lowtide_media::Pixels;
 use lowtide_weights::ModelFolder;
 use serde_json::{Map, Value, json};
@@ -158,23 +158,7 @@ fn size(side: usize) -> u32 {
 
 impl Opened for Painter {
     fn card(&self) -> Card {
-        let model = self.0.engine.model();
-        let mut components: Vec<(String, usize, Bytes)> = Vec::new();
-        for part in model.parts().into_iter().rev() {
-            let layout = &part.layout;
-            let (blocks, bytes) = (layout.blocks.len(), layout.bytes());
-            // A component may have several parts.
-            match components
-                .iter_mut()
-                .find(|(name, ..)| *name == layout.name)
-            {
-                Some((_, all_blocks, all_bytes)) => {
-                    *all_blocks += blocks;
-                    *all_bytes += bytes;
-                }
-                None => components.push((layout.name.clone(), blocks, bytes)),
-            }
-        }
+        let components = self.0.engine.components();
         let Defaults {
             width,
             height,

@@ -8,28 +8,28 @@ use crate::request::{Image, Source};
 use crate::{Error, Result};
 
 /// Largest file of a given picture.
-const PICTURE_BYTES_MAX: u64 = 64 << 20;
+pub(in crate::processors) const PICTURE_BYTES_MAX: u64 = 64 << 20;
 
 /// How a given picture is used.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Given {
+pub(in crate::processors) struct Given {
     /// The input file that holds it.
-    pub(super) image: String,
+    pub(in crate::processors) image: String,
     /// The input file whose bright parts say what is to change.
-    pub(super) mask: Option<String>,
+    pub(in crate::processors) mask: Option<String>,
     /// How it becomes as large as the result.
-    pub(super) fit: Fit,
+    pub(in crate::processors) fit: Fit,
     /// Pixels by which the mask's edge is blurred.
-    pub(super) mask_blur: f32,
+    pub(in crate::processors) mask_blur: f32,
     /// Whether only the surroundings of what changes are drawn, as large as the result, and put back.
-    pub(super) only_masked: bool,
+    pub(in crate::processors) only_masked: bool,
     /// Pixels of surroundings around what changes.
-    pub(super) padding: usize,
+    pub(in crate::processors) padding: usize,
 }
 
 /// What remains of a given picture until the result is put over it.
 #[derive(Debug)]
-pub(super) struct Under {
+pub(in crate::processors) struct Under {
     picture: Picture,
     mask: Mask,
     /// The part that is drawn, where it is one.
@@ -41,7 +41,7 @@ impl Given {
     ///
     /// # Errors
     /// When the picture cannot be had.
-    pub(super) fn size(
+    pub(in crate::processors) fn size(
         &self,
         files: &dyn Files,
         defaults: &Defaults,
@@ -79,14 +79,29 @@ impl Given {
     ///
     /// # Errors
     /// When a file cannot be had or is no picture.
-    pub(super) fn ready(
+    pub(in crate::processors) fn ready(
         &self,
         files: &dyn Files,
         (width, height): (usize, usize),
     ) -> Result<(Source, Option<Under>)> {
-        let (width, height) = (width as u32, height as u32);
         let picture = read(files, "image", &self.image)?.picture;
-        let Some(name) = &self.mask else {
+        let mask = self.mask.as_ref().map(|name| read(files, "mask", name));
+        let mask = mask.transpose()?.map(|mask| mask.picture.luminance());
+        self.placed(picture, mask, (width, height))
+    }
+
+    /// The same of a picture and a mask that are at hand.
+    ///
+    /// # Errors
+    /// When the mask is all black.
+    pub(in crate::processors) fn placed(
+        &self,
+        picture: Picture,
+        mask: Option<Mask>,
+        (width, height): (usize, usize),
+    ) -> Result<(Source, Option<Under>)> {
+        let (width, height) = (width as u32, height as u32);
+        let Some(mask) = mask else {
             let picture = picture.fitted(width, height, self.fit);
             let source = Source {
                 picture,
@@ -94,7 +109,6 @@ impl Given {
             };
             return Ok((source, None));
         };
-        let mask = read(files, "mask", name)?.picture.luminance();
         // A mask belongs to its picture, whatever the size it comes in.
         let mask = mask.fitted(picture.width(), picture.height(), Fit::Resize);
         let under = match self.only_masked {
@@ -141,7 +155,7 @@ impl Under {
     ///
     /// # Errors
     /// [`Error::Picture`].
-    pub(super) fn over(&self, image: Image) -> Result<Image> {
+    pub(in crate::processors) fn over(&self, image: Image) -> Result<Image> {
         let (width, height) = (image.width as u32, image.height as u32);
         let drawn = Picture::new(width, height, image.rgb)?;
         // After a second pass the result is larger than what was given.
@@ -165,7 +179,11 @@ impl Under {
 }
 
 /// Reads a picture that a field names.
-fn read(files: &dyn Files, field: &'static str, name: &str) -> Result<Decoded> {
+pub(in crate::processors) fn read(
+    files: &dyn Files,
+    field: &'static str,
+    name: &str,
+) -> Result<Decoded> {
     let shown: String = name.chars().take(80).collect();
     let wrong = |problem: String| Error::request(field, format!("'{shown}': {problem}"));
     let file = files.input(name, PICTURE_BYTES_MAX).map_err(wrong)?;

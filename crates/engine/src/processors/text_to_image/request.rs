@@ -16,25 +16,25 @@ use crate::{COUNT_MAX, Error, ImageRequest, Result, SIDE_MAX, STEPS_MAX, drawn_s
 
 /// Longest prompt in bytes: many times what a text encoder reads, and prompt and negative prompt together stay within
 /// the 64 KiB that a JPEG has for its text.
-pub(super) const TEXT_BYTES_MAX: usize = 12_000;
+pub(in crate::processors) const TEXT_BYTES_MAX: usize = 12_000;
 
 /// Far above what any model was trained with.
-pub(super) const GUIDANCE_MAX: f32 = 1_000.0;
+pub(in crate::processors) const GUIDANCE_MAX: f32 = 1_000.0;
 
 /// A request that is read: what the engine is asked, and how it is handed over.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
-    pub(super) engine: ImageRequest,
-    pub(super) format: Format,
+pub(in crate::processors) struct Request {
+    pub(in crate::processors) engine: ImageRequest,
+    pub(in crate::processors) format: Format,
     /// The picture to begin from.
-    pub(super) given: Option<Given>,
+    pub(in crate::processors) given: Option<Given>,
     /// The model that goes the rest of the way.
-    pub(super) rest: Option<Rest>,
+    pub(in crate::processors) rest: Option<Rest>,
 }
 
 pub(super) const READINGS: [&str; 2] = ["weighted", "literal"];
 pub(super) const NOISES: [&str; 2] = ["cpu", "gpu"];
-pub(super) const AREAS: [&str; 2] = ["whole", "masked"];
+pub(in crate::processors) const AREAS: [&str; 2] = ["whole", "masked"];
 
 /// Most LoRAs of a request.
 pub(super) const LORAS_MAX: usize = 16;
@@ -43,22 +43,22 @@ pub(super) const LORAS_MAX: usize = 16;
 pub(super) const HIRES_STRENGTH_DEFAULT: f32 = 0.6;
 
 /// Longest name of a sampler or schedule.
-const WORD_BYTES_MAX: usize = 64;
+pub(in crate::processors) const WORD_BYTES_MAX: usize = 64;
 
 /// Longest name of an input file.
-pub(super) const INPUT_BYTES_MAX: usize = 256;
+pub(in crate::processors) const INPUT_BYTES_MAX: usize = 256;
 
 /// The largest factor between two passes.
 pub(super) const HIRES_SCALE_MAX: f32 = 8.0;
 
 /// Most layers of a text encoder that can be left out.
-pub(super) const CLIP_SKIP_MAX: u64 = 32;
+pub(in crate::processors) const CLIP_SKIP_MAX: u64 = 32;
 
 /// Blur and surroundings of a mask, pixels.
-pub(super) const MASK_BLUR_MAX: f32 = 256.0;
-pub(super) const PADDING_MAX: u64 = 1024;
-pub(super) const MASK_BLUR_DEFAULT: f32 = 4.0;
-pub(super) const PADDING_DEFAULT: usize = 32;
+pub(in crate::processors) const MASK_BLUR_MAX: f32 = 256.0;
+pub(in crate::processors) const PADDING_MAX: u64 = 1024;
+pub(in crate::processors) const MASK_BLUR_DEFAULT: f32 = 4.0;
+pub(in crate::processors) const PADDING_DEFAULT: usize = 32;
 
 /// Fields about a picture to begin from, the mask's last.
 const OF_PICTURE: [&str; 5] = ["strength", "resize", OF_MASK[0], OF_MASK[1], OF_MASK[2]];
@@ -68,19 +68,19 @@ const OF_MASK: [&str; 3] = ["mask_blur", "inpaint_area", "inpaint_padding"];
 
 /// What a request is read against.
 #[derive(Clone, Copy)]
-pub(super) struct Against<'a> {
-    pub(super) defaults: &'a Defaults,
+pub(in crate::processors) struct Against<'a> {
+    pub(in crate::processors) defaults: &'a Defaults,
     /// What sides must be divisible by.
-    pub(super) multiple: usize,
+    pub(in crate::processors) multiple: usize,
     /// Files that it may name.
-    pub(super) files: &'a dyn Files,
+    pub(in crate::processors) files: &'a dyn Files,
     /// What it means if it does not speak of quality.
-    pub(super) quality: Quality,
+    pub(in crate::processors) quality: Quality,
 }
 
 impl Request {
     /// Reads a request; what it leaves out is the model's default, a seed is drawn.
-    pub(super) fn read(request: &Value, against: Against<'_>) -> Result<Request> {
+    pub(in crate::processors) fn read(request: &Value, against: Against<'_>) -> Result<Request> {
         let Against {
             defaults,
             multiple,
@@ -154,7 +154,7 @@ impl Request {
     }
 
     /// The request with nothing left out.
-    pub(super) fn json(&self) -> Value {
+    pub(in crate::processors) fn json(&self) -> Value {
         let engine = &self.engine;
         let given = self.given.as_ref();
         let masked = given.filter(|given| given.mask.is_some());
@@ -343,7 +343,7 @@ fn read_hires(
 }
 
 /// A strength that leaves nothing to do is said before the picture is there.
-fn check_strength(engine: &ImageRequest, given: bool) -> Result<()> {
+pub(in crate::processors) fn check_strength(engine: &ImageRequest, given: bool) -> Result<()> {
     let none = engine.strength <= 0.0 || ((engine.steps as f32 * engine.strength) as usize) < 1;
     if given && none {
         let problem = format!(

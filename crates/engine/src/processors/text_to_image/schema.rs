@@ -30,7 +30,7 @@ pub(super) fn schema() -> Value {
     })
 }
 
-fn whole(title: &str, least: u64, most: usize, unit: &str) -> Value {
+pub(in crate::processors) fn whole(title: &str, least: u64, most: usize, unit: &str) -> Value {
     let mut field =
         json!({ "type": ["integer", "null"], "minimum": least, "maximum": most, "title": title });
     if !unit.is_empty() {
@@ -39,7 +39,7 @@ fn whole(title: &str, least: u64, most: usize, unit: &str) -> Value {
     field
 }
 
-fn text(title: &str, null: bool) -> Value {
+pub(in crate::processors) fn text(title: &str, null: bool) -> Value {
     let kind = match null {
         true => json!(["string", "null"]),
         false => json!("string"),
@@ -47,15 +47,15 @@ fn text(title: &str, null: bool) -> Value {
     json!({ "type": kind, "maxLength": TEXT_BYTES_MAX, "title": title, "format": "multiline" })
 }
 
-fn number(title: &str) -> Value {
+pub(in crate::processors) fn number(title: &str) -> Value {
     json!({ "type": ["number", "null"], "minimum": 0, "maximum": GUIDANCE_MAX, "title": title })
 }
 
-fn share(title: &str, otherwise: f32) -> Value {
+pub(in crate::processors) fn share(title: &str, otherwise: f32) -> Value {
     json!({ "type": ["number", "null"], "minimum": 0, "maximum": 1, "default": otherwise, "title": title })
 }
 
-fn word(title: &str, words: &[&str], otherwise: Option<&str>) -> Value {
+pub(in crate::processors) fn word(title: &str, words: &[&str], otherwise: Option<&str>) -> Value {
     let mut all: Vec<Value> = words.iter().map(|&word| word.into()).collect();
     all.push(Value::Null);
     let mut field = json!({ "type": ["string", "null"], "enum": all, "title": title });
@@ -65,7 +65,7 @@ fn word(title: &str, words: &[&str], otherwise: Option<&str>) -> Value {
     field
 }
 
-fn input(title: &str) -> Value {
+pub(in crate::processors) fn input(title: &str) -> Value {
     json!({
         "type": ["string", "null"],
         "maxLength": INPUT_BYTES_MAX,
@@ -74,14 +74,14 @@ fn input(title: &str) -> Value {
     })
 }
 
-fn side(title: &str) -> Value {
+pub(in crate::processors) fn side(title: &str) -> Value {
     let mut side = whole(title, 8, SIDE_MAX, "px");
     side["multipleOf"] = 8.into();
     side
 }
 
 /// What nearly every request says.
-fn plain() -> Value {
+pub(in crate::processors) fn plain() -> Value {
     json!({
             "prompt": text("Prompt", false),
             "negative": text("Negative prompt", true),
@@ -102,7 +102,7 @@ fn plain() -> Value {
 }
 
 /// How it is drawn.
-fn sampling() -> Value {
+pub(in crate::processors) fn sampling() -> Value {
     let samplers = Method::ALL.map(Method::name);
     let schedules = Schedule::ALL.map(Schedule::name);
     json!({
