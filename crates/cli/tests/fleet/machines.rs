@@ -223,11 +223,15 @@ impl Machines {
         let Some(server) = server else {
             return Vec::new();
         };
-        let path = format!("/proc/{server}/task/{server}/children");
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.split_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-            .collect()
+        // Each thread has children of its own; where the system does not tell, none is found.
+        let threads = std::fs::read_dir(format!("/proc/{server}/task"));
+        let threads = threads.into_iter().flatten().filter_map(Result::ok);
+        let children = threads.filter_map(|thread| {
+            let text = std::fs::read_to_string(thread.path().join("children")).ok()?;
+            let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+            Some(pids.collect::<Vec<u32>>())
+        });
+        children.flatten().collect()
     }
 
     /// Kills Redis and starts it again.

@@ -129,7 +129,8 @@ fn submit(machines: &Machines, (client, jobs): (usize, usize), accepted: &Accept
 /// Kills at random moments until all jobs are over, and until each kind of harm was done.
 fn harm(machines: &Machines, mut random: Random, over: &AtomicBool) -> Harm {
     let mut harm = Harm::default();
-    let enough = |harm: &Harm| harm.servers > 0 && harm.workers > 2 && harm.stores > 1;
+    let enough =
+        |harm: &Harm| harm.servers > 0 && harm.workers > 2 && harm.stores > 1 && harm.stalls > 0;
     let mut round = 0;
     while !over.load(Ordering::SeqCst) || !enough(&harm) {
         std::thread::sleep(Duration::from_millis(random.between(150, 900)));

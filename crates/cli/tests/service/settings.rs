@@ -78,7 +78,12 @@ fn a_mistake_names_its_place() {
         2,
         &["--set", "worker.idle_timeout=10m"],
     );
-    place.refused("serve --store redis://box", 2, &["redis://box", "Redis"]);
+    place.refused("serve --store mysql://box", 2, &["'mysql'", "redis://host"]);
+    place.refused(
+        "serve --store redis://me:secret@127.0.0.1:1",
+        1,
+        &["redis://me:***@127.0.0.1:1", "unreachable"],
+    );
     place.refused("serve --host nowhere.invalid", 2, &["nowhere.invalid"]);
     place.refused(
         "serve --port 0 --set kinds.enabled=video",
