@@ -243,7 +243,7 @@ fn it_is_one_job_that_goes_on_from_any_step() {
 
 #[test]
 fn jobs_share_both_parts_and_any_can_be_dropped() {
-    let mut requests = vec![asked(), asked(), asked()];
+    let mut requests = [asked(), asked(), asked()];
     requests[1]["prompt"] = "a boat".into();
     requests[2]["seed"] = 99.into();
     let opened = opened(None);

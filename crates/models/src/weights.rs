@@ -376,7 +376,7 @@ impl<'w> Weights<'w> {
     ) -> Result<Conv2d<'w>> {
         let shape = [dim_out, dim_in, kernel, kernel];
         Ok(Conv2d {
-            weight: self.pp(name).matrix("weight", &[&shape])?,
+            weight: self.pp(name).matrix(&[&shape])?,
             bias: vec![0.0; dim_out],
             kernel,
             added: self.added(name, (dim_out, dim_in, kernel))?,

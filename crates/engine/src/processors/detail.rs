@@ -97,6 +97,7 @@ impl Studio {
             defaults: &self.defaults,
             multiple: self.engine.model().multiple(),
             files: &*self.files,
+            quality: self.engine.quality(),
         }
     }
 

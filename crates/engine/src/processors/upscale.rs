@@ -223,6 +223,19 @@ impl Opened for Upscaler {
         self.0.forecast(&size, &request.asked, budget)
     }
 
+    fn result_size(&self, request: &Value, given: Option<[u32; 2]>) -> Option<[u32; 2]> {
+        let request = Request::read(request).ok()?;
+        let [width, height] = given?;
+        let size = Size {
+            width,
+            height,
+            alpha: false,
+            deep: false,
+        };
+        let (width, height) = self.0.enlarger.result_size(&size, &request.asked).ok()?;
+        Some([width, height])
+    }
+
     fn sample(&self, budget: Budget) -> Option<Result<(String, Forecast)>> {
         let size = Size {
             width: SAMPLE_SIDE,
@@ -308,6 +321,7 @@ impl Upscaling {
             },
             "waited_seconds": { "upscale": report.waited },
             "load_seconds": report.waited,
+            "reading_seconds": report.reading,
             "memory": {
                 "budget": plan.budget.total.0,
                 "in_use_before": plan.budget.in_use.0,

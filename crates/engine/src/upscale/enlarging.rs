@@ -67,6 +67,8 @@ pub struct EnlargingReport {
     pub seconds: f64,
     /// Seconds of them in which it waited for weights.
     pub waited: f64,
+    /// Seconds in which weights were read, whoever waited.
+    pub reading: f64,
     /// Measured peak, bytes.
     pub peak: Bytes,
     /// Bytes of weights read.
@@ -115,6 +117,7 @@ impl Enlarging {
             plan: planned.plan.clone(),
             seconds: 0.0,
             waited: 0.0,
+            reading: 0.0,
             peak: Bytes::ZERO,
             bytes_read: 0,
             rungs_taken: 0,
@@ -422,9 +425,14 @@ impl Enlarging {
         let Some(stream) = self.stream.take() else {
             return;
         };
-        let Traffic { bytes_read, waited } = stream.traffic();
+        let Traffic {
+            bytes_read,
+            waited,
+            reading,
+        } = stream.traffic();
         self.report.bytes_read += bytes_read;
         self.report.waited += waited.as_secs_f64();
+        self.report.reading += reading.as_secs_f64();
         if self.enlarger.habits().keeps() {
             stream.shelve();
         } else {

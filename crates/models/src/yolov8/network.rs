@@ -396,6 +396,7 @@ impl Prototypes<'_> {
                 bytes: self.doubling.bytes(),
                 rows: 4 * hidden,
                 cols: hidden,
+                scales: None,
             };
             let conv = kernels::Conv2d {
                 weight,

@@ -93,6 +93,7 @@ impl Repair {
         let made = MadeBy {
             model: &self.studio.name,
             precision: self.studio.engine.precision(),
+            refiner: None,
             approximate: &self.plan.approximate,
         };
         let image = Image {

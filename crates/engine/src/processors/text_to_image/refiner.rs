@@ -16,7 +16,7 @@ pub(super) const START_DEFAULT: f32 = 0.8;
 
 /// Which model goes the rest of the way, and from where.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Rest {
+pub(in crate::processors) struct Rest {
     pub(super) model: String,
     pub(super) start: f32,
 }
