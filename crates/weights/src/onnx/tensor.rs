@@ -174,6 +174,10 @@ impl Raw {
         let more = self.packed.iter().map(|part| part.bytes()).sum::<u64>()
             + self.single.len() as u64
             + self.ints.len() as u64 * dtype.size();
+        if more == 0 {
+            // Nothing to put together, and so perhaps no source for it.
+            return Ok((IN_FILE, at, 0));
+        }
         if begin as u64 + more > DECODED_BYTES_MAX as u64 {
             return Err(wire.fault(at, too_many()));
         }
