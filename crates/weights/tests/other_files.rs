@@ -248,10 +248,7 @@ fn no_damaged_onnx_file_breaks_the_reader() {
         .map(|name| std::fs::read(fixture(name)).unwrap())
         .into();
     let outcomes = outcomes(&seeds, 40_000, onnx::exercise);
-    check_tried(
-        &outcomes,
-        &["accepted", "Onnx", "NoTensors", "DuplicateTensor"],
-    );
+    check_tried(&outcomes, &["accepted", "Onnx"]);
 }
 
 #[test]
