@@ -161,7 +161,9 @@ def read_ncnn(path: Path, net: nn.Module) -> nn.Module:
     with torch.no_grad():
         for layer in (m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.PReLU))):
             if isinstance(layer, nn.Conv2d):
-                flag = int(take(numpy.uint32, 1)[0])
+                # Read by itself: as a float it would be rounded.
+                flag = int(numpy.frombuffer(data, numpy.uint32, 1, at)[0])
+                at += 4
                 assert flag in (0, 0x01306B47), hex(flag)
                 values = take(numpy.float16 if flag else numpy.float32, layer.weight.numel())
                 layer.weight.copy_(torch.from_numpy(values.reshape(layer.weight.shape).copy()))
