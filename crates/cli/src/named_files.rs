@@ -403,7 +403,10 @@ mod tests {
         }
         for name in ["face", "notes", "../secret", "/etc/passwd", ""] {
             let error = places.detector(name).unwrap_err();
-            assert!(error.contains("there is face_yolov8n"), "{name}: {error}");
+            assert!(
+                error.contains("face_yolov8n, hand_yolov8n"),
+                "{name}: {error}"
+            );
         }
         let error = Places::default().detector("face").unwrap_err();
         assert!(error.contains("folders of detectors are empty"), "{error}");

@@ -281,7 +281,7 @@ fn what_cannot_go_on_is_refused_by_name() {
         ),
         (
             json!({ "refiner_start": 0.999 }),
-            "leaves no step to one of the models",
+            "leaves none; use more of either",
         ),
         (json!({ "refiner_start": 0 }), "must be above 0"),
     ] {

@@ -63,7 +63,7 @@ export async function loadEnlarge() {
 
 function showModels() {
   const select = byId('enlarge-model');
-  const wanted = select.value || recall('enlarge.model');
+  const wanted = select.value || recall('enlarge-model');
   fill(select, ...models.map((model) => el('option', { value: model.id, text: model.id })));
   if (models.some((model) => model.id === wanted)) select.value = wanted;
   byId('enlarge-none').hidden = models.length > 0;
@@ -173,7 +173,7 @@ async function send() {
   const button = byId('enlarge-go');
   button.disabled = true;
   try {
-    remember('enlarge.model', byId('enlarge-model').value);
+    remember('enlarge-model', byId('enlarge-model').value);
     const body = { kind: KIND, model: byId('enlarge-model').value, request: request() };
     const answer = await post('v1/jobs', body, { headers: { 'Idempotency-Key': freshKey() } });
     waiting = answer.id;

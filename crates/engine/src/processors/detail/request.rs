@@ -136,7 +136,6 @@ impl Request {
         set("negative", json!(negative));
         set("width", pass.width.unwrap_or(defaults.width).into());
         set("height", pass.height.unwrap_or(defaults.height).into());
-        set("strength", json!(pass.strength));
         let seed = pass.seed.unwrap_or(self.whole.engine.seed);
         set("seed", seed.wrapping_add(index as u64).into());
         for (name, value) in [
@@ -150,7 +149,9 @@ impl Request {
                 set(name, value);
             }
         }
-        let drawing = Drawing::read(&Value::Object(fields), against)?.engine;
+        let mut drawing = Drawing::read(&Value::Object(fields), against)?.engine;
+        // Beside a picture that a request does not name, it would mean nothing there.
+        drawing.strength = pass.strength;
         check_strength(&drawing, true)?;
         Ok(Some(drawing))
     }

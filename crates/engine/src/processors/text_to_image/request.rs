@@ -140,11 +140,7 @@ impl Request {
         fields.done()?;
         check_strength(&engine, given.is_some())?;
         engine.check(multiple)?;
-        if engine.seed.checked_add(count as u64 - 1).is_none() {
-            let problem =
-                format!("is too large: the last of {count} pictures would exceed 2^64 - 1");
-            return Err(Error::request("seed", problem));
-        }
+        check_seeds(engine.seed, count)?;
         Ok(Request {
             engine,
             format: format.and_then(Format::named).unwrap_or(Format::Png),
@@ -340,6 +336,18 @@ fn read_hires(
         strength: strength.unwrap_or(HIRES_STRENGTH_DEFAULT),
         upscaler: upscaler.and_then(named).unwrap_or_default(),
     }))
+}
+
+/// The last picture needs a seed, too.
+fn check_seeds(seed: u64, count: usize) -> Result<()> {
+    match seed.checked_add(count as u64 - 1) {
+        Some(_) => Ok(()),
+        None => {
+            let problem =
+                format!("is too large: the last of {count} pictures would exceed 2^64 - 1");
+            Err(Error::request("seed", problem))
+        }
+    }
 }
 
 /// A strength that leaves nothing to do is said before the picture is there.
