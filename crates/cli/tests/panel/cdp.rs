@@ -334,10 +334,11 @@ impl Page {
             "Tab" => 9,
             _ => 0,
         };
-        let text = if key.len() == 1 && modifiers == 0 {
-            key
-        } else {
-            ""
+        let text = match key {
+            // What sends a form.
+            "Enter" if modifiers == 0 => "\r",
+            key if key.len() == 1 && modifiers == 0 => key,
+            _ => "",
         };
         for kind in ["keyDown", "keyUp"] {
             let mut event = json!({ "type": kind, "key": key, "modifiers": modifiers, "windowsVirtualKeyCode": code });
