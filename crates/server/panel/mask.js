@@ -182,9 +182,12 @@ export class Mask {
       context.lineWidth = stroke.radius * 2;
       const [first, ...rest] = stroke.points;
       context.beginPath();
+      // A line of no length is a dot in some browsers and nothing in others.
+      context.arc(first.x, first.y, stroke.radius, 0, Math.PI * 2);
+      context.fill();
+      context.beginPath();
       context.moveTo(first.x, first.y);
-      // A line of no length is a dot only when it is drawn.
-      for (const point of rest.length ? rest : [first]) context.lineTo(point.x, point.y);
+      for (const point of rest) context.lineTo(point.x, point.y);
       context.stroke();
     }
     context.globalCompositeOperation = 'source-in';
