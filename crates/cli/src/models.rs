@@ -59,7 +59,7 @@ pub(crate) fn open(name: &str) -> Result<ModelFolder, Failure> {
 
 /// What a user wrote may be any file.
 fn opened(model: &Model) -> Result<ModelFolder, Failure> {
-    const ENDINGS: [&str; 6] = ["safetensors", "sft", "ckpt", "pt", "pth", "bin"];
+    const ENDINGS: [&str; 7] = ["safetensors", "sft", "ckpt", "pt", "pth", "bin", "param"];
     let path = model.path().filter(|path| path.is_file());
     let ending = path.and_then(|path| path.extension()?.to_str());
     match ending.filter(|ending| !ENDINGS.contains(&&*ending.to_ascii_lowercase())) {

@@ -11,8 +11,8 @@ pub const TILE_MIN: usize = 32;
 pub const TILE_MAX: usize = 4096;
 /// Sides of tiles and rows of bands that are planned with.
 const SIDES: [usize; 9] = [1024, 768, 512, 384, 256, 192, 128, 64, TILE_MIN];
-/// Pixels by which tiles overlap on each side where they do not overlap as far as results depend on. Measured:
-/// bench/runs, upscaling.
+/// Pixels by which tiles overlap on each side where they do not overlap as far as results depend on: a few times what
+/// other programs take, since what lies further away has little weight. Such a cut is named as approximate.
 const OVERLAP: usize = 32;
 /// Exact tiles are not planned where they would take more than this many times the work.
 const WORK_MAX: f64 = 4.0;
