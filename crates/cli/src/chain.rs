@@ -119,14 +119,26 @@ fn open(args: &GenerateArgs) -> Result<Asked, Failure> {
     Ok(Asked { chain, config })
 }
 
-/// The steps after the first, in order: repairs, as the picture was drawn, then whatever else is named.
+/// The steps after the first, in order: repairs, as the picture was drawn, the larger picture, then whatever else is
+/// named.
 ///
 /// # Errors
 /// When more prompts than repairs are given, or something that is about one picture of this process.
 pub(crate) fn after(args: &GenerateArgs, config: &Config) -> Result<Vec<Value>, Failure> {
-    let StepsArgs { repair, then } = &args.steps_after;
+    let StepsArgs {
+        repair,
+        upscale,
+        upscale_model,
+        then,
+    } = &args.steps_after;
+    let mut rest: Vec<Value> = Vec::new();
+    if let Some(factor) = upscale {
+        let request = json!({ "scale": factor });
+        rest.push(json!({ "kind": "upscale", "model": upscale_model, "request": request }));
+    }
+    rest.extend(then.iter().cloned());
     if !repair.any() {
-        return Ok(then.clone());
+        return Ok(rest);
     }
     for (option, given) in [("--dump", &args.dump), ("--noise", &args.noise)] {
         if given.is_some() {
@@ -146,7 +158,7 @@ pub(crate) fn after(args: &GenerateArgs, config: &Config) -> Result<Vec<Value>, 
     put("seed", json!(config.seed));
     put_sampling(&args.sampling, &mut put);
     let first = json!({ "kind": detail::KIND, "model": args.model, "request": fields });
-    Ok(std::iter::once(first).chain(then.iter().cloned()).collect())
+    Ok(std::iter::once(first).chain(rest).collect())
 }
 
 /// Says what format the last step writes, where it does not say so itself.

@@ -22,6 +22,12 @@ fn step(text: &str) -> Result<Value, String> {
 pub(crate) struct StepsArgs {
     #[command(flatten)]
     pub(crate) repair: RepairArgs,
+    /// Make the picture larger by this factor with a network, after repairs
+    #[arg(long, value_name = "FACTOR", conflicts_with_all = ["dump", "noise"])]
+    pub(crate) upscale: Option<f64>,
+    /// The network that does so: a file, or a name `models list` shows
+    #[arg(long, value_name = "MODEL", requires = "upscale")]
+    pub(crate) upscale_model: Option<String>,
     /// A further job for the result: {"kind": ..., "model": ..., "request": {...}}; may be given several times
     #[arg(long, value_name = "JSON", value_parser = step, conflicts_with_all = ["dump", "noise"])]
     pub(crate) then: Vec<Value>,
@@ -30,7 +36,7 @@ pub(crate) struct StepsArgs {
 impl StepsArgs {
     /// Whether there is anything.
     pub(crate) fn any(&self) -> bool {
-        self.repair.any() || !self.then.is_empty()
+        self.repair.any() || self.upscale.is_some() || !self.then.is_empty()
     }
 }
 

@@ -61,9 +61,9 @@ fn a_plan_of_several_steps_says_what_each_reads_and_a_refusal_which_is_too_large
     );
     assert!(plan.contains("step 2, text-to-image with demo: "), "{plan}");
     assert!(plan.contains("2 denoise"), "{plan}");
-    let large = r#"{"kind": "text-to-image", "request": {"width": 1024, "height": 1024}}"#;
+    let large = r#"{"kind": "text-to-image", "request": {"width": 256, "height": 256}}"#;
     let refused = place
-        .run(first("plan", &["--then", large, "--budget", "20MiB"]))
+        .run(first("plan", &["--then", large, "--budget", "8MiB"]))
         .error(3);
     assert!(
         refused.contains("step 2 (text-to-image with demo)"),
