@@ -305,8 +305,12 @@ fn a_file_is_read_once_again_when_it_changed_and_the_oldest_goes_first() {
     get(&b);
     assert_eq!(cache.reads(), 4);
 
-    // Another content at the same place is another LoRA, also of the same size at once after it.
+    // Another content at the same place is another LoRA, also of the same size. Files are told apart by when they were
+    // written, which the system notes some milliseconds at a time.
     lora_file(folder.path(), "a", &["unet/x"], DIM, 9);
+    let written = std::fs::File::options().write(true).open(&a).unwrap();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+    written.set_modified(later).unwrap();
     let changed = get(&a);
     assert!(!Arc::ptr_eq(&first, &changed));
     let digest = |lora: &Arc<Lora>| Active::new(&[chosen(lora, 1.0, 1.0)]).digest();
