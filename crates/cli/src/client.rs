@@ -9,6 +9,7 @@ mod http;
 mod jobs;
 mod live;
 mod models;
+mod picture;
 mod pull;
 mod upscale;
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use lowtide_engine::detector::{Detector, Search};
-use lowtide_engine::processor::{Files, Opened, Order, Product, Setup, Stepped};
+use lowtide_engine::processor::{Files, Opened, Order, Product, Setup};
 use lowtide_engine::{Error, Options, PrecisionChoice, processors};
 use lowtide_kernels as kernels;
 use lowtide_media::{Format, Limits, Pixels};
@@ -17,11 +17,11 @@ use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::named_files::Places;
 use crate::output::{Staged, check_writable, format_of};
-use crate::progress::{Look, Progress};
+use crate::progress::Progress;
 use crate::request::{detector_here, option_of, put_sampling, read_picture};
 use crate::run::not_written;
 use crate::service::{Surroundings, models_settings};
-use crate::{console, models};
+use crate::{console, drive, models};
 
 /// The kind of job.
 pub(crate) const KIND: &str = "detail";
@@ -158,41 +158,15 @@ fn drive(
     args: &DetailArgs,
     interrupt: &Interrupt,
 ) -> Result<Product, Failure> {
-    let mut progress = match args.json || args.quiet {
+    let progress = match args.json || args.quiet {
         true => Progress::silent(),
         false => Progress::on_stderr(),
     };
     let resume = None;
-    let mut run = opened
+    let run = opened
         .start(vec![Order { request, resume }])
         .map_err(in_options)?;
-    loop {
-        if let Err(stop) = interrupt.check() {
-            progress.abandon();
-            return Err(stop);
-        }
-        match run.step() {
-            Ok(Stepped::Progress(step)) => {
-                let budget = run.plan().map(|plan| plan.budget.total);
-                progress.show(Look {
-                    phase: step.phase,
-                    done: step.done,
-                    total: step.total,
-                    seconds: step.elapsed.as_secs_f64(),
-                    memory: budget.map(|budget| (step.memory, budget)),
-                });
-            }
-            Ok(Stepped::Finished(mut products)) => {
-                progress.abandon();
-                let product = products.pop().flatten();
-                return Ok(product.context("no picture came of it")?);
-            }
-            Err(failure) => {
-                progress.abandon();
-                return Err(in_options(failure));
-            }
-        }
-    }
+    drive::drive(run, progress, interrupt, in_options)
 }
 
 /// The whole job in a few lines, and where the picture is.

@@ -14,6 +14,7 @@ mod console;
 mod demo;
 mod detail;
 mod doctor;
+mod drive;
 mod failure;
 mod interrupt;
 mod models;

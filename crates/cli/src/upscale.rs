@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use lowtide_engine::processor::{Files, Opened, Order, Processor, Product, Stepped};
+use lowtide_engine::processor::{Files, Opened, Order, Processor, Product};
 use lowtide_engine::{Error, Options, PrecisionChoice, processors};
 use lowtide_kernels as kernels;
 use lowtide_weights::ModelFolder;
@@ -15,11 +15,11 @@ use crate::args::{PrecisionArg, QualityArg, UpscaleArgs};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::output::{Staged, check_writable, format_of};
-use crate::progress::{Look, Progress};
+use crate::progress::Progress;
 use crate::request::{option_of, read_picture};
 use crate::run::not_written;
 use crate::service::{Surroundings, models_settings};
-use crate::{console, models};
+use crate::{console, drive, models};
 
 /// The kind of job.
 pub(crate) const KIND: &str = "upscale";
@@ -176,7 +176,7 @@ fn drive(
     args: &UpscaleArgs,
     interrupt: &Interrupt,
 ) -> Result<Product, Failure> {
-    let mut progress = match args.json || args.quiet {
+    let progress = match args.json || args.quiet {
         true => Progress::silent(),
         false => Progress::on_stderr(),
     };
@@ -184,34 +184,8 @@ fn drive(
         request,
         resume: None,
     };
-    let mut run = opened.start(vec![order]).map_err(in_options)?;
-    loop {
-        if let Err(stop) = interrupt.check() {
-            progress.abandon();
-            return Err(stop);
-        }
-        match run.step() {
-            Ok(Stepped::Progress(step)) => {
-                let budget = run.plan().map(|plan| plan.budget.total);
-                progress.show(Look {
-                    phase: step.phase,
-                    done: step.done,
-                    total: step.total,
-                    seconds: step.elapsed.as_secs_f64(),
-                    memory: budget.map(|budget| (step.memory, budget)),
-                });
-            }
-            Ok(Stepped::Finished(mut products)) => {
-                progress.abandon();
-                let product = products.pop().flatten();
-                return Ok(product.context("no picture came of it")?);
-            }
-            Err(failure) => {
-                progress.abandon();
-                return Err(failure.into());
-            }
-        }
-    }
+    let run = opened.start(vec![order]).map_err(in_options)?;
+    drive::drive(run, progress, interrupt, Failure::from)
 }
 
 /// The whole job in a line, and where the picture is.
