@@ -22,6 +22,7 @@ use lowtide_weights::{Checkpoint, Fingerprint};
 use crate::device::limits::Seat;
 use crate::device::{cpu, figures};
 use crate::pipeline::{FileHeaders, Part, SMALL_THINGS_BYTES, phase};
+use crate::shared::Counted;
 use crate::stream::{Blocks, Stream, Traffic};
 use crate::{Error, Options, Result};
 pub(crate) use aliases::meant;
@@ -200,6 +201,11 @@ impl Detector {
     /// Bytes of its weights in memory.
     pub fn held(&self) -> Bytes {
         self.part.blocks.held()
+    }
+
+    /// Its network's weights.
+    pub(crate) fn part(&self) -> &Part {
+        &self.part
     }
 
     /// Reads its weights, which then stay.
@@ -481,6 +487,13 @@ impl Detectors {
     /// Bytes of weights in memory.
     pub(crate) fn held(&self) -> Bytes {
         self.lock().values().map(|(_, one)| one.held()).sum()
+    }
+
+    /// The same, but for blocks that were `counted`.
+    pub(crate) fn held_beside(&self, counted: &mut Counted) -> Bytes {
+        let opened = self.lock();
+        let blocks = opened.values().map(|(_, one)| &one.part.blocks);
+        blocks.map(|blocks| blocks.held_beside(counted)).sum()
     }
 
     /// Forgets all weights; returns the bytes.

@@ -206,7 +206,9 @@ impl Engine {
         let members = std::iter::once(request.clone()).zip(prompts).collect();
         let (passes, courses) = self.passes(request)?;
         let work = Work::new(members, passes, self.model.text_stages().len());
-        Ok(self.planned(&work, (courses, active), false)?.plan)
+        Ok(self
+            .planned(&work, (courses, active), (false, Bytes::ZERO))?
+            .plan)
     }
 
     /// Checks a request against the model.
@@ -368,6 +370,18 @@ impl Engine {
         self.start_all(vec![start], keep_values)
     }
 
+    /// The same beside others who will hold `in_use` bytes in all, though they may hold less of them now.
+    ///
+    /// # Errors
+    /// As [`Engine::plan`].
+    pub(crate) fn start_beside(&self, request: ImageRequest, in_use: Bytes) -> Result<Session> {
+        self.check(&request)?;
+        let active = self.loras.active(&*self.model, &request)?;
+        let prompts = self.texts(&[&request], active.as_deref())?;
+        let members = std::iter::once(request).zip(prompts).collect();
+        self.begin(members, (vec![None], active), (false, in_use))
+    }
+
     /// Starts several jobs in one session, which agree in everything but texts and seeds. Each gives the bytes it would
     /// give alone.
     ///
@@ -409,7 +423,7 @@ impl Engine {
         self.begin(
             requests.zip(prompts).collect(),
             (saved, active),
-            keep_values,
+            (keep_values, Bytes::ZERO),
         )
     }
 
@@ -451,7 +465,7 @@ impl Engine {
         &self,
         members: Vec<(ImageRequest, Vec<TextKey>)>,
         (saved, active): (Vec<Option<Saved>>, Option<Arc<Active>>),
-        keep_values: bool,
+        room: (bool, Bytes),
     ) -> Result<Session> {
         let digest = active.as_deref().and_then(Active::digest);
         for saved in saved.iter().flatten() {
@@ -459,13 +473,13 @@ impl Engine {
         }
         let (passes, courses) = self.passes(&members[0].0)?;
         let mut work = Work::new(members, passes, self.model.text_stages().len());
-        let planned = match self.planned(&work, (courses, active.clone()), keep_values) {
+        let planned = match self.planned(&work, (courses, active.clone()), room) {
             // What was made of earlier prompts gives way to this job.
             Err(Error::DoesNotFit(_))
                 if self.prompts.clear() + self.loras.forget() > Bytes::ZERO =>
             {
                 let (_, courses) = self.passes(work.settings())?;
-                self.planned(&work, (courses, active), keep_values)?
+                self.planned(&work, (courses, active), room)?
             }
             planned => planned?,
         };
@@ -493,7 +507,8 @@ impl Engine {
         let active = self.loras.active(&*self.model, &request)?;
         let members = vec![(request, saved.prompts())];
         let keep_values = saved.keep_values();
-        self.begin(members, (vec![Some(saved)], active), keep_values)
+        let room = (keep_values, Bytes::ZERO);
+        self.begin(members, (vec![Some(saved)], active), room)
     }
 
     /// The cache of what was made of prompts, in numbers.
@@ -505,7 +520,7 @@ impl Engine {
         &self,
         work: &Work,
         (courses, active): (Vec<Course>, Option<Arc<Active>>),
-        keep_values: bool,
+        (keep_values, in_use): (bool, Bytes),
     ) -> Result<Planned> {
         let request = work.settings();
         let texts = work.texts.iter().map(|text| text.key.tokens()).collect();
@@ -528,11 +543,9 @@ impl Engine {
             }
         }
         let shared = job::shared(&*self.model, &shape);
-        self.planned_for(
-            (shape, courses, active),
-            request.quality,
-            (self.budget(), shared),
-        )
+        let mut budget = self.budget();
+        budget.in_use = budget.in_use.max(in_use);
+        self.planned_for((shape, courses, active), request.quality, (budget, shared))
     }
 
     fn planned_for(

@@ -13,6 +13,7 @@ mod course;
 mod defaults;
 pub mod detector;
 pub mod device;
+mod early;
 mod engine;
 mod error;
 mod generator;

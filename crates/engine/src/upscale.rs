@@ -22,9 +22,10 @@ use crate::device::{cpu, figures};
 use crate::engine::Options;
 use crate::job::Habits;
 use crate::pipeline::{Opener, Part, SMALL_THINGS_BYTES, phase};
+use crate::processor::Brought;
 use crate::shared::Counted;
 use crate::stream::{self, Failure};
-use crate::{Error, Result};
+use crate::{Error, Result, early};
 use cut::{Cut, cuts};
 pub use cut::{TILE_MAX, TILE_MIN};
 pub use enlarging::{Enlarged, Enlarging, EnlargingReport, EnlargingStep};
@@ -261,12 +262,7 @@ impl Enlarger {
         picture: Arc<Original>,
         asked: Enlargement,
     ) -> Result<Enlarging> {
-        let size = Size {
-            width: picture.width(),
-            height: picture.height(),
-            alpha: picture.has_alpha(),
-            deep: picture.depth() == Depth::Sixteen,
-        };
+        let size = picture.size();
         // The picture is there already, and is part of what the plan counts.
         let mut budget = self.budget();
         budget.in_use = budget.in_use.saturating_sub(Bytes::from(picture.bytes()));
@@ -313,6 +309,25 @@ impl Enlarger {
         self.part.blocks.forget_unless(|_| false);
         cpu::give_back();
         ours
+    }
+
+    /// Forgets weights until at most `most` bytes of them are held; returns the bytes that gave back.
+    pub fn shrink(&self, most: Bytes) -> Bytes {
+        early::shrink(&[&self.part.blocks], most)
+    }
+
+    /// Bytes of weights that stay when a picture goes through as planned.
+    pub fn stays(&self, plan: &Plan) -> Bytes {
+        early::stays(&[&self.part], plan)
+    }
+
+    /// Reads the weights that stay when a picture goes through as planned, before it does. `more` is asked before each
+    /// block whether so many bytes more may be taken; no picture may be on its way.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn bring(&self, plan: &Plan, more: &dyn Fn(Bytes) -> bool) -> Result<Brought> {
+        early::bring(&[&self.part], plan, more)
     }
 
     /// Says whose error it is.

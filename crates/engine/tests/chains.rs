@@ -3,150 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use lowtide_core::{Budget, Bytes};
-use lowtide_engine::chain::{Chain, Handed, Models};
-use lowtide_engine::processor::{
-    File, Files, NoFiles, Opened, Order, Product, Run, Setup, Stepped,
-};
-use lowtide_engine::{Error, Options, PrecisionChoice, Result, processors};
+use lowtide_engine::processor::{File, Files, Setup, Stepped};
+use lowtide_engine::{Error, processors};
 use lowtide_kernels::memory;
 use lowtide_weights::ModelFolder;
 use serde_json::{Value, json};
 
-/// Live bytes and budgets belong to the process: one test at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &target),
-            // Written anew rather than copied: fixtures may be read-only.
-            false => fs::write(target, fs::read(entry.path()).unwrap()).unwrap(),
-        }
-    }
-}
-
-/// A model like `from` of which no byte of any network is the same.
-fn another(from: &Path, to: &Path) {
-    copy(from, to);
-    let mut folders = vec![to.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|end| end == "safetensors") {
-                let mut bytes = fs::read(&path).unwrap();
-                let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-                // The lowest bits of every number: it stays nearly what it was.
-                bytes[8 + header..]
-                    .iter_mut()
-                    .step_by(2)
-                    .for_each(|byte| *byte ^= 2);
-                fs::write(path, bytes).unwrap();
-            }
-        }
-    }
-}
-
-/// The demo model, and another like it.
-struct Files2 {
-    _folder: tempfile::TempDir,
-    models: BTreeMap<&'static str, PathBuf>,
-}
-
-fn models() -> Files2 {
-    let folder = tempfile::tempdir().unwrap();
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/demo");
-    let other = folder.path().join("other");
-    another(&demo, &other);
-    let models = BTreeMap::from([("demo", demo), ("other", other)]);
-    Files2 {
-        _folder: folder,
-        models,
-    }
-}
-
-/// Whoever opens models.
-struct House<'a> {
-    models: &'a BTreeMap<&'static str, PathBuf>,
-    options: Options,
-    handed: Arc<Handed>,
-    opened: Mutex<BTreeMap<(String, String), Arc<dyn Opened>>>,
-}
-
-impl House<'_> {
-    fn new(files: &Files2, budget: Option<Bytes>) -> House<'_> {
-        House {
-            models: &files.models,
-            options: Options {
-                precision: PrecisionChoice::F32,
-                threads: Some(2),
-                budget,
-                keep_weights: true,
-                prompt_cache: Some(Bytes::ZERO),
-                ..Options::default()
-            },
-            handed: Handed::new(Arc::new(NoFiles)),
-            opened: Mutex::default(),
-        }
-    }
-
-    fn chain(&self, request: &Value) -> Result<Chain> {
-        Chain::open(request, self, self.handed.clone(), self.options)
-    }
-
-    fn opened(&self, model: &str) -> Arc<dyn Opened> {
-        self.open("text-to-image", Some(model)).unwrap().1
-    }
-}
-
-impl Models for House<'_> {
-    fn schema(&self, kind: &str) -> Option<Value> {
-        let all = processors::all();
-        all.iter()
-            .find(|one| one.kind() == kind)
-            .map(|one| one.schema())
-    }
-
-    fn open(&self, kind: &str, model: Option<&str>) -> Result<(String, Arc<dyn Opened>)> {
-        let all = processors::all();
-        let processor = all.iter().find(|one| one.kind() == kind).unwrap();
-        let own = processor.own_models().first().copied();
-        let name = model.or(own).unwrap_or("demo").to_owned();
-        let mut opened = self.opened.lock().unwrap();
-        let known = opened.get(&(kind.to_owned(), name.clone()));
-        if let Some(known) = known {
-            return Ok((name, known.clone()));
-        }
-        let folder = match own {
-            Some(_) => None,
-            None => {
-                let path = self.models.get(&name[..]);
-                let path = path.ok_or_else(|| Error::request("model", "is not there"))?;
-                Some(ModelFolder::open(path)?)
-            }
-        };
-        let setup = Setup {
-            options: self.options,
-            files: self.handed.clone(),
-        };
-        let fresh = processor.open(&name, folder, setup)?;
-        opened.insert((kind.to_owned(), name.clone()), fresh.clone());
-        Ok((name, fresh))
-    }
-}
+#[path = "chain/house.rs"]
+mod house;
+use house::{Files2, House, Sent, alone, done, finish, models, number, read_of, run_one, start};
 
 /// Two steps with two models: drawn, then drawn over.
 fn two_steps(count: usize) -> Value {
@@ -156,54 +25,6 @@ fn two_steps(count: usize) -> Value {
         { "kind": "text-to-image", "model": "other", "request": {
             "steps": 4, "strength": 0.5, "seed": 9 } },
     ] })
-}
-
-fn start(chain: &Chain, resume: Option<&Path>) -> Result<Box<dyn Run>> {
-    let request = chain.request();
-    chain.start(vec![Order { request, resume }])
-}
-
-fn finish(run: &mut dyn Run) -> Product {
-    loop {
-        if let Stepped::Finished(mut products) = run.step().unwrap() {
-            return products.remove(0).unwrap();
-        }
-    }
-}
-
-fn done(chain: &Chain) -> Product {
-    finish(&mut *start(chain, None).unwrap())
-}
-
-/// Files by name, as a client sends them.
-struct Sent(Mutex<BTreeMap<String, Vec<u8>>>);
-
-impl Files for Sent {
-    fn input(&self, name: &str, _: u64) -> std::result::Result<Vec<u8>, String> {
-        self.0
-            .lock()
-            .unwrap()
-            .get(name)
-            .cloned()
-            .ok_or_else(|| "none".to_owned())
-    }
-
-    fn lora(&self, _: &str) -> std::result::Result<PathBuf, String> {
-        Err("none".to_owned())
-    }
-
-    fn embeddings(&self) -> Vec<(String, PathBuf)> {
-        Vec::new()
-    }
-}
-
-fn run_one(opened: &dyn Opened, request: Value) -> Product {
-    let request = opened.check(&request).unwrap();
-    let order = Order {
-        request,
-        resume: None,
-    };
-    finish(&mut *opened.start(vec![order]).unwrap())
 }
 
 /// The steps of [`two_steps`] as a person does them: one job after the other, each with its own model alone.
@@ -233,21 +54,6 @@ fn by_hand(files: &Files2, count: usize) -> Vec<File> {
         run_one(&*second, request).files
     });
     over.collect()
-}
-
-fn number(report: &Value, path: &str) -> u64 {
-    report
-        .pointer(path)
-        .and_then(Value::as_u64)
-        .unwrap_or_else(|| panic!("{path} of {report}"))
-}
-
-/// Bytes a chain read of the model of a step, itself or ahead.
-fn read_of(report: &Value, step: usize) -> u64 {
-    ["bytes_read", "bytes_ahead"]
-        .map(|field| number(report, &format!("/chain/steps/{step}/{field}")))
-        .into_iter()
-        .sum()
 }
 
 #[test]

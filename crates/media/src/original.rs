@@ -6,7 +6,7 @@ use crate::decode::Decoded;
 use crate::picture::{PngKind, encode_png, set_text};
 use crate::raster::{Mask, Picture, Raster, Region};
 use crate::resize::{Filter, Stretch};
-use crate::{Format, Result};
+use crate::{Format, Result, Size};
 
 /// Bits of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,6 +227,16 @@ impl Original {
     /// Whether it can be seen through somewhere.
     pub fn has_alpha(&self) -> bool {
         self.alpha.is_some()
+    }
+
+    /// What is known of it before it is unpacked.
+    pub fn size(&self) -> Size {
+        Size {
+            width: self.width,
+            height: self.height,
+            alpha: self.has_alpha(),
+            deep: self.depth() == Depth::Sixteen,
+        }
     }
 
     /// Bytes of its values.

@@ -1,13 +1,11 @@
-//! Weights of an opened model between jobs: kept, forgotten, read ahead.
+//! Weights of an opened model between jobs: kept, forgotten, loaded.
 
-use std::time::Instant;
-
-use lowtide_core::{Bytes, Offload, PhaseBlocks, Plan, worth_reading};
+use lowtide_core::{Bytes, Offload};
 
 use super::Engine;
 use crate::device::cpu;
+use crate::early;
 use crate::pipeline::{self, Part};
-use crate::processor::Brought;
 use crate::request::ImageRequest;
 use crate::shared::Counted;
 use crate::stream::Failure;
@@ -46,84 +44,20 @@ impl Engine {
     /// Forgets kept weights until at most `most` bytes of them are held that nobody else holds: of the parts that are
     /// worth the least first, of each the last blocks first. Returns what came back.
     pub fn shrink(&self, most: Bytes) -> Bytes {
-        let ours = self.model.ours();
-        let surplus = ours.bytes().saturating_sub(most);
-        let mut back = Bytes::ZERO;
-        for part in self.model.parts().into_iter().rev() {
-            if back >= surplus {
-                break;
-            }
-            back += part.blocks.forget_some(surplus - back, &ours);
-        }
-        if back > Bytes::ZERO {
-            // Buffers kept for reuse would be in the way of whoever this was done for.
-            lowtide_kernels::memory::trim();
-        }
-        back
+        let parts = self.model.parts();
+        let blocks: Vec<_> = parts.iter().map(|part| &part.blocks).collect();
+        early::shrink(&blocks, most)
     }
 
-    /// Reads, in the order of their use, the weights that a job of these sizes keeps in memory when it runs by `plan`,
-    /// as far as no phase of it has to push them out before they are used. `more` is asked before each block whether
-    /// so many bytes more may be taken, and may let it wait; no session of the model may run meanwhile.
-    ///
-    /// # Errors
-    /// When a file cannot be read.
-    pub(crate) fn bring(
-        &self,
-        request: &ImageRequest,
-        plan: &Plan,
-        more: &dyn Fn(Bytes) -> bool,
-    ) -> Result<Brought> {
-        let (passes, _) = self.passes(request)?;
-        let phases = pipeline::phases(&*self.model, &passes);
-        let parts: Vec<&Part> = phases
-            .iter()
-            .map(|&phase| self.model.part_of(phase))
-            .collect();
-        let worth = worth_reading(&phase_blocks(&parts, plan), plan.budget.available());
-        let mut brought = Brought::default();
-        for (part, block) in worth {
-            let blocks = &parts[part].blocks;
-            if blocks.is_kept(block) {
-                continue;
-            }
-            let bytes = blocks.bytes_of(block);
-            if !more(bytes) {
-                break;
-            }
-            let start = Instant::now();
-            match blocks.bring(block) {
-                Ok(()) => {}
-                // Something else was faster; what is there is there.
-                Err(Failure::Memory(_)) => break,
-                Err(Failure::File(error)) => return Err(error.into()),
-                Err(Failure::Stopped | Failure::OutOfOrder { .. }) => {
-                    return Err(Error::LoaderStopped);
-                }
-            }
-            brought.bytes += bytes;
-            brought.reading += start.elapsed();
-        }
-        Ok(brought)
-    }
-
-    /// Bytes of weights that stay in memory when a job of these sizes runs by `plan`, each once.
+    /// The parts that the phases of a job of these sizes use, in their order.
     ///
     /// # Errors
     /// As [`Engine::plan`].
-    pub(crate) fn stays(&self, request: &ImageRequest, plan: &Plan) -> Result<Bytes> {
+    pub(crate) fn parts_of(&self, request: &ImageRequest) -> Result<Vec<&Part>> {
         let (passes, _) = self.passes(request)?;
         let phases = pipeline::phases(&*self.model, &passes);
-        let parts: Vec<&Part> = phases
-            .iter()
-            .map(|&phase| self.model.part_of(phase))
-            .collect();
-        let blocks = phase_blocks(&parts, plan);
-        let worth = worth_reading(&blocks, plan.budget.available());
-        let bytes = worth
-            .into_iter()
-            .map(|(part, block)| parts[part].blocks.bytes_of(block));
-        Ok(bytes.sum())
+        let parts = phases.iter().map(|&phase| self.model.part_of(phase));
+        Ok(parts.collect())
     }
 
     /// Loads weights ahead of any job, the transformer first, as long as the budget has room for a component; none when
@@ -151,20 +85,4 @@ impl Engine {
         }
         Ok(self.kept())
     }
-}
-
-/// The phases of a plan as reading ahead sees them; a part is named by the first phase that uses it.
-fn phase_blocks(parts: &[&Part], plan: &Plan) -> Vec<PhaseBlocks> {
-    let place = |part: &Part| parts.iter().position(|other| std::ptr::eq(*other, part));
-    let phase = |(part, planned): (&&Part, &lowtide_core::PhasePlan)| PhaseBlocks {
-        part: place(part).expect("it is one of them"),
-        peak: planned.peak.saturating_sub(plan.budget.in_use),
-        stays: (0..part.layout.blocks.len())
-            .map(|block| {
-                let stays = planned.placement.is_resident(block);
-                stays.then(|| part.blocks.bytes_of(block))
-            })
-            .collect(),
-    };
-    parts.iter().zip(&plan.phases).map(phase).collect()
 }

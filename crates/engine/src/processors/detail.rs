@@ -22,9 +22,12 @@ use super::text_to_image::given;
 use super::text_to_image::request::Against;
 use crate::defaults::Defaults;
 use crate::detector::{Detector, Detectors, Search, keeps, meant};
-use crate::processor::{CacheFigures, Card, Files, Forecast, Opened, Order, Processor, Run, Setup};
+use crate::pipeline::Part;
+use crate::processor::{
+    Brought, CacheFigures, Card, Files, Forecast, Opened, Order, Processor, Run, Setup,
+};
 use crate::shared::Counted;
-use crate::{Engine, Error, Options, Result};
+use crate::{Engine, Error, Options, Result, early};
 use pass::Pass;
 use request::{Request, of_pass};
 use run::Repair;
@@ -175,6 +178,30 @@ impl Studio {
     }
 }
 
+impl Studio {
+    /// Calls `what` with the parts that the phases of a forecast use, in their order, and its plan.
+    fn with_parts<T: Default>(
+        &self,
+        request: &Value,
+        forecast: &Forecast,
+        what: impl FnOnce(&[&Part], &Plan) -> Result<T>,
+    ) -> Result<T> {
+        let Some(plan) = &forecast.plan else {
+            return Ok(T::default());
+        };
+        let request = self.read(request)?;
+        let looks = request.passes.iter().map(|pass| self.search(pass));
+        let looks: Vec<_> = looks.collect::<Result<_>>()?;
+        let mut parts = Vec::new();
+        for (pass, (detector, _)) in request.passes.iter().zip(&looks) {
+            parts.push(detector.part());
+            let blank = request.blank(pass, self.against())?;
+            parts.extend(self.engine.parts_of(&blank)?);
+        }
+        what(&parts, plan)
+    }
+}
+
 /// How many things a pass is expected to find.
 fn expected(pass: &Pass) -> usize {
     match pass.mask_k {
@@ -258,7 +285,7 @@ impl Opened for Repairer {
     }
 
     fn held_beside(&self, counted: &mut Counted) -> Bytes {
-        self.0.engine.held_beside(counted) + self.0.detectors.held()
+        self.0.engine.held_beside(counted) + self.0.detectors.held_beside(counted)
     }
 
     fn load(&self) -> Result<Bytes> {
@@ -267,6 +294,30 @@ impl Opened for Repairer {
 
     fn forget(&self) -> Bytes {
         self.0.engine.forget_weights() + self.0.detectors.forget()
+    }
+
+    fn shrink(&self, most: Bytes) -> Bytes {
+        // Detectors are small, and what looks comes first.
+        let detectors = self.0.detectors.held();
+        match most < detectors {
+            true => self.0.detectors.forget() + self.0.engine.shrink(most),
+            false => self.0.engine.shrink(most - detectors),
+        }
+    }
+
+    fn stays(&self, request: &Value, forecast: &Forecast) -> Result<Bytes> {
+        let stays = |parts: &[&Part], plan: &Plan| Ok(early::stays(parts, plan));
+        self.0.with_parts(request, forecast, stays)
+    }
+
+    fn bring(
+        &self,
+        request: &Value,
+        forecast: &Forecast,
+        more: &dyn Fn(Bytes) -> bool,
+    ) -> Result<Brought> {
+        let bring = |parts: &[&Part], plan: &Plan| early::bring(parts, plan, more);
+        self.0.with_parts(request, forecast, bring)
     }
 
     fn prompt_cache(&self) -> CacheFigures {

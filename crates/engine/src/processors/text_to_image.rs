@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::defaults::Defaults;
 use crate::device::cpu::precision_word;
+use crate::early;
 use crate::parameters::MadeBy;
 use crate::processor::{
     BatchForecast, BatchKey, Brought, CacheFigures, Card, File, Files, Forecast, Opened, Order,
@@ -301,7 +302,10 @@ impl Opened for Painter {
             return Ok(Bytes::ZERO);
         };
         let request = self.0.read_sizes(request)?;
-        self.0.engine.stays(&request.engine, plan)
+        Ok(early::stays(
+            &self.0.engine.parts_of(&request.engine)?,
+            plan,
+        ))
     }
 
     fn bring(
@@ -314,7 +318,7 @@ impl Opened for Painter {
             return Ok(Brought::default());
         };
         let request = self.0.read_sizes(request)?;
-        self.0.engine.bring(&request.engine, plan, more)
+        early::bring(&self.0.engine.parts_of(&request.engine)?, plan, more)
     }
 
     fn result_size(&self, request: &Value, given: Option<[u32; 2]>) -> Option<[u32; 2]> {
@@ -534,6 +538,11 @@ impl Run for Painting {
     }
 
     fn cede(&mut self, wanted: Bytes) -> Bytes {
-        self.session.cede(wanted)
+        // What the refiner will need is not given away.
+        let room = self
+            .next
+            .as_ref()
+            .map_or(wanted, |plan| plan.budget.total.saturating_sub(plan.peak));
+        self.session.cede(wanted.min(room))
     }
 }

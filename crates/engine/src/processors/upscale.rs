@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::fields::Fields;
 use crate::device::cpu::precision_word;
 use crate::processor::{
-    Card, File, Files, Forecast, Opened, Order, Processor, Product, Run, Setup, Stepped,
+    Brought, Card, File, Files, Forecast, Opened, Order, Processor, Product, Run, Setup, Stepped,
 };
 use crate::shared::Counted;
 use crate::upscale::{
@@ -165,16 +165,21 @@ impl Studio {
         budget: Option<Budget>,
     ) -> Result<Forecast> {
         let plan = self.enlarger.plan(size, asked, budget)?;
-        let (width, height) = self.enlarger.result_size(size, asked)?;
-        let values = if size.alpha { 4 } else { 3 } * if size.deep { 2 } else { 1 };
-        let result = values * u64::from(width) * u64::from(height);
         let run = plan.peak.saturating_sub(plan.budget.in_use);
         Ok(Forecast {
             seconds: plan.seconds,
-            peak: run.max(Bytes(result * (1 + FILE_FACTOR))),
+            peak: run.max(self.writing(size, asked)?),
             batch: None,
             plan: Some(plan),
         })
+    }
+
+    /// Bytes of the result while its file is written.
+    fn writing(&self, size: &Size, asked: &Enlargement) -> Result<Bytes> {
+        let (width, height) = self.enlarger.result_size(size, asked)?;
+        let values = if size.alpha { 4 } else { 3 } * if size.deep { 2 } else { 1 };
+        let result = values * u64::from(width) * u64::from(height);
+        Ok(Bytes(result * (1 + FILE_FACTOR)))
     }
 
     /// What is written into a finished file.
@@ -262,11 +267,13 @@ impl Opened for Upscaler {
         let request = Request::read(&order.request)?;
         let studio = self.0.clone();
         let picture = studio.file(&request, |file| decode_original(file, &Limits::default()))?;
+        let writing = studio.writing(&picture.size(), &request.asked)?;
         let run = studio.enlarger.start(Arc::new(picture), request.asked)?;
         Ok(Box::new(Upscaling {
             studio,
             request,
             run,
+            writing,
             wanted: true,
             start_s: began.elapsed().as_secs_f64(),
         }))
@@ -287,6 +294,27 @@ impl Opened for Upscaler {
     fn forget(&self) -> Bytes {
         self.0.enlarger.forget_weights()
     }
+
+    fn shrink(&self, most: Bytes) -> Bytes {
+        self.0.enlarger.shrink(most)
+    }
+
+    fn stays(&self, _: &Value, forecast: &Forecast) -> Result<Bytes> {
+        let plan = forecast.plan.as_ref();
+        Ok(plan.map_or(Bytes::ZERO, |plan| self.0.enlarger.stays(plan)))
+    }
+
+    fn bring(
+        &self,
+        _: &Value,
+        forecast: &Forecast,
+        more: &dyn Fn(Bytes) -> bool,
+    ) -> Result<Brought> {
+        match &forecast.plan {
+            Some(plan) => self.0.enlarger.bring(plan, more),
+            None => Ok(Brought::default()),
+        }
+    }
 }
 
 /// A job in progress.
@@ -294,6 +322,8 @@ struct Upscaling {
     studio: Arc<Studio>,
     request: Request,
     run: Enlarging,
+    /// Bytes of the result while its file is written.
+    writing: Bytes,
     wanted: bool,
     /// Seconds it took to unpack the picture and plan.
     start_s: f64,
@@ -389,11 +419,16 @@ impl Run for Upscaling {
     }
 
     fn peak(&self) -> Bytes {
-        self.run.peak()
+        self.run.peak().max(self.writing)
     }
 
     fn rungs_taken(&self) -> usize {
         self.run.rungs_taken()
+    }
+
+    fn cede(&mut self, wanted: Bytes) -> Bytes {
+        let room = self.run.plan().budget.available();
+        self.run.cede(wanted.min(room.saturating_sub(self.writing)))
     }
 }
 

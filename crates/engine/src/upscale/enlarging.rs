@@ -40,6 +40,8 @@ pub struct Enlarging {
     over: bool,
     report: EnlargingReport,
     predicted_s: f64,
+    /// Bytes that others may take beside it.
+    ceded: Bytes,
 }
 
 /// How far it is.
@@ -138,6 +140,7 @@ impl Enlarging {
             over: false,
             report,
             predicted_s: 0.0,
+            ceded: Bytes::ZERO,
         };
         enlarging.set_limits();
         enlarging
@@ -201,14 +204,28 @@ impl Enlarging {
     /// Freed buffers may be kept up to the predicted peak, and the peak is measured from here.
     fn set_limits(&self) {
         memory::trim();
-        let most = self
-            .planned
-            .plan
-            .peak
-            .0
-            .saturating_sub(SMALL_THINGS_BYTES as u64);
-        memory::set_cache_limit(Some(most));
+        self.bound();
         memory::reset_peak();
+    }
+
+    fn bound(&self) {
+        let small = SMALL_THINGS_BYTES as u64;
+        let most = self.planned.plan.peak.0.saturating_sub(small);
+        memory::set_cache_limit(Some(most + self.ceded.0));
+    }
+
+    /// Others want to take up to `wanted` bytes beside it until its end. Returns how many they may take, which is never
+    /// less than the last time.
+    pub fn cede(&mut self, wanted: Bytes) -> Bytes {
+        let plan = &self.planned.plan;
+        let ceded = wanted.min(plan.budget.total.saturating_sub(plan.peak));
+        if ceded > self.ceded {
+            self.ceded = ceded;
+            if self.seat.owns() {
+                self.bound();
+            }
+        }
+        self.ceded
     }
 
     fn passes(&self) -> usize {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lowtide_core::{Bytes, Plan};
+use lowtide_core::{Bytes, PhasePlan, Plan};
 use lowtide_kernels::memory;
 use lowtide_media::{Fit, Mask, Picture};
 
@@ -40,6 +40,8 @@ pub(super) struct Repair {
     pub(super) told: Vec<Told>,
     pub(super) took: Took,
     wanted: bool,
+    /// Bytes that others may take beside it.
+    ceded: Bytes,
 }
 
 /// What a pass draws, one after the other.
@@ -54,6 +56,8 @@ pub(super) struct Things {
 pub(super) struct Going {
     session: Session,
     under: Under,
+    /// What was ceded to others when it began, and so is no part of its budget.
+    ceded_before: Bytes,
 }
 
 impl Repair {
@@ -70,6 +74,7 @@ impl Repair {
             told: Vec::new(),
             took: Took::default(),
             wanted: true,
+            ceded: Bytes::ZERO,
         }
     }
 
@@ -97,7 +102,9 @@ impl Repair {
         let options = &self.studio.options;
         let keep = keeps(options);
         let plan = || {
-            let budget = detector.budget(options);
+            let mut budget = detector.budget(options);
+            let kept = self.studio.engine.kept();
+            budget.in_use = budget.in_use.max(self.others() + kept);
             let how = (budget, keep);
             detector.plan(self.size(), search.side, how, self.studio.engine.profile())
         };
@@ -117,6 +124,7 @@ impl Repair {
     /// Makes of what was found what is to be drawn.
     fn take(&mut self, looked: Looked, detector: String, began: Instant) -> Result<()> {
         let waited = looked.traffic.waited.as_secs_f64();
+        self.took.reading += looked.traffic.reading.as_secs_f64();
         self.took.bytes_read += looked.traffic.bytes_read;
         let found = looked.things.len();
         let things = chosen(looked.things, self.pass(), self.size());
@@ -156,6 +164,7 @@ impl Repair {
 
     /// Begins with the next thing, or passes it by.
     fn begin(&mut self) -> Result<()> {
+        let others = self.others();
         let things = self.things.as_mut().expect("there is one");
         let told = self.told.last_mut().expect("a look was told");
         let pass = &self.request.passes[self.at];
@@ -180,16 +189,21 @@ impl Repair {
         let (source, under) = placed.placed(self.picture.clone(), Some(mask), size)?;
         drawing.source = Some(Arc::new(source));
         told.seeds.push(drawing.seed);
-        let engine = &self.studio.engine;
-        let session = match engine.start(drawing.clone(), false) {
+        let (engine, detectors) = (&self.studio.engine, &self.studio.detectors);
+        let beside = detectors.held() + others;
+        let session = match engine.start_beside(drawing.clone(), beside) {
             // Kept weights of detectors give way.
-            Err(Error::DoesNotFit(_)) if self.studio.detectors.forget() > Bytes::ZERO => {
-                engine.start(drawing, false)?
+            Err(Error::DoesNotFit(_)) if detectors.forget() > Bytes::ZERO => {
+                engine.start_beside(drawing, others)?
             }
             session => session?,
         };
         let under = under.expect("where there is a mask there is something below it");
-        things.going = Some(Going { session, under });
+        things.going = Some(Going {
+            session,
+            under,
+            ceded_before: self.ceded,
+        });
         Ok(())
     }
 
@@ -224,6 +238,38 @@ impl Repair {
                 })
             }
         }
+    }
+
+    /// What others used when it began, and may take beside it since.
+    fn others(&self) -> Bytes {
+        self.plan.budget.in_use + self.ceded
+    }
+
+    /// Bytes that the looks and things after the one in progress leave of the budget: with all weights that stay between
+    /// them, which would have to be read again. `None` where nothing comes after it.
+    fn left_by_later(&self) -> Option<Bytes> {
+        let things = self.things.as_ref();
+        let more = things.is_none_or(|things| things.next + 1 < things.masks.len());
+        if !more && self.at + 1 >= self.request.passes.len() {
+            return None;
+        }
+        let engine = &self.studio.engine;
+        let blank = self.request.blank(self.pass(), self.studio.against());
+        let Ok(parts) = blank.and_then(|blank| engine.parts_of(&blank)) else {
+            return Some(Bytes::ZERO);
+        };
+        let kept = engine.kept() + self.studio.detectors.held();
+        let each = self.plan.phases.len() / self.request.passes.len();
+        let needs = |(at, phase): (usize, &PhasePlan)| {
+            let own = match at % each {
+                0 => self.studio.detectors.held(),
+                at => parts[at - 1].blocks.kept(),
+            };
+            phase.peak + kept.saturating_sub(own)
+        };
+        let needs = self.plan.phases.iter().enumerate().map(needs).max();
+        let total = self.plan.budget.total;
+        Some(total.saturating_sub(needs.unwrap_or_default()))
     }
 
     pub(super) fn drawn(&self) -> usize {
@@ -345,6 +391,25 @@ impl Run for Repair {
             (Some(session), false) => session.peak().max(planned),
             (None, _) => planned,
         }
+    }
+
+    fn cede(&mut self, wanted: Bytes) -> Bytes {
+        let left = self.left_by_later();
+        let things = self.things.as_mut();
+        let going = things.and_then(|things| things.going.as_mut());
+        let room = match (going, left) {
+            // What was ceded before is no part of the session's budget.
+            (Some(going), left) => {
+                let before = going.ceded_before;
+                let more = left.map_or(wanted, |left| left.min(wanted));
+                before + going.session.cede(more.saturating_sub(before))
+            }
+            (None, Some(left)) => left,
+            // Before the last thing, or after it: what comes is in the plan.
+            (None, None) => Bytes::ZERO,
+        };
+        self.ceded = self.ceded.max(wanted.min(room));
+        self.ceded
     }
 
     fn rungs_taken(&self) -> usize {

@@ -55,6 +55,8 @@ impl Told {
 pub(super) struct Took {
     pub(super) seconds: BTreeMap<String, f64>,
     pub(super) waited: BTreeMap<String, f64>,
+    /// Seconds in which weights were read, whoever waited.
+    pub(super) reading: f64,
     pub(super) peak: BTreeMap<String, Bytes>,
     pub(super) bytes_read: u64,
     pub(super) rungs: usize,
@@ -75,6 +77,7 @@ impl Took {
             let peak = report.peak.get(phase).copied().unwrap_or_default();
             self.add(phase, seconds, waited, peak);
         }
+        self.reading += report.reading.values().sum::<f64>();
         self.bytes_read += report.bytes_read;
         self.rungs += report.rungs_taken;
         for note in &report.notes {
@@ -171,6 +174,7 @@ impl Repair {
             "seconds": took.seconds,
             "waited_seconds": took.waited,
             "load_seconds": took.waited.values().sum::<f64>(),
+            "reading_seconds": took.reading,
             "memory": {
                 "budget": plan.budget.total.0,
                 "in_use_before": plan.budget.in_use.0,
