@@ -1,16 +1,30 @@
 #!/usr/bin/env bash
 # How fast the two stores are, on this machine, one after the other: submissions, workers with no-op jobs, a long history.
 #   bench/service/stores.sh curve [SECONDS]     submissions by threads and batches; 1 to 8 workers; waits at fixed rates
-#   bench/service/stores.sh history JOBS        fills each store with jobs that are over (not waiting for the disk), asks
-# Redis is a server of its own on a free port, with appendfsync always, in a folder that is removed at the end.
+#   bench/service/stores.sh fill JOBS           fills each store up to so many jobs that are over, not waiting for the disk
+#   bench/service/stores.sh history             asks full stores what a panel asks
+# Redis is a server of its own on a free port, with appendfsync always, in a folder that is removed at the end. Filling goes
+# on where it stopped and asking finds what was filled where STORES_FOLDER names a folder to keep; STORES chooses one of
+# "redis" and "sqlite".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 verb=${1:-curve}
-folder=$(mktemp -d "${TMPDIR:-/tmp}/stores.XXXXXX")
+if [ -n "${STORES_FOLDER:-}" ]; then
+    folder=$STORES_FOLDER
+    mkdir -p "$folder"
+else
+    folder=$(mktemp -d "${TMPDIR:-/tmp}/stores.XXXXXX")
+fi
 port=$((20000 + RANDOM % 20000))
-cleanup() { [ -z "${redis:-}" ] || kill "$redis" 2>/dev/null || true; rm -rf "$folder"; }
+cleanup() {
+    if [ -n "${redis:-}" ]; then
+        kill "$redis" 2>/dev/null || true
+        wait "$redis" || true
+    fi
+    [ -n "${STORES_FOLDER:-}" ] || rm -rf "$folder"
+}
 trap cleanup EXIT
-stores=target/debug/examples/stores
+stores=${CARGO_TARGET_DIR:-target}/debug/examples/stores
 [ -x "$stores" ] || cargo build -q --locked -p lowtide-jobs --example stores
 
 start_redis() {
@@ -39,20 +53,28 @@ curve() {
     done
 }
 
-history() {
-    local jobs=$1 store
+past() {
+    local kind store
     export RELAXED=1
-    start_redis no
-    for store in "redis://127.0.0.1:$port" "$folder/jobs.sqlite"; do
-        echo "== $store"
-        "$stores" history "$store" "$jobs"
+    for kind in ${STORES:-redis sqlite}; do
+        store=$folder/jobs.sqlite
+        if [ "$kind" = redis ]; then
+            start_redis no
+            store=redis://127.0.0.1:$port
+        fi
+        echo "== $kind"
+        "$stores" "$1" "$store" "${@:2}"
+        if [ "$kind" = redis ]; then
+            redis-cli -p "$port" info memory | grep -E "^used_memory_human|^used_memory_rss_human"
+        else
+            ls -l "$store" | awk '{print $5 / 1048576 " MiB jobs.sqlite"}'
+        fi
     done
-    redis-cli -p "$port" info memory | grep -E "^used_memory_human|^used_memory_rss_human"
-    ls -l "$folder"/jobs.sqlite | awk '{print $5 / 1048576 " MiB jobs.sqlite"}'
 }
 
 case $verb in
     curve) curve "${2:-3}" ;;
-    history) history "${2:?how many jobs}" ;;
-    *) sed -n '2,5p' "$0"; exit 2 ;;
+    fill) past fill "${2:?how many jobs}" ;;
+    history) past history ;;
+    *) sed -n '2,8p' "$0"; exit 2 ;;
 esac

@@ -3,7 +3,8 @@
 //! ```text
 //! stores submit  STORE THREADS SECONDS [BATCH]
 //! stores work    STORE WORKERS SECONDS RATE
-//! stores history STORE JOBS
+//! stores fill    STORE JOBS
+//! stores history STORE
 //! ```
 //! STORE: `redis://host`, or the path of a file for SQLite. `RELAXED=1` waits for no disk.
 
@@ -209,8 +210,8 @@ fn feed(url: &str, rate: u64, (over, submitted): (&AtomicBool, &Times), done: &A
     }
 }
 
-/// Fills a store with jobs that are over, then asks what a panel asks.
-fn history(url: &str, jobs: u64) {
+/// Fills a store up to so many jobs that are over.
+fn fill_up(url: &str, jobs: u64) {
     let store = open(url);
     let there = store.stats(now()).unwrap().in_state(JobState::Done);
     let began = Instant::now();
@@ -233,6 +234,14 @@ fn history(url: &str, jobs: u64) {
         stats.in_state(JobState::Done),
         stats.in_state(JobState::Failed)
     );
+}
+
+/// Asks a full store what a panel asks.
+fn history(url: &str) {
+    let store = open(url);
+    let stats = store.stats(now()).unwrap();
+    let jobs = stats.in_state(JobState::Done) + stats.in_state(JobState::Failed);
+    println!("{jobs} jobs are over");
     questions(&*store, jobs);
 }
 
@@ -367,7 +376,8 @@ fn main() {
                 number(rate),
             );
         }
-        ["history", store, jobs] => history(store, number(jobs)),
-        _ => panic!("stores submit|work|history STORE ...; see the top of this file"),
+        ["fill", store, jobs] => fill_up(store, number(jobs)),
+        ["history", store] => history(store),
+        _ => panic!("stores submit|work|fill|history STORE ...; see the top of this file"),
     }
 }

@@ -127,10 +127,6 @@ impl ArtifactStore for FolderArtifacts {
             let path = path.clone();
             move |error| StoreError::io(verb, &path, &error)
         };
-        let damaged = |reason| StoreError::ArtifactDamaged {
-            artifact: artifact.id,
-            reason,
-        };
         let mut file = File::open(&path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => StoreError::ArtifactMissing {
                 artifact: artifact.id,
@@ -138,33 +134,9 @@ impl ArtifactStore for FolderArtifacts {
             _ => StoreError::io("open", &path, &error),
         })?;
         let found = file.metadata().map_err(io("look at"))?.len();
-        if found != artifact.bytes {
-            return Err(damaged(format!(
-                "it has {found} bytes, {} were written",
-                artifact.bytes
-            )));
-        }
-        let mut sum = Sha256::new();
-        let mut pending = Vec::new();
-        let mut chunk = vec![0; CHUNK_LEN];
-        loop {
-            let len = file.read(&mut chunk).map_err(io("read"))?;
-            if len == 0 {
-                break;
-            }
-            sum.update(&chunk[..len]);
-            to.write_all(&pending).map_err(io("copy"))?;
-            pending.clear();
-            pending.extend_from_slice(&chunk[..len]);
-        }
-        let sum = hex(&sum.finalize());
-        if sum != artifact.sha256 {
-            return Err(damaged(format!(
-                "its sum is {sum}, {} was written",
-                artifact.sha256
-            )));
-        }
-        to.write_all(&pending).map_err(io("copy"))
+        let failed = |error| StoreError::io("copy", &path, &error);
+        let mut read = |chunk: &mut [u8]| file.read(chunk).map_err(io("read"));
+        checked_copy(artifact, found, &mut read, to, &failed)
     }
 
     fn remove(&self, artifact: ArtifactId) -> Result<()> {
@@ -201,6 +173,47 @@ impl ArtifactStore for FolderArtifacts {
         }
         Ok(found)
     }
+}
+
+/// Passes a file on that has `found` bytes, a piece at a time; the last piece only when the whole is what was written.
+pub(crate) fn checked_copy(
+    artifact: &Artifact,
+    found: u64,
+    read: &mut dyn FnMut(&mut [u8]) -> Result<usize>,
+    to: &mut dyn Write,
+    failed: &dyn Fn(std::io::Error) -> StoreError,
+) -> Result<()> {
+    let damaged = |reason| StoreError::ArtifactDamaged {
+        artifact: artifact.id,
+        reason,
+    };
+    if found != artifact.bytes {
+        return Err(damaged(format!(
+            "it has {found} bytes, {} were written",
+            artifact.bytes
+        )));
+    }
+    let mut sum = Sha256::new();
+    let mut pending = Vec::new();
+    let mut chunk = vec![0; CHUNK_LEN];
+    loop {
+        let len = read(&mut chunk)?;
+        if len == 0 {
+            break;
+        }
+        sum.update(&chunk[..len]);
+        to.write_all(&pending).map_err(failed)?;
+        pending.clear();
+        pending.extend_from_slice(&chunk[..len]);
+    }
+    let sum = hex(&sum.finalize());
+    if sum != artifact.sha256 {
+        return Err(damaged(format!(
+            "its sum is {sum}, {} was written",
+            artifact.sha256
+        )));
+    }
+    to.write_all(&pending).map_err(failed)
 }
 
 /// Lower-case hexadecimal digits.

@@ -48,7 +48,7 @@ impl InputId {
         &self.0
     }
 
-    fn of_digits(text: &str) -> Option<InputId> {
+    pub(crate) fn of_digits(text: &str) -> Option<InputId> {
         let value = |digit: u8| match digit {
             b'0'..=b'9' => Some(digit - b'0'),
             b'a'..=b'f' => Some(digit - b'a' + 10),

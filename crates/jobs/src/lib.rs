@@ -4,7 +4,7 @@
 //! number every later write carries, so that a worker which stalled past its lease can no longer change anything. The
 //! rules of a life are arithmetic on the record alone; a [`JobStore`] keeps records and applies those rules
 //! within transactions. [`SqliteStore`] is the embedded one, [`RedisStore`] the one for many machines. [`FolderArtifacts`] keeps the finished files,
-//! [`FolderInputs`] those that jobs begin from.
+//! [`FolderInputs`] those that jobs begin from; a [`Bucket`] of an S3 server keeps both for many machines.
 //!
 //! Time is passed in. Which job runs next is not decided here: a store lists [`Candidates`], in order, and somebody
 //! else chooses.
@@ -13,6 +13,7 @@
 
 mod accept;
 mod artifacts;
+mod bucket;
 mod command;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -25,11 +26,16 @@ mod numbers;
 mod record;
 mod redis;
 pub mod report;
+mod sessions;
 mod sqlite;
 mod store;
 mod words;
 
 pub use artifacts::{ArtifactStore, FolderArtifacts};
+pub use bucket::{
+    Bucket, BucketArtifacts, BucketInputs, BucketKeys, BucketOptions, BucketSessions, BucketStyle,
+    check_bucket_url,
+};
 pub use command::{Acknowledgement, Command, CommandId, Heartbeat, Order, WorkerStatus};
 pub use error::{Clash, Lost, Result, StoreError, Unclaimable};
 pub use event::{Event, EventId, Events, Happening};
@@ -41,6 +47,7 @@ pub use record::{
     SavedSession, Submission, Wishes,
 };
 pub use redis::{Listen, RedisOptions, RedisStore, TlsFiles, redacted};
+pub use sessions::SessionStore;
 pub use sqlite::{Durability, SqliteOptions, SqliteStore};
 pub use store::{
     Accepted, Candidates, Claimed, Directive, JobStore, Listing, Minute, Move, Policy, Removed,

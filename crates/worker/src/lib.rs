@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod depot;
 mod error;
 mod explain;
 mod keeper;

@@ -12,6 +12,7 @@ use lowtide_engine::processor::Product;
 use lowtide_jobs::{Artifact, ArtifactStore, JobStore, Lease, Outcome, StoreError};
 use serde_json::json;
 
+use crate::depot::Depot;
 use crate::keeper::Keeper;
 use crate::log::{Level, Log};
 use crate::session::words;
@@ -27,6 +28,9 @@ const THREADS: usize = 8;
 /// A store that is busy is asked again for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A result is kept for so long while the server that takes files is away: to compute it again would take longer.
+const OUTAGE_MAX: Duration = Duration::from_secs(300);
+
 /// A result on its way out.
 pub(crate) struct Finished {
     pub(crate) lease: Lease,
@@ -40,6 +44,7 @@ pub(crate) struct Finished {
 /// What publishing needs.
 #[derive(Clone)]
 pub(crate) struct Makings {
+    pub(crate) depot: Depot,
     pub(crate) store: Arc<dyn JobStore>,
     pub(crate) artifacts: Arc<dyn ArtifactStore>,
     pub(crate) keeper: Arc<Keeper>,
@@ -135,10 +140,7 @@ impl Makings {
                 let fields = json!({ "job": job.to_string(), "artifacts": artifacts.len() });
                 self.log
                     .say(Level::Info, format!("job {job} done: {line}"), fields);
-                for file in sessions {
-                    // A leftover is removed at the next start.
-                    let _ = std::fs::remove_file(file);
-                }
+                self.depot.remove(&sessions);
             }
             Err(error @ StoreError::LeaseLost { .. }) => {
                 let text = format!("the result of job {job} is dropped: {error}");
@@ -174,7 +176,7 @@ impl Makings {
         let mut artifacts = Vec::new();
         for file in &product.files {
             let put = |now| self.artifacts.put(&file.media_type, &file.content, now);
-            match patiently(self.clock, put) {
+            match through_an_outage(self.clock, put) {
                 Ok(artifact) => artifacts.push(artifact),
                 Err(error) => {
                     self.remove(&artifacts);
@@ -188,6 +190,20 @@ impl Makings {
 
 fn not_kept(error: &StoreError) -> String {
     format!("the result could not be kept: {error}")
+}
+
+/// Tries again while the store is only busy, and for longer while it is away.
+fn through_an_outage<T>(
+    clock: fn() -> Moment,
+    mut call: impl FnMut(Moment) -> lowtide_jobs::Result<T>,
+) -> lowtide_jobs::Result<T> {
+    let start = Instant::now();
+    loop {
+        match patiently(clock, &mut call) {
+            Err(StoreError::Unreachable { .. }) if start.elapsed() < OUTAGE_MAX => {}
+            answer => return answer,
+        }
+    }
 }
 
 /// Tries again while the store is only busy.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lowtide_core::lifecycle::{AfterJob, IDLE_DEFAULT, KeepAlive};
 use lowtide_engine::Options;
 use lowtide_engine::processor::{Files, Processor};
-use lowtide_jobs::{ArtifactStore, JobStore, WorkerId};
+use lowtide_jobs::{ArtifactStore, JobStore, SessionStore, WorkerId};
 use lowtide_weights::ModelFolder;
 
 use crate::Log;
@@ -48,6 +48,8 @@ pub struct Setup {
     pub id: WorkerId,
     /// Where sessions are saved. Workers that are restarted find theirs here.
     pub sessions: PathBuf,
+    /// Where they are kept as well for workers that do not see that folder.
+    pub shared_sessions: Option<Arc<dyn SessionStore>>,
     /// The kinds of jobs it does.
     pub processors: Vec<Arc<dyn Processor>>,
     /// The models it can open.

@@ -20,11 +20,12 @@ use lowtide_jobs::report::{Status, WorkerState};
 use lowtide_jobs::{JobStore, StoreError, WorkerId};
 use serde_json::json;
 
+use crate::depot::Depot;
 use crate::keeper::{self, Keeper};
 use crate::log::{Level, Log};
 use crate::publisher::{self, Publisher};
 use crate::queue::{self, Queue};
-use crate::session::{Open, job_of, job_of_part};
+use crate::session::Open;
 use crate::setup::{Setup, WorkerOptions};
 use crate::shelf::{self, Shelf};
 use crate::status::Tallies;
@@ -72,7 +73,7 @@ fn clock() -> Moment {
 pub struct Worker {
     store: Arc<dyn JobStore>,
     id: WorkerId,
-    folder: PathBuf,
+    depot: Depot,
     device: Options,
     options: WorkerOptions,
     policy: Policy,
@@ -127,7 +128,9 @@ impl Worker {
         keeper.say(status.clone(), false, true);
         let shelf = shelf_of(&setup, &profile)?;
         let tallies = Arc::new(Tallies::default());
+        let depot = Depot::new(setup.sessions, setup.shared_sessions, setup.log.clone());
         let publisher = Publisher::start(&publisher::Makings {
+            depot: depot.clone(),
             store: setup.store.clone(),
             artifacts: setup.artifacts,
             keeper: keeper.clone(),
@@ -138,7 +141,7 @@ impl Worker {
         let worker = Worker {
             store: setup.store,
             id: setup.id,
-            folder: setup.sessions,
+            depot,
             device: setup.device,
             policy: Policy {
                 batch_max: setup.options.batch_max.max(1),
@@ -175,7 +178,7 @@ impl Worker {
     /// # Errors
     /// When the queue cannot be reached for long.
     pub fn run(mut self, stop: &Stop) -> Result<()> {
-        self.tidy_sessions();
+        self.depot.tidy(&*self.store);
         self.preload();
         let mut trouble: Option<Instant> = None;
         loop {
@@ -211,32 +214,6 @@ impl Worker {
         }
         std::thread::sleep(STORE_AGAIN);
         Ok(())
-    }
-
-    /// Removes saved sessions of jobs that are over.
-    fn tidy_sessions(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.folder) else {
-            return;
-        };
-        for entry in entries.filter_map(std::io::Result::ok) {
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if job_of_part(name).is_some() {
-                // Whoever wrote it was ended while it did.
-                let _ = std::fs::remove_file(entry.path());
-            }
-            let Some(job) = job_of(name) else { continue };
-            let over = match self.store.job(job) {
-                // Whoever sends a failed one through the queue again wants it from the beginning.
-                Ok(job) => job.state.is_final(),
-                Err(StoreError::NotFound { .. }) => true,
-                Err(_) => false,
-            };
-            if over {
-                // Else it is tried at the next start.
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
     }
 
     fn preload(&mut self) {

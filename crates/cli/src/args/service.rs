@@ -19,6 +19,9 @@ pub(crate) struct SettingArgs {
     /// The queue: a file, or redis://HOST for many machines [default: lowtide.db in the data folder]
     #[arg(long, value_name = "FILE|URL")]
     pub(crate) store: Option<String>,
+    /// Keep files in S3, at s3://BUCKET or s3://BUCKET/FOLDER, with the keys of AWS_ACCESS_KEY_ID [default: a folder]
+    #[arg(long, value_name = "URL")]
+    pub(crate) artifacts: Option<String>,
     /// Folder of model folders
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) models: Option<String>,
@@ -60,6 +63,7 @@ impl SettingArgs {
         let optional = [
             ("--data-dir", "server.data_dir", &self.data_dir),
             ("--store", "server.store", &self.store),
+            ("--artifacts", "server.files_bucket", &self.artifacts),
             ("--models", "models.dirs", &self.models),
             ("--budget", "device.budget", &self.budget),
             ("--reserve", "device.reserve", &self.reserve),

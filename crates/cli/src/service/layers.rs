@@ -63,6 +63,11 @@ const FOREIGN: &[(&str, &str, &str)] = &[
     ("MODEL_CACHE_DIR", "models.dirs", ""),
     ("GPU_IDLE_TIMEOUT", "worker.idle_timeout", "s"),
     ("PORT", "server.port", ""),
+    // Later ones win: what is said of S3 alone is more than what is said of everything of Amazon's.
+    ("AWS_DEFAULT_REGION", "server.files_region", ""),
+    ("AWS_REGION", "server.files_region", ""),
+    ("AWS_ENDPOINT_URL", "server.files_endpoint", ""),
+    ("AWS_ENDPOINT_URL_S3", "server.files_endpoint", ""),
     ("LOWTIDE_MODELS", "models.dirs", ""),
     ("LOWTIDE_MODEL_DIRS", "models.programs", ""),
     (crate::named_files::LORAS_VARIABLE, "models.loras", ""),

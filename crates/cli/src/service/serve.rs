@@ -45,13 +45,12 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let processors = work::enabled(&settings.kinds)?;
     let instance = Instance::take(&settings.server.data_dir)?;
     let store = store::open(&settings, Listen::All)?;
-    let artifacts = Arc::new(store::open_artifacts(&settings)?);
+    let files = store::open_files(&settings, &Surroundings::of_process())?;
     let catalog = Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?);
-    let inputs = Arc::new(store::open_inputs(&settings)?);
     say_missing(&settings, &catalog, &log);
     let setup = processor::Setup {
         options: work::device(&settings),
-        files: work::files(&settings, inputs.clone(), catalog.clone()),
+        files: work::files(&settings, files.inputs.clone(), catalog.clone()),
     };
     let around = Surroundings::of_process();
     let fetcher = Fetcher::new(&settings.models, &around, (catalog.clone(), store.clone()));
@@ -69,14 +68,14 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let address = listener.local_addr()?;
     let subjects = Subjects {
         store: store.clone(),
-        artifacts,
-        inputs,
+        artifacts: files.artifacts,
+        inputs: files.inputs,
         door: desk.clone(),
     };
     let net = Net::start(listener, subjects, &settings)?;
     let url = format!("http://{}", reachable(address));
     instance.tell(&url)?;
-    say_start(&settings, &log, &url, &catalog.names());
+    say_start(&settings, &log, (&url, &files.place), &catalog.names());
     let supervisor = match settings.server.worker {
         true => Some(Supervisor::start(
             Plan {
@@ -172,7 +171,7 @@ fn worker_command() -> Result<Command, Failure> {
 
 /// What a person wants to know at the start: where, how much memory, which models; and which settings are not the
 /// defaults.
-fn say_start(settings: &Settings, log: &Logger, url: &str, models: &[String]) {
+fn say_start(settings: &Settings, log: &Logger, (url, files): (&str, &str), models: &[String]) {
     let fields = json!({ "url": url, "pid": std::process::id() });
     log.say_with(
         Level::Info,
@@ -185,11 +184,9 @@ fn say_start(settings: &Settings, log: &Logger, url: &str, models: &[String]) {
             "anybody who reaches this address can use it: there are no passwords",
         );
     }
-    let server = &settings.server;
     log.info(&format!(
-        "queue {}, pictures in {}",
-        server.store,
-        server.files_dir.join("artifacts").display()
+        "queue {}, pictures in {files}",
+        settings.server.store
     ));
     log.info(&budget(settings));
     log.info(&format!(

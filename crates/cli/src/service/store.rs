@@ -1,5 +1,5 @@
-//! Where jobs and their files are kept: a file of this machine, or a server that many machines reach and a folder they
-//! share.
+//! Where jobs and their files are kept: a file of this machine, or a server that many machines reach and a folder or a
+//! bucket they share.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use lowtide_core::job::RetryPolicy;
 use lowtide_jobs::{
-    Durability, FolderArtifacts, FolderInputs, JobStore, Listen, Policy, RedisOptions, RedisStore,
-    SqliteOptions, SqliteStore, StoreError, TlsFiles, redacted,
+    ArtifactStore, Bucket, BucketKeys, BucketOptions, Durability, FolderArtifacts, FolderInputs,
+    InputStore, JobStore, Listen, Policy, RedisOptions, RedisStore, SessionStore, SqliteOptions,
+    SqliteStore, StoreError, TlsFiles, redacted,
 };
 
-use super::folders::tilde;
-use super::settings::{QueueSettings, Settings};
+use super::folders::{Surroundings, tilde};
+use super::settings::{BucketSettings, QueueSettings, Settings};
 use crate::failure::Failure;
 
 /// Where the queue is.
@@ -136,24 +137,77 @@ fn unusable(place: &Place, cause: StoreError) -> Failure {
     }
 }
 
-/// The finished files.
-///
-/// # Errors
-/// When the folder cannot be used.
-pub(crate) fn open_artifacts(settings: &Settings) -> Result<FolderArtifacts, Failure> {
-    let folder = settings.server.files_dir.join("artifacts");
-    let opened = FolderArtifacts::open(&folder);
-    Ok(opened.with_context(|| told("pictures", &folder))?)
+/// Finished files, what jobs begin from, and saved sessions.
+pub(crate) struct Files {
+    pub(crate) artifacts: Arc<dyn ArtifactStore>,
+    pub(crate) inputs: Arc<dyn InputStore>,
+    /// Beside the workers' folder, where they do not share one.
+    pub(crate) sessions: Option<Arc<dyn SessionStore>>,
+    /// Where they are, for people.
+    pub(crate) place: String,
 }
 
-/// What jobs begin from.
+/// The files.
 ///
 /// # Errors
-/// When the folder cannot be used.
-pub(crate) fn open_inputs(settings: &Settings) -> Result<FolderInputs, Failure> {
-    let folder = settings.server.files_dir.join("inputs");
-    let opened = FolderInputs::open(&folder, settings.queue.inputs_bytes);
-    Ok(opened.with_context(|| told("inputs", &folder))?)
+/// When the folder or the bucket cannot be used.
+pub(crate) fn open_files(settings: &Settings, around: &Surroundings) -> Result<Files, Failure> {
+    let inputs_max = settings.queue.inputs_bytes;
+    if let Some(bucket) = &settings.server.files_bucket {
+        let bucket = open_bucket(bucket, around)?;
+        return Ok(Files {
+            artifacts: Arc::new(bucket.artifacts()),
+            inputs: Arc::new(bucket.inputs(inputs_max)),
+            sessions: Some(Arc::new(bucket.sessions())),
+            place: bucket.to_string(),
+        });
+    }
+    let folder = |name: &str| settings.server.files_dir.join(name);
+    let (artifacts, inputs) = (folder("artifacts"), folder("inputs"));
+    let kept = FolderArtifacts::open(&artifacts).with_context(|| told("pictures", &artifacts))?;
+    let sent = FolderInputs::open(&inputs, inputs_max).with_context(|| told("inputs", &inputs))?;
+    Ok(Files {
+        artifacts: Arc::new(kept),
+        inputs: Arc::new(sent),
+        sessions: None,
+        place: artifacts.display().to_string(),
+    })
+}
+
+fn open_bucket(bucket: &BucketSettings, around: &Surroundings) -> Result<Bucket, Failure> {
+    let given = |name: &str| {
+        let text = around.variables.get(name).map(|text| text.trim());
+        text.filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    let needed = |name: &str| {
+        given(name).ok_or_else(|| {
+            Failure::mistake(format!(
+                "'{}' needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, and {name} is not set",
+                bucket.url
+            ))
+        })
+    };
+    let keys = BucketKeys {
+        id: needed("AWS_ACCESS_KEY_ID")?,
+        secret: needed("AWS_SECRET_ACCESS_KEY")?,
+        token: given("AWS_SESSION_TOKEN"),
+    };
+    let opened = Bucket::open(&BucketOptions {
+        endpoint: bucket.endpoint.clone(),
+        region: bucket.region.clone(),
+        style: bucket.style,
+        authority: bucket.authority.clone(),
+        ..BucketOptions::new(&bucket.url, keys)
+    });
+    opened.map_err(|cause| match cause {
+        StoreError::Denied { .. } | StoreError::Invalid { .. } => {
+            Failure::Mistake(cause.to_string())
+        }
+        cause => Failure::Other(anyhow::Error::new(cause).context(format!(
+            "the bucket '{}' cannot be used; --artifacts names another",
+            bucket.url
+        ))),
+    })
 }
 
 fn told(of: &str, folder: &Path) -> String {

@@ -125,15 +125,17 @@ fn work(
     let lines = log.clone();
     let around = Surroundings::of_process();
     let folders = Arc::new(Catalog::new(&settings.models, &around)?);
+    let kept = store::open_files(settings, &around)?;
     let setup = Setup {
         store,
-        artifacts: Arc::new(store::open_artifacts(settings)?),
+        artifacts: kept.artifacts,
         id,
         sessions: settings.server.files_dir.join("sessions"),
+        shared_sessions: kept.sessions,
         processors: enabled(&settings.kinds)?,
         folders: folders.clone(),
         device: device(settings),
-        files: files(settings, Arc::new(store::open_inputs(settings)?), folders),
+        files: files(settings, kept.inputs, folders),
         options: options(settings),
         log: lowtide_worker::Log::new(move |line| {
             let level = match line.level {

@@ -63,10 +63,8 @@ impl Worker {
         let lease = self.sessions[place].members[member].lease.clone();
         let told = patiently(clock, |now| self.store.stopped(&lease, now));
         if told.is_ok() {
-            for file in &self.sessions[place].members[member].files {
-                // A leftover is removed at the next start.
-                let _ = std::fs::remove_file(file);
-            }
+            self.depot
+                .remove(&self.sessions[place].members[member].files);
         }
         self.note_refusal(&lease, told);
         self.leave(place, member);
@@ -76,13 +74,16 @@ impl Worker {
     pub(super) fn give_back(&mut self, place: usize, member: usize) {
         let open = &mut self.sessions[place];
         let lease = open.members[member].lease.clone();
-        let session: Option<SavedSession> = match open.save(member, &self.folder, &self.id) {
+        let session: Option<SavedSession> = match open.save(member, self.depot.folder(), &self.id) {
             Ok(session) => session,
             Err(error) => {
                 self.log_unsaved(&lease, &error);
                 None
             }
         };
+        if let Some(session) = &session {
+            self.depot.share(&session.location);
+        }
         let told = patiently(clock, |now| {
             self.store.give_back(&lease, session.clone(), now)
         });

@@ -20,7 +20,7 @@ use crate::chain::Uses;
 use crate::log::Level;
 use crate::publisher::Finished;
 use crate::publisher::patiently;
-use crate::session::{Claim, Open, saved_file, words};
+use crate::session::{Claim, Open, words};
 
 impl Worker {
     pub(super) fn switch(&mut self, switch: &Switch) {
@@ -146,7 +146,7 @@ impl Worker {
                 Ok(Claimed { lease, job }) => {
                     self.keeper.keep(&lease);
                     self.tallies.started.add();
-                    let file = saved_file(&self.folder, &job);
+                    let file = self.depot.find(&job);
                     let claim = Claim { lease, job, file };
                     if claim.file.is_some() && !claims.is_empty() {
                         // It was begun elsewhere since the queue was read, and goes on alone.
@@ -311,8 +311,9 @@ impl Worker {
         for member in members {
             let open = &mut self.sessions[place];
             let lease = open.members[member].lease.clone();
-            match open.save(member, &self.folder, &self.id) {
+            match open.save(member, self.depot.folder(), &self.id) {
                 Ok(Some(session)) => {
+                    self.depot.share(&session.location);
                     let answer = self.store.checkpoint(&lease, session, clock());
                     self.keeper.heard(&lease, &answer);
                 }

@@ -96,6 +96,7 @@ impl Rig {
             artifacts: self.artifacts.clone(),
             id: self.worker().parse().unwrap(),
             sessions: self.sessions(),
+            shared_sessions: None,
             processors,
             folders: Arc::new(NoFolders),
             device: Options::default(),
