@@ -117,6 +117,13 @@ pub(crate) enum Command {
                             and the environment; 'lowtide config' shows them all."
     )]
     Serve(Box<ServeArgs>),
+    /// Copy the queue of this machine and all its files to a new folder, while they are in use
+    #[command(
+        after_help = "Example:\n  lowtide backup /mnt/backups/monday\n  lowtide restore /mnt/backups/monday --data-dir /srv/new"
+    )]
+    Backup(Box<BackupArgs>),
+    /// Bring a backup back, into an empty place
+    Restore(Box<RestoreArgs>),
     /// Work on the queue of a server, as a further process
     #[command(
         after_help = "Example:\n  lowtide worker --data-dir ~/.local/share/lowtide --budget 4GiB\n\nCtrl-C parks and \

@@ -56,6 +56,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::PngInfo(args) => png_info::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Models(command) => models::run(&command),
+        Command::Backup(args) => service::backup(&args),
+        Command::Restore(args) => service::restore(&args),
         Command::Serve(args) => service::serve(&args),
         Command::Worker(args) => service::worker(&args),
         Command::Jobs(args) => client::jobs(&args),

@@ -33,8 +33,10 @@ use crate::{
     StoreError, Submission, Swept, WorkerId, WorkerStatus,
 };
 
-/// Pages a backup copies before it lets others have the file again.
-const BACKUP_PAGES: i32 = 256;
+/// Pages that a backup copies at a time: all.
+const BACKUP_PAGES: i32 = -1;
+/// A backup that found the store locked tries again after this.
+const BACKUP_AGAIN: Duration = Duration::from_millis(10);
 
 /// What an accepted job survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,7 +106,11 @@ impl SqliteStore {
         let copy = || -> Sql<()> {
             let mut target = rusqlite::Connection::open(to)?;
             let backup = rusqlite::backup::Backup::new(&source, &mut target)?;
-            backup.run_to_completion(BACKUP_PAGES, Duration::ZERO, None)?;
+            // All in one step: between two, a write by anybody else would begin the copy anew, and a large one would
+            // never end.
+            while backup.step(BACKUP_PAGES)? != rusqlite::backup::StepResult::Done {
+                std::thread::sleep(BACKUP_AGAIN);
+            }
             Ok(())
         };
         copy().map_err(|fault| fault.at(to))?;

@@ -1,4 +1,5 @@
-//! What has to happen from time to time: ended leases, the past, forgotten uploads, memory samples.
+//! What has to happen from time to time: ended leases and memory samples; on a thread of its own, since files may be far
+//! away, the past and forgotten uploads.
 
 use std::time::{Duration, Instant};
 
@@ -10,15 +11,18 @@ use crate::app::Inner;
 /// Samples of memory are a second apart, and passing time is told to the store as often.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// Files that no job knows are looked for so often: all names there are listed for it.
+const ORPHANS_EVERY: Duration = Duration::from_secs(3600);
+
 /// A file that no job knows may be one that an attempt is about to publish. None takes so long.
 const ORPHAN_AGE: Duration = Duration::from_secs(3600);
 
 /// Files looked up at once.
 const LOOKED_UP: usize = 500;
 
-/// Runs until the server ends.
+/// Keeps time until the server ends.
 pub(crate) fn keep(app: &Inner) {
-    let (mut next, mut retained) = (Instant::now(), None::<Instant>);
+    let mut next = Instant::now();
     while !app.hub.is_ending() {
         let now = Instant::now();
         if now < next {
@@ -32,10 +36,26 @@ pub(crate) fn keep(app: &Inner) {
         if let Ok(fleet) = app.fleet() {
             app.history.note(&fleet, app.now());
         }
-        let due = retained.is_none_or(|at| at.elapsed() >= app.options.retain_every);
-        if let Some(retention) = app.options.retention.filter(|_| due) {
-            retained = Some(now);
+    }
+}
+
+/// Forgets the past until the server ends.
+pub(crate) fn forget(app: &Inner) {
+    let mut orphans = None::<Instant>;
+    while !app.hub.is_ending() {
+        let began = Instant::now();
+        if let Some(retention) = app.options.retention {
+            // What is wrong with store or files, whoever asks them hears; the next time tries again.
             let _ = retain(app, &retention);
+            if orphans.is_none_or(|at| at.elapsed() >= ORPHANS_EVERY) && forget_orphans(app).is_ok()
+            {
+                orphans = Some(began);
+            }
+            let _ = forget_inputs(app);
+        }
+        let rest = app.options.retain_every;
+        while !app.hub.is_ending() && began.elapsed() < rest {
+            std::thread::park_timeout(rest.saturating_sub(began.elapsed()));
         }
     }
 }
@@ -47,9 +67,13 @@ fn retain(app: &Inner, retention: &Retention) -> Result<(), StoreError> {
             app.artifacts.remove(artifact)?;
         }
         if !removed.more || app.hub.is_ending() {
-            break;
+            return Ok(());
         }
     }
+}
+
+/// Files that an attempt wrote and never told of.
+fn forget_orphans(app: &Inner) -> Result<(), StoreError> {
     let age_ms = u64::try_from(ORPHAN_AGE.as_millis()).unwrap_or(u64::MAX);
     let old = app
         .artifacts
@@ -60,7 +84,7 @@ fn retain(app: &Inner, retention: &Retention) -> Result<(), StoreError> {
             app.artifacts.remove(artifact)?;
         }
     }
-    forget_inputs(app)
+    Ok(())
 }
 
 /// An upload precedes its job; what no job names for some time goes.

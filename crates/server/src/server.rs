@@ -123,12 +123,14 @@ impl Server {
             let ends = Ends(app);
             thread("events").spawn_scoped(scope, || hub::pump(app))?;
             let keeper = thread("keeper").spawn_scoped(scope, || keeper::keep(app))?;
+            let tidy = thread("tidy").spawn_scoped(scope, || keeper::forget(app))?;
             let result = runtime.block_on(async {
                 let (listener, _) = listen::adopt(listener)?;
                 listen::serve(Arc::clone(app), listener, self.router(), shutdown).await
             });
             drop(ends);
             keeper.thread().unpark();
+            tidy.thread().unpark();
             result
         });
         runtime.shutdown_timeout(self.app.options.grace);

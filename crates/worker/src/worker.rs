@@ -5,7 +5,6 @@ mod jobs;
 mod peers;
 mod telling;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -134,6 +134,26 @@ pub(crate) struct WorkerArgs {
     pub(crate) settings: SettingArgs,
 }
 
+/// The arguments of `backup`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BackupArgs {
+    /// The folder to make
+    #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub(crate) folder: PathBuf,
+    #[command(flatten)]
+    pub(crate) settings: SettingArgs,
+}
+
+/// The arguments of `restore`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The folder that `backup` made
+    #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub(crate) folder: PathBuf,
+    #[command(flatten)]
+    pub(crate) settings: SettingArgs,
+}
+
 /// Which server is asked.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ServerArgs {

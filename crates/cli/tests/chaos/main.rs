@@ -9,73 +9,53 @@
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a failed test may panic, and its output is for people"
+    dead_code,
+    reason = "a failed test may panic, its output is for people, and it shares files with another test"
 )]
 
 mod expected;
+mod ordeal;
 mod service;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lowtide_core::job::{JobId, JobState};
-use lowtide_jobs::{ArtifactStore, AttemptEnd, EventId, FolderArtifacts, Happening, JobStore};
+use lowtide_jobs::FolderArtifacts;
 
-use expected::Expected;
-use service::{Random, Service, wait};
+use ordeal::{Clients, Random};
+use service::Service;
 
 /// Jobs in all.
 const JOBS: usize = 500;
 /// Kills at least.
 const KILLS_MIN: u64 = 40;
-/// Clients that submit.
-const CLIENTS: usize = 4;
+/// A client rests so long between two jobs.
+const PAUSE: Duration = Duration::from_millis(20);
 /// How long all of it may take.
 const PATIENCE: Duration = Duration::from_secs(540);
 
-/// What was accepted: the id, by the number of the request.
-type Accepted = Arc<Mutex<BTreeMap<usize, JobId>>>;
-
 #[test]
 fn each_job_is_done_once_and_whole_whatever_is_killed() {
-    let seed = std::env::var("LOWTIDE_CHAOS_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) ^ 0x9e37_79b9_7f4a_7c15);
-    println!("LOWTIDE_CHAOS_SEED={seed}");
+    let random = Random::seeded();
     let start = Instant::now();
     let service = Arc::new(Service::new());
     service.start();
-    let accepted: Accepted = Arc::default();
     let over = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|client| {
-            let (service, accepted) = (service.clone(), accepted.clone());
-            std::thread::spawn(move || submit(&service, client, &accepted))
+    let clients = {
+        let service = service.clone();
+        Clients::start(JOBS, PAUSE, PATIENCE, move |body, key| {
+            service.post("/v1/jobs", body, Some(key))
         })
-        .collect();
+    };
     let killer = {
         let (service, over) = (service.clone(), over.clone());
-        std::thread::spawn(move || kill_now_and_then(&service, Random(seed), &over))
+        std::thread::spawn(move || kill_now_and_then(&service, random, &over))
     };
-    for client in clients {
-        client.join().unwrap();
-    }
-    let accepted = accepted.lock().unwrap().clone();
-    assert_eq!(accepted.len(), JOBS, "each request was accepted in the end");
+    let accepted = clients.done();
     let store = service.store();
-    let all_over = || {
-        let over = |id: &JobId| store.job(*id).is_ok_and(|job| job.state.is_final());
-        // The latest first: most of the others are over then, too.
-        accepted.values().rev().all(over).then_some(())
-    };
-    wait(
-        "all jobs to be over",
-        PATIENCE.saturating_sub(start.elapsed()),
-        all_over,
-    );
+    let left = PATIENCE.saturating_sub(start.elapsed());
+    ordeal::wait_for_all(&*store, &accepted, left);
     over.store(true, Ordering::SeqCst);
     let (kills, stale) = killer.join().unwrap();
     println!(
@@ -84,24 +64,21 @@ fn each_job_is_done_once_and_whole_whatever_is_killed() {
     );
     assert!(kills >= KILLS_MIN, "only {kills} kills");
     assert!(stale, "a worker was stopped past its lease");
-    verify(&service, &accepted);
+    let artifacts = FolderArtifacts::open(&service.folder().join("artifacts")).unwrap();
+    let kept = ordeal::verify(&*store, &artifacts, &accepted);
+    let resumed = service
+        .log()
+        .matches("goes on from where it was saved")
+        .count();
+    println!(
+        "{} attempts for {JOBS} jobs, {resumed} of them from a saved session",
+        kept.attempts
+    );
+    assert!(
+        resumed > 0,
+        "some jobs went on where they had been interrupted"
+    );
     service.stop();
-}
-
-/// Submits this client's share, each under its key until it is accepted.
-fn submit(service: &Service, client: usize, accepted: &Accepted) {
-    for number in (client..JOBS).step_by(CLIENTS) {
-        let body = expected::body(number);
-        let key = format!("chaos-{number}");
-        let id = wait("a job to be accepted", PATIENCE, || {
-            let answer = service.post("/v1/jobs", &body, Some(&key))?;
-            let id: JobId = answer["id"].as_str()?.parse().ok()?;
-            Some(id)
-        });
-        accepted.lock().unwrap().insert(number, id);
-        // The queue fills slowly enough that kills hit every part of a life.
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Kills server or worker at random moments until all jobs are over, at least as often as promised. Returns the number of
@@ -126,70 +103,4 @@ fn kill_now_and_then(service: &Service, mut random: Random, over: &AtomicBool) -
         service.revive();
     }
     (kills.load(Ordering::SeqCst), stopped)
-}
-
-fn verify(service: &Service, accepted: &BTreeMap<usize, JobId>) {
-    let store = service.store();
-    let artifacts = FolderArtifacts::open(&service.folder().join("artifacts")).unwrap();
-    let done_events = done_events(&*store);
-    let mut expected = Expected::new();
-    let mut files = BTreeSet::new();
-    let mut attempts = 0;
-    for (number, id) in accepted {
-        let job = store.job(*id).unwrap();
-        let error = job.error.as_deref().unwrap_or("no error");
-        assert_eq!(
-            job.state,
-            JobState::Done,
-            "job {number} ({id}): {error}; {:#?}",
-            job.history
-        );
-        let outcome = job.outcome.as_ref().expect("a done job has an outcome");
-        assert_eq!(outcome.artifacts.len(), 1, "one artifact for job {number}");
-        let artifact = &outcome.artifacts[0];
-        assert!(files.insert(artifact.id), "an artifact belongs to one job");
-        // Reading checks length and sum.
-        let content = artifacts.read(artifact).unwrap();
-        assert_eq!(
-            content,
-            expected.bytes(*number),
-            "the bytes of job {number} ({id}): {:#?}",
-            job.history
-        );
-        assert_eq!(done_events.get(id), Some(&1), "one `done` for job {number}");
-        let ends = job
-            .history
-            .iter()
-            .filter(|one| one.end == Some(AttemptEnd::Done));
-        assert_eq!(ends.count(), 1);
-        attempts += u64::from(job.attempt);
-    }
-    let resumed = service
-        .log()
-        .matches("goes on from where it was saved")
-        .count();
-    println!("{attempts} attempts for {JOBS} jobs, {resumed} of them from a saved session");
-    assert!(
-        resumed > 0,
-        "some jobs went on where they had been interrupted"
-    );
-}
-
-/// How often each job was done, by the log.
-fn done_events(store: &dyn JobStore) -> BTreeMap<JobId, u64> {
-    let mut done = BTreeMap::new();
-    let mut after = EventId(0);
-    loop {
-        let page = store.events_after(after, None, 1000).unwrap();
-        assert!(!page.gap, "nothing of the log was thrown away");
-        let Some(last) = page.events.last() else {
-            return done;
-        };
-        after = last.id;
-        for event in page.events {
-            if let (Happening::Done, Some(job)) = (event.what, event.job) {
-                *done.entry(job).or_insert(0) += 1;
-            }
-        }
-    }
 }

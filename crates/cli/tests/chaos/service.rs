@@ -5,10 +5,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use lowtide_core::job::{JobState, Moment};
+use lowtide_core::job::Moment;
 use lowtide_jobs::report::Status;
 use lowtide_jobs::{JobStore, SqliteOptions, SqliteStore};
 use serde_json::Value;
+
+use crate::ordeal::{kill, lose_a_job, print_end, wait};
 
 /// How long leases last here: short, so that a stopped worker loses its own within the test.
 const LEASE: Duration = Duration::from_millis(1500);
@@ -23,40 +25,6 @@ retries = 20
 [kinds]
 enabled = [\"noise\"]
 ";
-
-/// A small generator; its quality does not matter, its seed does.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    /// A number from `low` to `high`, both included.
-    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        low + self.0 % (high - low + 1)
-    }
-}
-
-/// Asks until there is an answer.
-pub(crate) fn wait<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(start.elapsed() < limit, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Sends a signal; returns whether there was such a process.
-pub(crate) fn kill(pid: u32, signal: &str) -> bool {
-    let sent = Command::new("kill")
-        .args([format!("-{signal}"), pid.to_string()])
-        .stderr(Stdio::null())
-        .status();
-    sent.is_ok_and(|status| status.success())
-}
 
 fn now() -> Moment {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -191,60 +159,35 @@ impl Service {
     /// Stops a worker that runs a job until somebody else has the job, then lets it go on: what it writes comes too
     /// late. Returns whether it came to that.
     pub(crate) fn stop_a_worker_past_its_lease(&self) -> bool {
-        let running = || {
-            let listing = lowtide_jobs::Listing {
-                states: vec![JobState::Running],
-                limit: 1,
-                ..Default::default()
-            };
-            self.store.list(&listing).ok()?.into_iter().next()
-        };
-        let limit = Duration::from_secs(30);
         let Some(pid) = self.workers().into_iter().next() else {
             return false;
         };
-        let deadline = Instant::now() + limit;
-        let job = loop {
-            if let Some(job) = running() {
-                break job;
-            }
-            if Instant::now() > deadline {
-                return false;
-            }
-            std::thread::yield_now();
-        };
-        if !kill(pid, "STOP") {
-            return false;
-        }
-        // The job may have been done in the moment between.
-        let caught = self
-            .store
-            .job(job.id)
-            .is_ok_and(|now| now.attempt == job.attempt && now.state == JobState::Running);
-        let moved_on = caught && {
+        let mut other = None;
+        let start = || {
             let other = self.program("worker").args(["--id", "other"]).spawn();
-            let mut other = other.expect("the program can be started");
-            let since = Instant::now();
-            let moved = loop {
-                let now = self.store.job(job.id).unwrap();
-                if now.attempt > job.attempt {
-                    break true;
-                }
-                if since.elapsed() > limit {
-                    break false;
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            };
-            assert!(!moved || since.elapsed() + Duration::from_millis(100) >= LEASE / 3);
-            kill(pid, "CONT");
-            // Both work for a while; the second one ends politely.
-            std::thread::sleep(Duration::from_millis(500));
+            other.expect("the program can be started")
+        };
+        let since = Instant::now();
+        let stop = || {
+            other = kill(pid, "STOP").then(start);
+            other.is_some()
+        };
+        let moved = lose_a_job(
+            &*self.store,
+            |_| true,
+            stop,
+            || {
+                kill(pid, "CONT");
+            },
+        );
+        assert!(!moved || since.elapsed() + Duration::from_millis(100) >= LEASE / 3);
+        // The second one ends politely.
+        if let Some(mut other) = other {
             kill(other.id(), "TERM");
             other.wait().unwrap();
-            moved
-        };
+        }
         kill(pid, "CONT");
-        moved_on
+        moved
     }
 
     pub(crate) fn stop(&self) {
@@ -260,13 +203,7 @@ impl Drop for Service {
     fn drop(&mut self) {
         self.kill_all();
         if std::thread::panicking() {
-            let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
-            let last = lines.len().saturating_sub(80);
-            println!(
-                "the last lines of the service:\n{}",
-                lines[last..].join("\n")
-            );
+            print_end(&self.log());
         }
     }
 }

@@ -1,14 +1,16 @@
 //! Three machines and a Redis: started, killed, stopped and revived.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use lowtide_core::job::JobState;
-use lowtide_jobs::{JobStore, RedisOptions, RedisStore};
+use lowtide_jobs::{ArtifactStore, Bucket, FolderArtifacts, Job, RedisOptions, RedisStore};
 use serde_json::Value;
 
+use crate::bucket::S3;
+use crate::ordeal::{kill, lose_a_job, print_end, wait};
+use crate::proxy::Proxy;
 use crate::server::{DURABLE, Server};
 
 /// How long leases last here: short, so that a stopped worker loses its own within the test.
@@ -17,9 +19,15 @@ pub(crate) const LEASE: Duration = Duration::from_millis(1500);
 /// Workers on machines of their own, beside the server's.
 const WORKERS: usize = 2;
 
+/// The machine that is cut off at times: what it sends goes over cables that can be.
+const CUT_OFF: usize = 1;
+
+/// The folder in the bucket.
+const BUCKET_FOLDER: &str = "fleet";
+
 const CONFIGURATION: &str = "\
 [server]
-files_dir = \"SHARED\"
+SHARED
 [worker]
 lease = \"1500ms\"
 heartbeat = \"200ms\"
@@ -30,45 +38,22 @@ retries = 20
 enabled = [\"noise\", \"no-op\"]
 ";
 
-/// A small generator; its quality does not matter, its seed does.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    /// A number from `low` to `high`, both included.
-    pub(crate) fn between(&mut self, low: u64, high: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        low + self.0 % (high - low + 1)
-    }
-}
-
-/// Asks until there is an answer.
-pub(crate) fn wait<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(start.elapsed() < limit, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Sends a signal; returns whether there was such a process.
-pub(crate) fn kill(pid: u32, signal: &str) -> bool {
-    let sent = Command::new("kill")
-        .args([format!("-{signal}"), pid.to_string()])
-        .stderr(Stdio::null())
-        .status();
-    sent.is_ok_and(|status| status.success())
+/// Where finished files, inputs and saved sessions are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Files {
+    /// In a folder that all machines see.
+    Folder,
+    /// In a bucket; no machine sees a folder of another one.
+    Bucket,
 }
 
 /// All of it.
 pub(crate) struct Machines {
     folder: tempfile::TempDir,
     redis: Mutex<Server>,
-    url: String,
+    s3: Option<S3>,
+    /// To Redis, and to the S3 server where there is one.
+    cables: Vec<Proxy>,
     server: Mutex<Option<Child>>,
     workers: Mutex<Vec<Option<Child>>>,
     agent: ureq::Agent,
@@ -77,14 +62,22 @@ pub(crate) struct Machines {
 
 impl Machines {
     /// A Redis, and folders; nothing of ours runs yet. `None` where there is no Redis.
-    pub(crate) fn new(test: &str) -> Option<Machines> {
+    pub(crate) fn new(test: &str, files: Files) -> Option<Machines> {
         let redis = Server::start(test, DURABLE)?;
+        let s3 = match files {
+            Files::Folder => None,
+            Files::Bucket => Some(S3::start(test)?),
+        };
         let folder = tempfile::tempdir().unwrap();
         let shared = folder.path().join("shared");
         for name in ["shared", "server", "worker-0", "worker-1"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let text = CONFIGURATION.replace("SHARED", &shared.display().to_string());
+        let place = match &s3 {
+            None => format!("files_dir = \"{}\"", shared.display()),
+            Some(s3) => format!("files_bucket = \"{}\"", s3.options(BUCKET_FOLDER).url),
+        };
+        let text = CONFIGURATION.replace("SHARED", &place);
         std::fs::write(folder.path().join("lowtide.toml"), text).unwrap();
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(Duration::from_secs(15)))
@@ -95,7 +88,11 @@ impl Machines {
         };
         Some(Machines {
             store: Arc::new(RedisStore::open(options).unwrap()),
-            url: redis.url(),
+            cables: std::iter::once(redis.port)
+                .chain(s3.as_ref().map(|s3| s3.port))
+                .map(Proxy::to)
+                .collect(),
+            s3,
             redis: Mutex::new(redis),
             folder,
             server: Mutex::new(None),
@@ -108,10 +105,6 @@ impl Machines {
         self.store.clone()
     }
 
-    pub(crate) fn shared(&self) -> PathBuf {
-        self.folder.path().join("shared")
-    }
-
     fn program(&self, verb: &str, machine: &str) -> Command {
         let folder = self.folder.path().join(machine);
         let mut command = Command::new(env!("CARGO_BIN_EXE_lowtide"));
@@ -121,10 +114,17 @@ impl Machines {
             .arg(&folder)
             .arg("--config")
             .arg(self.folder.path().join("lowtide.toml"))
-            .env("LOWTIDE_SERVER_STORE", &self.url)
+            .env("LOWTIDE_SERVER_STORE", self.redis.lock().unwrap().url())
             .env("HOME", &folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        if let Some(s3) = &self.s3 {
+            let options = s3.options(BUCKET_FOLDER);
+            command
+                .env("AWS_ENDPOINT_URL_S3", s3.endpoint())
+                .env("AWS_ACCESS_KEY_ID", options.keys.id)
+                .env("AWS_SECRET_ACCESS_KEY", options.keys.secret);
+        }
         let log = std::fs::File::options()
             .append(true)
             .create(true)
@@ -133,9 +133,34 @@ impl Machines {
         command
     }
 
+    fn worker_program(&self, worker: usize) -> Command {
+        let mut command = self.program("worker", &format!("worker-{worker}"));
+        if worker == CUT_OFF {
+            let port = |cable: usize| self.cables[cable].port;
+            let store = format!("redis://127.0.0.1:{}/0", port(0));
+            command.env("LOWTIDE_SERVER_STORE", store);
+            if self.s3.is_some() {
+                let endpoint = format!("http://127.0.0.1:{}", port(1));
+                command.env("AWS_ENDPOINT_URL_S3", endpoint);
+            }
+        }
+        command
+    }
+
     /// Starts all of them and waits until the server listens.
     pub(crate) fn start(&self) {
         self.revive();
+        wait("the server to listen", Duration::from_secs(30), || {
+            self.address()
+        });
+    }
+
+    /// Starts a server without a worker, and waits until it listens.
+    pub(crate) fn start_server_alone(&self) {
+        let mut server = self.program("serve", "server");
+        let server = server.args(["--port", "0", "--set", "server.worker=false"]);
+        let child = server.spawn().expect("the program can be started");
+        *self.server.lock().unwrap() = Some(child);
         wait("the server to listen", Duration::from_secs(30), || {
             self.address()
         });
@@ -158,8 +183,7 @@ impl Machines {
         let mut workers = self.workers.lock().unwrap();
         for (number, worker) in workers.iter_mut().enumerate() {
             if dead(worker) {
-                let machine = format!("worker-{number}");
-                let child = self.program("worker", &machine).spawn();
+                let child = self.worker_program(number).spawn();
                 *worker = Some(child.expect("the program can be started"));
             }
         }
@@ -257,53 +281,78 @@ impl Machines {
     /// Stops a machine's worker that runs a job until somebody else has the job, then lets it go on: what it writes
     /// comes too late. Returns whether it came to that.
     pub(crate) fn stop_a_worker_past_its_lease(&self) -> bool {
-        let pid = self.workers.lock().unwrap()[0].as_ref().map(Child::id);
-        let Some(pid) = pid else { return false };
-        let own = format!("-cpu-{pid}");
-        let running = || {
-            let listing = lowtide_jobs::Listing {
-                states: vec![JobState::Running],
-                limit: 10,
-                ..Default::default()
-            };
-            let jobs = self.store.list(&listing).ok()?;
-            jobs.into_iter().find(|job| {
-                let holder = job.holder.as_ref();
-                holder.is_some_and(|holder| holder.worker.as_str().ends_with(&own))
-            })
-        };
-        let limit = Duration::from_secs(20);
-        let deadline = Instant::now() + limit;
-        let job = loop {
-            if let Some(job) = running() {
-                break job;
-            }
-            if Instant::now() > deadline {
-                return false;
-            }
-            std::thread::yield_now();
-        };
-        if !kill(pid, "STOP") {
+        let Some(pid) = self.pid(0) else { return false };
+        lose_a_job(
+            &*self.store,
+            |job| is_of(job, pid),
+            || kill(pid, "STOP"),
+            || {
+                kill(pid, "CONT");
+            },
+        )
+    }
+
+    /// Cuts the other machine off from Redis and S3 while its worker runs a job, until somebody else has the job.
+    pub(crate) fn cut_a_worker_off_past_its_lease(&self) -> bool {
+        let Some(pid) = self.pid(CUT_OFF) else {
             return false;
+        };
+        let cut = |cut| self.cables.iter().for_each(|cable| cable.cut(cut));
+        lose_a_job(
+            &*self.store,
+            |job| is_of(job, pid),
+            || {
+                cut(true);
+                true
+            },
+            || cut(false),
+        )
+    }
+
+    fn pid(&self, worker: usize) -> Option<u32> {
+        self.workers.lock().unwrap()[worker].as_ref().map(Child::id)
+    }
+
+    /// Asks a machine's worker to end, as a rolling upgrade does, and waits until it has.
+    pub(crate) fn end_worker(&self, worker: usize) {
+        let child = self.workers.lock().unwrap()[worker].take();
+        let mut child = child.expect("it runs");
+        assert!(kill(child.id(), "TERM"));
+        assert!(child.wait().unwrap().success(), "it ends politely");
+    }
+
+    /// Starts this machine's worker alone.
+    pub(crate) fn start_worker(&self, worker: usize) {
+        let child = self.worker_program(worker).spawn();
+        let child = child.expect("the program can be started");
+        self.workers.lock().unwrap()[worker] = Some(child);
+    }
+
+    /// Where the finished files are.
+    pub(crate) fn artifacts(&self) -> Box<dyn ArtifactStore> {
+        match &self.s3 {
+            None => {
+                let folder = self.folder.path().join("shared/artifacts");
+                Box::new(FolderArtifacts::open(&folder).unwrap())
+            }
+            Some(s3) => Box::new(
+                Bucket::open(&s3.options(BUCKET_FOLDER))
+                    .unwrap()
+                    .artifacts(),
+            ),
         }
-        // The job may have been done in the moment between.
-        let caught = self
-            .store
-            .job(job.id)
-            .is_ok_and(|now| now.attempt == job.attempt && now.state == JobState::Running);
-        let since = Instant::now();
-        let mut moved = false;
-        while caught && !moved && since.elapsed() < limit {
-            moved = self
-                .store
-                .job(job.id)
-                .is_ok_and(|now| now.attempt > job.attempt);
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        kill(pid, "CONT");
-        // Both work for a while.
-        std::thread::sleep(Duration::from_millis(500));
-        moved
+    }
+
+    /// Everything the processes said.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log.txt")).unwrap_or_default()
+    }
+
+    /// How often a job went on from a saved session.
+    pub(crate) fn resumed(&self) -> usize {
+        self.log()
+            .matches("goes on from where it was saved")
+            .count()
     }
 
     pub(crate) fn stop(&self) {
@@ -315,6 +364,13 @@ impl Machines {
             child.wait().unwrap();
         }
     }
+}
+
+/// Whether a job runs on the worker that is this process.
+fn is_of(job: &Job, pid: u32) -> bool {
+    let own = format!("-cpu-{pid}");
+    let holder = job.holder.as_ref();
+    holder.is_some_and(|holder| holder.worker.as_str().ends_with(&own))
 }
 
 fn killed(child: &mut Option<Child>) -> u64 {
@@ -329,11 +385,7 @@ impl Drop for Machines {
         self.kill_workers(None);
         self.kill_server();
         if std::thread::panicking() {
-            let log = self.folder.path().join("log.txt");
-            let log = std::fs::read_to_string(log).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            let last = lines.len().saturating_sub(80);
-            println!("the last lines of all:\n{}", lines[last..].join("\n"));
+            print_end(&self.log());
         }
     }
 }

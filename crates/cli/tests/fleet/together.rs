@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::machines::{Machines, wait};
+use crate::machines::{Files, Machines};
+use crate::ordeal::wait;
 
 const SOON: Duration = Duration::from_secs(60);
 
 /// Every worker of the fleet is in the answers, and a store that is away is told as such, soon, and is there again.
 #[test]
 fn a_fleet_is_seen_whole_and_a_lost_store_is_told() {
-    let Some(machines) = Machines::new("a_fleet_is_seen_whole") else {
+    let Some(machines) = Machines::new("a_fleet_is_seen_whole", Files::Folder) else {
         return;
     };
     machines.start();

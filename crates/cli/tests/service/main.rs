@@ -5,6 +5,7 @@
     reason = "a test that meets an error should say where"
 )]
 
+mod backup;
 mod downloads;
 mod hand_over;
 mod serving;
@@ -49,6 +50,7 @@ impl Place {
                 "GPU_",
                 "MODEL_CACHE_DIR",
                 "PORT",
+                "AWS_",
                 "HF_",
                 "XDG_CACHE_HOME",
             ]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod inputs;
+#[allow(dead_code, reason = "the tests of whole machines use the rest")]
 mod proxy;
 mod server;
 mod trouble;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Routes;
 use super::queue;
 use crate::answer;
-use crate::app::App;
+use crate::app::{App, Inner};
 use crate::fleet::Fleet;
 use crate::incoming::Asked;
 use crate::openapi::{Operation, reference};
@@ -28,6 +28,11 @@ pub(super) fn routes(routes: Routes) -> Routes {
         )
         .get("/health/live", live, health("Whether the process answers"))
         .get(
+            "/health/accepting",
+            accepting,
+            health("Whether jobs are accepted, be there workers or not"),
+        )
+        .get(
             "/health/ready",
             all,
             health("Whether jobs are accepted and worked on"),
@@ -39,15 +44,37 @@ async fn live(asked: Asked) -> Result<Response, Refusal> {
     Ok(answer::ok(&json!({ "status": "ok", "live": true })))
 }
 
+/// For whoever sends jobs here or elsewhere, where workers come because of jobs that wait.
+async fn accepting(State(app): State<App>, asked: Asked) -> Result<Response, Refusal> {
+    asked.done()?;
+    let problem = app
+        .blocking(|app| {
+            Ok(store_answers(app)
+                .err()
+                .map(|error| Refusal::from(error).message()))
+        })
+        .await?;
+    let (code, status) = match problem {
+        None => (StatusCode::OK, "ok".to_owned()),
+        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, problem),
+    };
+    let body = json!({ "status": status, "live": true, "ready": code == StatusCode::OK, "version": app.options.version, "workers": [] });
+    Ok(answer::json(code, &body))
+}
+
+/// What is known already is told at once: a store that is unreachable would be waited for.
+fn store_answers(app: &Inner) -> lowtide_jobs::Result<()> {
+    match app.store.trouble() {
+        Some(trouble) => Err(trouble),
+        None => queue::answers(app.store.as_ref(), app).map(drop),
+    }
+}
+
 async fn all(State(app): State<App>, asked: Asked) -> Result<Response, Refusal> {
     asked.done()?;
     let looked = app
         .blocking(|app| {
-            // What is known already is told at once: a store that is unreachable would be waited for.
-            let store = match app.store.trouble() {
-                Some(trouble) => Err(trouble),
-                None => queue::answers(app.store.as_ref(), app),
-            };
+            let store = store_answers(app);
             let fleet = match store {
                 Ok(_) => app.fleet().unwrap_or_default(),
                 Err(_) => Fleet::default(),
