@@ -176,7 +176,10 @@ impl ArtifactStore for FolderArtifacts {
 }
 
 /// Passes a file on that has `found` bytes, a piece at a time; the last piece only when the whole is what was written.
-pub(crate) fn checked_copy(
+///
+/// # Errors
+/// `ArtifactDamaged`; what `read` and `failed` make of trouble on either side.
+pub fn checked_copy(
     artifact: &Artifact,
     found: u64,
     read: &mut dyn FnMut(&mut [u8]) -> Result<usize>,

@@ -294,7 +294,7 @@ impl StoreError {
     }
 
     /// What the system said about a file.
-    pub(crate) fn io(verb: &'static str, path: &Path, error: &std::io::Error) -> StoreError {
+    pub fn io(verb: &'static str, path: &Path, error: &std::io::Error) -> StoreError {
         use std::io::ErrorKind;
         let path = path.to_owned();
         match error.kind() {

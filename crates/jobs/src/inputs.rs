@@ -48,7 +48,8 @@ impl InputId {
         &self.0
     }
 
-    pub(crate) fn of_digits(text: &str) -> Option<InputId> {
+    /// The name with these 64 lower-case hexadecimal digits; `None` for any other text.
+    pub fn of_digits(text: &str) -> Option<InputId> {
         let value = |digit: u8| match digit {
             b'0'..=b'9' => Some(digit - b'0'),
             b'a'..=b'f' => Some(digit - b'a' + 10),

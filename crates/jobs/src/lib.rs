@@ -4,7 +4,7 @@
 //! number every later write carries, so that a worker which stalled past its lease can no longer change anything. The
 //! rules of a life are arithmetic on the record alone; a [`JobStore`] keeps records and applies those rules
 //! within transactions. [`SqliteStore`] is the embedded one, [`RedisStore`] the one for many machines. [`FolderArtifacts`] keeps the finished files,
-//! [`FolderInputs`] those that jobs begin from; a [`Bucket`] of an S3 server keeps both for many machines.
+//! [`FolderInputs`] those that jobs begin from.
 //!
 //! Time is passed in. Which job runs next is not decided here: a store lists [`Candidates`], in order, and somebody
 //! else chooses.
@@ -13,7 +13,6 @@
 
 mod accept;
 mod artifacts;
-mod bucket;
 mod command;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -31,11 +30,7 @@ mod sqlite;
 mod store;
 mod words;
 
-pub use artifacts::{ArtifactStore, FolderArtifacts};
-pub use bucket::{
-    Bucket, BucketArtifacts, BucketInputs, BucketKeys, BucketOptions, BucketSessions, BucketStyle,
-    check_bucket_url,
-};
+pub use artifacts::{ArtifactStore, FolderArtifacts, checked_copy};
 pub use command::{Acknowledgement, Command, CommandId, Heartbeat, Order, WorkerStatus};
 pub use error::{Clash, Lost, Result, StoreError, Unclaimable};
 pub use event::{Event, EventId, Events, Happening};

@@ -5,7 +5,7 @@ use lowtide_tidy::packages::{Graph, OURS, Package};
 use std::collections::BTreeSet;
 
 /// The arrows of the crate map in ARCHITECTURE.md.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("lowtide-core", &[]),
     ("lowtide-weights", &["lowtide-core"]),
     ("lowtide-kernels", &[]),
@@ -31,11 +31,13 @@ const ARROWS: [(&str, &[&str]); 12] = [
             "lowtide-weights",
         ],
     ),
+    ("lowtide-bucket", &["lowtide-core", "lowtide-jobs"]),
     ("lowtide-server", &["lowtide-core", "lowtide-jobs"]),
     ("lowtide-hub", &["lowtide-core"]),
     (
         "lowtide-cli",
         &[
+            "lowtide-bucket",
             "lowtide-core",
             "lowtide-engine",
             "lowtide-hub",

@@ -117,7 +117,10 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<(), Failure> {
     let folders = FOLDERS.map(|name| files.join(name));
     let full = |folder: &&PathBuf| fs::read_dir(folder).is_ok_and(|mut list| list.next().is_some());
     let occupied = std::iter::once(target).filter(|path| path.exists());
-    if let Some(path) = occupied.chain(folders.iter().find(full)).next() {
+    if let Some(path) = occupied
+        .chain(folders.iter().find(full).map(PathBuf::as_path))
+        .next()
+    {
         return Err(Failure::mistake(format!(
             "'{}' is there already, and nothing is written over: restore into an empty place with --data-dir",
             path.display()

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lowtide_bucket::{BucketStyle, check_bucket_url};
 use lowtide_core::Bytes;
 use lowtide_core::job::Priority;
 use lowtide_core::lifecycle::{AfterJob, KeepAlive};
-use lowtide_jobs::{BucketStyle, TlsFiles, check_bucket_url};
+use lowtide_jobs::TlsFiles;
 use serde_json::{Map, Value, json};
 
 use super::folders::Surroundings;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use lowtide_bucket::{Bucket, BucketKeys, BucketOptions};
 use lowtide_core::job::RetryPolicy;
 use lowtide_jobs::{
-    ArtifactStore, Bucket, BucketKeys, BucketOptions, Durability, FolderArtifacts, FolderInputs,
-    InputStore, JobStore, Listen, Policy, RedisOptions, RedisStore, SessionStore, SqliteOptions,
-    SqliteStore, StoreError, TlsFiles, redacted,
+    ArtifactStore, Durability, FolderArtifacts, FolderInputs, InputStore, JobStore, Listen, Policy,
+    RedisOptions, RedisStore, SessionStore, SqliteOptions, SqliteStore, StoreError, TlsFiles,
+    redacted,
 };
 
 use super::folders::{Surroundings, tilde};

@@ -5,7 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lowtide_jobs::{ArtifactStore, Bucket, FolderArtifacts, Job, RedisOptions, RedisStore};
+use lowtide_bucket::Bucket;
+use lowtide_jobs::{ArtifactStore, FolderArtifacts, Job, RedisOptions, RedisStore};
 use serde_json::Value;
 
 use crate::bucket::S3;

@@ -16,7 +16,7 @@
     reason = "a failed test may panic, its output is for people, and it shares files with other tests"
 )]
 
-#[path = "../../../jobs/tests/bucket/server.rs"]
+#[path = "../../../bucket/tests/bucket/server.rs"]
 mod bucket;
 #[path = "../chaos/expected.rs"]
 mod expected;
@@ -24,7 +24,7 @@ mod handing_over;
 mod machines;
 #[path = "../chaos/ordeal.rs"]
 mod ordeal;
-#[path = "../../../jobs/tests/bucket/proxy.rs"]
+#[path = "../../../bucket/tests/bucket/proxy.rs"]
 mod proxy;
 #[path = "../../../jobs/tests/redis/server.rs"]
 mod server;

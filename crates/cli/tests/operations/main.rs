@@ -31,9 +31,14 @@ fn text(path: &str) -> String {
 /// All YAML documents of a file.
 fn yaml(path: &str) -> Vec<Value> {
     let text = text(path);
+    let document = |one: &str| {
+        let mut document: serde_yaml_ng::Value = serde_yaml_ng::from_str(one)?;
+        document.apply_merge()?;
+        serde_yaml_ng::from_value(document)
+    };
     let documents = text.split("\n---\n");
     documents
-        .map(|one| serde_yaml_ng::from_str(one).unwrap_or_else(|why| panic!("{path}: {why}")))
+        .map(|one| document(one).unwrap_or_else(|why| panic!("{path}: {why}")))
         .collect()
 }
 

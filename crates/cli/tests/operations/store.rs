@@ -77,7 +77,7 @@ fn autoscalers_read_how_much_waits_and_runs() {
                 ..Submission::new(random_job_id(now()), "no-op", "no-op", "{}")
             };
             let accepted = store.submit(submission, now()).unwrap();
-            first.get_or_insert(accepted.id);
+            first.get_or_insert(accepted.job);
         }
     }
     let sizes: Vec<String> = keys.iter().map(|key| size(key)).collect();
@@ -104,7 +104,7 @@ fn a_queue_in_redis_is_brought_back_from_a_copy() {
     let store = open(&server);
     let submit = || {
         let submission = Submission::new(random_job_id(now()), "no-op", "no-op", "{}");
-        store.submit(submission, now()).unwrap().id
+        store.submit(submission, now()).unwrap().job
     };
     let jobs: Vec<_> = (0..20).map(|_| submit()).collect();
     let folder = tempfile::tempdir().unwrap();

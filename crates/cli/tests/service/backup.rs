@@ -86,7 +86,7 @@ fn what_is_no_whole_copy_is_not_brought_back() {
         &[&server.url, "stop it"],
     );
     server.stop();
-    let artifact = job["outcome"]["artifacts"][0]["id"].as_str().unwrap();
+    let artifact = job["artifacts"][0]["id"].as_str().unwrap();
     let file = place.path("copy/artifacts").join(artifact);
     std::fs::write(&file, "damaged").unwrap();
     place.refused(
@@ -105,7 +105,7 @@ fn what_is_no_whole_copy_is_not_brought_back() {
 fn content(server: &Server, id: &str) -> Vec<u8> {
     let job = server.over(id);
     assert_eq!(job["state"], "done", "{job}");
-    let artifact = job["outcome"]["artifacts"][0]["id"].as_str().unwrap();
+    let artifact = job["artifacts"][0]["id"].as_str().unwrap();
     let mut answer = ureq::get(format!("{}/v1/artifacts/{artifact}", server.url))
         .call()
         .unwrap();

@@ -5,6 +5,8 @@
 //! every download is compared with what was written. Requests are signed by a crate that sends nothing; they are sent by the
 //! HTTP client and with the TLS that the rest of the program uses. Signing is the one thing here that looks at a clock.
 
+#![forbid(unsafe_code)]
+
 mod artifacts;
 mod client;
 mod inputs;
@@ -18,8 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lowtide_core::job::Moment;
-
-use crate::{ArtifactId, Result, StoreError};
+use lowtide_jobs::{ArtifactId, Result, StoreError};
 
 pub use artifacts::BucketArtifacts;
 pub use inputs::BucketInputs;

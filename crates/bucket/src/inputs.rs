@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lowtide_core::Bytes;
 use lowtide_core::job::Moment;
 
-use super::Bucket;
-use crate::{InputId, InputStore, Result, StoreError};
+use crate::Bucket;
+use lowtide_jobs::{InputId, InputStore, Result, StoreError};
 
 /// What their names begin with.
 const FOLDER: &str = "inputs/";
@@ -69,7 +69,7 @@ fn parsed(name: &str) -> Option<(InputId, Option<Moment>)> {
 }
 
 impl BucketInputs {
-    pub(super) fn new(bucket: Bucket, bytes_max: Bytes) -> BucketInputs {
+    pub(crate) fn new(bucket: Bucket, bytes_max: Bytes) -> BucketInputs {
         BucketInputs {
             bucket,
             bytes_max,

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use super::Bucket;
-use super::client::Read;
-use crate::{Result, SessionStore, StoreError};
+use crate::Bucket;
+use crate::client::Read;
+use lowtide_jobs::{Result, SessionStore, StoreError};
 
 /// What their names begin with.
 const FOLDER: &str = "sessions/";
@@ -24,7 +24,7 @@ pub struct BucketSessions {
 }
 
 impl BucketSessions {
-    pub(super) fn new(bucket: Bucket) -> BucketSessions {
+    pub(crate) fn new(bucket: Bucket) -> BucketSessions {
         BucketSessions { bucket }
     }
 

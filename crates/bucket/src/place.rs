@@ -1,16 +1,16 @@
 //! Which bucket, and which folder in it: `s3://bucket/folder`.
 
-use crate::{Result, StoreError};
+use lowtide_jobs::{Result, StoreError};
 
 /// Longest name of a bucket that S3 has.
 const NAME_LEN_MAX: usize = 63;
 
 /// A bucket and the beginning of all names in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) bucket: String,
+pub(crate) struct Place {
+    pub(crate) bucket: String,
     /// Empty, or ends in `/`.
-    pub(super) prefix: String,
+    pub(crate) prefix: String,
 }
 
 impl Place {
@@ -18,7 +18,7 @@ impl Place {
     ///
     /// # Errors
     /// `Invalid`.
-    pub(super) fn parse(url: &str) -> Result<Place> {
+    pub(crate) fn parse(url: &str) -> Result<Place> {
         let rest = url
             .strip_prefix("s3://")
             .ok_or_else(|| wrong("it does not begin with s3://"))?;

@@ -14,10 +14,10 @@ use ureq::http::{HeaderMap, Request};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
-use super::place::Place;
-use super::trouble::{Refusal, Trouble, Verb};
-use super::{BucketOptions, BucketStyle};
-use crate::{Result, StoreError};
+use crate::place::Place;
+use crate::trouble::{Refusal, Trouble, Verb};
+use crate::{BucketOptions, BucketStyle};
+use lowtide_jobs::{Result, StoreError};
 
 /// A signature is good for so long: a request is sent at once.
 const SIGNED: Duration = Duration::from_secs(300);
@@ -41,14 +41,14 @@ const SUM_HEADER: &str = "x-amz-checksum-sha256";
 
 /// An object in a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Object {
+pub(crate) struct Object {
     /// Without the folder that is ours.
-    pub(super) name: String,
-    pub(super) bytes: u64,
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
 }
 
 /// Speaks to one bucket.
-pub(super) struct Client {
+pub(crate) struct Client {
     agent: Agent,
     bucket: rusty_s3::Bucket,
     credentials: Credentials,
@@ -56,7 +56,7 @@ pub(super) struct Client {
     patience: Duration,
     part_bytes: usize,
     /// For people.
-    pub(super) shown: String,
+    pub(crate) shown: String,
 }
 
 /// What one request gave, or why it gave nothing.
@@ -69,7 +69,7 @@ struct Answer {
 }
 
 impl Client {
-    pub(super) fn new(options: &BucketOptions) -> Result<Client> {
+    pub(crate) fn new(options: &BucketOptions) -> Result<Client> {
         let Place { bucket, prefix } = Place::parse(&options.url)?;
         let region = options.region.clone().unwrap_or_else(|| REGION.to_owned());
         let endpoint = match &options.endpoint {
@@ -132,7 +132,7 @@ impl Client {
     }
 
     /// Writes an object; it is there whole, or not at all.
-    pub(super) fn put(&self, name: &str, media_type: &str, content: &[u8]) -> Result<()> {
+    pub(crate) fn put(&self, name: &str, media_type: &str, content: &[u8]) -> Result<()> {
         if content.len() > self.part_bytes {
             return self.put_parts(&self.key(name), media_type, content);
         }
@@ -206,7 +206,7 @@ impl Client {
     }
 
     /// Begins to read an object; `None` where there is none.
-    pub(super) fn read(&self, name: &str) -> Result<Option<Read<'_>>> {
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Read<'_>>> {
         let key = self.key(name);
         let opened = self.patiently(Verb::Read, || self.from(&key, 0));
         Ok(opened?.map(|(bytes, reader)| Read {
@@ -244,7 +244,7 @@ impl Client {
     }
 
     /// How long an object is; `None` where there is none.
-    pub(super) fn bytes_of(&self, name: &str) -> Result<Option<u64>> {
+    pub(crate) fn bytes_of(&self, name: &str) -> Result<Option<u64>> {
         let key = self.key(name);
         self.patiently(Verb::Read, || {
             let action = self.bucket.head_object(Some(&self.credentials), &key);
@@ -260,7 +260,7 @@ impl Client {
     }
 
     /// Removes an object. One that is not there is as good as removed.
-    pub(super) fn remove(&self, name: &str) -> Result<()> {
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
         let key = self.key(name);
         self.patiently(Verb::Remove, || {
             let action = self.bucket.delete_object(Some(&self.credentials), &key);
@@ -272,7 +272,7 @@ impl Client {
     }
 
     /// Every object whose name begins so, in the order of the names; from the first name on that `until` is true of, none.
-    pub(super) fn list(
+    pub(crate) fn list(
         &self,
         begin: &str,
         until: Option<&dyn Fn(&str) -> bool>,
@@ -485,13 +485,13 @@ enum Fault {
 }
 
 /// An object that is being read.
-pub(super) struct Read<'a> {
-    pub(super) bytes: u64,
-    pub(super) reader: Reader<'a>,
+pub(crate) struct Read<'a> {
+    pub(crate) bytes: u64,
+    pub(crate) reader: Reader<'a>,
 }
 
 /// Reads an object; where the connection breaks, it goes on from there over another one.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     client: &'a Client,
     key: String,
     at: u64,
@@ -501,7 +501,7 @@ pub(super) struct Reader<'a> {
 
 impl Reader<'_> {
     /// The next bytes; none at the end.
-    pub(super) fn read(&mut self, chunk: &mut [u8]) -> Result<usize> {
+    pub(crate) fn read(&mut self, chunk: &mut [u8]) -> Result<usize> {
         if self.at == self.bytes {
             return Ok(0);
         }

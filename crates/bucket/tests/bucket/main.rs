@@ -9,8 +9,9 @@ mod proxy;
 mod server;
 mod trouble;
 
+use lowtide_bucket::{Bucket, BucketOptions};
 use lowtide_core::job::Moment;
-use lowtide_jobs::{ArtifactStore, Bucket, BucketOptions, SessionStore, StoreError};
+use lowtide_jobs::{ArtifactStore, SessionStore, StoreError};
 
 use proxy::Proxy;
 use server::S3;

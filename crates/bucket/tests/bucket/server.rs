@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lowtide_jobs::{BucketKeys, BucketOptions};
+use lowtide_bucket::{BucketKeys, BucketOptions};
 
 /// The bucket.
 pub(crate) const BUCKET: &str = "studio";

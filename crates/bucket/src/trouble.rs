@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::StoreError;
+use lowtide_jobs::StoreError;
 
 /// What is done with objects, and the right it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verb {
+pub(crate) enum Verb {
     Write,
     Read,
     List,
@@ -26,20 +26,20 @@ impl Verb {
 
 /// An answer that is no success.
 #[derive(Debug)]
-pub(super) struct Refusal {
-    pub(super) status: u16,
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
     /// S3's word for it; empty where the answer has none.
-    pub(super) code: String,
+    pub(crate) code: String,
     /// What else the server says.
-    pub(super) says: String,
+    pub(crate) says: String,
     /// Where the bucket is, if the server says so.
-    pub(super) region: Option<String>,
-    pub(super) after: Option<Duration>,
+    pub(crate) region: Option<String>,
+    pub(crate) after: Option<Duration>,
 }
 
 /// Why a request gave nothing.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(crate) enum Trouble {
     /// It would give nothing again.
     Final(StoreError),
     /// It may pass, perhaps after as long as the server says.
@@ -51,7 +51,7 @@ pub(super) enum Trouble {
 
 impl Refusal {
     /// What stands between the tags of the first element of this name in an error's text.
-    pub(super) fn element(text: &str, name: &str) -> Option<String> {
+    pub(crate) fn element(text: &str, name: &str) -> Option<String> {
         let (_, rest) = text.split_once(&format!("<{name}>"))?;
         let (content, _) = rest.split_once(&format!("</{name}>"))?;
         let plain = |sign: char| if sign.is_control() { ' ' } else { sign };
@@ -59,7 +59,7 @@ impl Refusal {
     }
 
     /// What it means for whoever wanted to `verb`.
-    pub(super) fn means(self, store: &str, verb: Verb) -> Trouble {
+    pub(crate) fn means(self, store: &str, verb: Verb) -> Trouble {
         let passing = [408, 429, 500, 502, 503, 504].contains(&self.status)
             || [
                 "RequestTimeout",

@@ -3,9 +3,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lowtide_bucket::Bucket;
 use lowtide_core::Bytes;
 use lowtide_core::job::Moment;
-use lowtide_jobs::{Bucket, InputId, InputStore, StoreError};
+use lowtide_jobs::{InputId, InputStore, StoreError};
 
 use crate::server::S3;
 

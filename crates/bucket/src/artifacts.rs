@@ -3,12 +3,12 @@
 use std::io::Write;
 
 use lowtide_core::job::Moment;
-use sha2::{Digest, Sha256};
 
-use super::Bucket;
-use super::client::Read;
-use crate::artifacts::{checked_copy, hex};
-use crate::{Artifact, ArtifactId, ArtifactStore, Result, StoreError};
+use crate::Bucket;
+use crate::client::Read;
+use lowtide_jobs::{
+    Artifact, ArtifactId, ArtifactStore, InputId, Result, StoreError, checked_copy,
+};
 
 /// What their names begin with.
 const FOLDER: &str = "artifacts/";
@@ -20,7 +20,7 @@ pub struct BucketArtifacts {
 }
 
 impl BucketArtifacts {
-    pub(super) fn new(bucket: Bucket) -> BucketArtifacts {
+    pub(crate) fn new(bucket: Bucket) -> BucketArtifacts {
         BucketArtifacts { bucket }
     }
 }
@@ -41,7 +41,7 @@ impl ArtifactStore for BucketArtifacts {
             id,
             media_type: media_type.to_owned(),
             bytes: content.len() as u64,
-            sha256: hex(&Sha256::digest(content)),
+            sha256: InputId::of(content).digits(),
         })
     }
 

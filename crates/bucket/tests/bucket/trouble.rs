@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use lowtide_bucket::{Bucket, BucketKeys, BucketOptions};
 use lowtide_core::job::Moment;
-use lowtide_jobs::{ArtifactStore, Bucket, BucketOptions, StoreError};
+use lowtide_jobs::{ArtifactStore, StoreError};
 
 use crate::server::S3;
 
@@ -58,7 +59,7 @@ fn nobody_there_is_told_after_a_while() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
-    let keys = lowtide_jobs::BucketKeys {
+    let keys = BucketKeys {
         id: "id".to_owned(),
         secret: "wrong-secret".to_owned(),
         token: None,
@@ -112,7 +113,7 @@ fn answering(head: &'static str, body: &'static str) -> u16 {
 
 #[test]
 fn answers_that_are_no_success_are_told_by_what_they_mean() {
-    let keys = lowtide_jobs::BucketKeys {
+    let keys = BucketKeys {
         id: "id".to_owned(),
         secret: "wrong-secret".to_owned(),
         token: None,
