@@ -1,11 +1,12 @@
 //! What the settings mean, typed.
 
+mod bucket;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lowtide_bucket::{BucketStyle, check_bucket_url};
 use lowtide_core::Bytes;
 use lowtide_core::job::Priority;
 use lowtide_core::lifecycle::{AfterJob, KeepAlive};
@@ -19,6 +20,8 @@ use super::value::time;
 use crate::args::{GivenSetting, SettingArgs};
 use crate::failure::Failure;
 use crate::named_files::{Places, detectors_of};
+
+pub(crate) use bucket::BucketSettings;
 
 /// How the service is to be.
 #[derive(Clone, Debug)]
@@ -63,16 +66,6 @@ pub(crate) struct ServerSettings {
     /// Bytes of a picture to begin from.
     pub(crate) input_max: Bytes,
     pub(crate) connections_max: usize,
-}
-
-/// Which bucket, and how it is reached; who we are there is in the environment alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct BucketSettings {
-    pub(crate) url: String,
-    pub(crate) endpoint: Option<String>,
-    pub(crate) region: Option<String>,
-    pub(crate) style: BucketStyle,
-    pub(crate) authority: Option<PathBuf>,
 }
 
 /// Memory left for others.
@@ -217,7 +210,7 @@ impl Settings {
             resolved.text("server.files_dir", &folder, &Origin::Default)?;
         }
         let store = store_of(&resolved)?;
-        let files_bucket = bucket_of(&resolved)?;
+        let files_bucket = BucketSettings::of(&resolved)?;
         Ok(Settings {
             server: ServerSettings {
                 host: text(&resolved, "server.host"),
@@ -359,29 +352,6 @@ impl ModelsSettings {
             options,
         }
     }
-}
-
-fn bucket_of(resolved: &Resolved) -> Result<Option<BucketSettings>, Failure> {
-    let given = |place| {
-        let value = resolved.get(place).and_then(Value::as_str);
-        value.filter(|text| !text.is_empty()).map(str::to_owned)
-    };
-    let Some(url) = given("server.files_bucket") else {
-        return Ok(None);
-    };
-    check_bucket_url(&url)
-        .map_err(|wrong| Failure::mistake(format!("server.files_bucket: {wrong}")))?;
-    Ok(Some(BucketSettings {
-        url,
-        endpoint: given("server.files_endpoint"),
-        region: given("server.files_region"),
-        style: match text(resolved, "server.files_style").as_str() {
-            "path" => BucketStyle::Path,
-            "host" => BucketStyle::Host,
-            _ => BucketStyle::Auto,
-        },
-        authority: given("server.files_ca").map(PathBuf::from),
-    }))
 }
 
 fn store_of(resolved: &Resolved) -> Result<Place, Failure> {
@@ -560,25 +530,6 @@ mod tests {
         assert!(settings.resolved.document().to_string().contains("secret"));
         let half = from_text("[server]\nstore_cert = \"a.pem\"").unwrap_err();
         assert!(half.to_string().contains("server.store_key"), "{half}");
-    }
-
-    #[test]
-    fn a_bucket_is_named_by_its_url() {
-        let bucket = |text: &str| from_text(text).map(|settings| settings.server.files_bucket);
-        assert_eq!(bucket("").unwrap(), None);
-        let named = bucket(
-            "[server]\nfiles_bucket = \"s3://studio/a\"\nfiles_endpoint = \"http://s3:9000\"\nfiles_style = \"host\"",
-        );
-        let named = named.unwrap().unwrap();
-        assert_eq!(named.url, "s3://studio/a");
-        assert_eq!(named.endpoint.as_deref(), Some("http://s3:9000"));
-        assert_eq!((named.style, named.region), (BucketStyle::Host, None));
-        let wrong = bucket("[server]\nfiles_bucket = \"studio\"").unwrap_err();
-        assert!(
-            wrong.to_string().contains("server.files_bucket")
-                && wrong.to_string().contains("s3://"),
-            "{wrong}"
-        );
     }
 
     #[test]
