@@ -26,7 +26,7 @@ const TRIES_MAX: u32 = 64;
 const JOBS_MAX: usize = 512;
 
 /// Most events thrown away in one call.
-const EVENTS_MAX: u32 = 10_000;
+const EVENTS_MAX: u32 = 3_000;
 
 /// Most jobs forgotten in one call: meanwhile nobody else is served.
 const FORGOTTEN_MAX: u32 = 200;
