@@ -12,6 +12,7 @@
 //! lowtide_jobs::for_each_promise!(tests);
 //! ```
 
+mod access;
 mod control;
 mod leases;
 mod log;
@@ -26,6 +27,10 @@ use lowtide_core::job::{JobId, JobState, Moment, RetryPolicy};
 
 use crate::{Claimed, Job, JobStore, Policy, StoreError, Submission, WorkerId};
 
+pub use access::{
+    an_owner_keeps_to_its_quota, keys_are_known_to_every_process, owners_have_turns,
+    usage_is_counted_by_name,
+};
 pub use control::{
     a_cancelled_run_stops_at_its_next_look, a_failed_job_can_be_requeued,
     a_held_queue_gives_nothing_out, a_paused_job_waits_for_a_person,
@@ -95,6 +100,10 @@ macro_rules! for_each_promise {
             jobs_are_listed_in_pages,
             retention_forgets_the_oldest,
             inputs_are_named_as_long_as_their_jobs_are_known,
+            keys_are_known_to_every_process,
+            usage_is_counted_by_name,
+            an_owner_keeps_to_its_quota,
+            owners_have_turns,
             random_histories_agree_with_a_simple_model,
         }
     };

@@ -49,6 +49,12 @@ pub enum Unclaimable {
     /// Somebody holds the whole queue.
     #[error("the queue is held")]
     QueueHeld,
+    /// As many jobs of its owner run as may.
+    #[error("{running} jobs of its owner run, as many as may")]
+    OwnerBusy {
+        /// Jobs that run.
+        running: u64,
+    },
 }
 
 /// What a second submission disagrees with.
@@ -91,6 +97,18 @@ pub enum StoreError {
         /// Jobs waiting now.
         waiting: u64,
         /// Jobs that may wait.
+        limit: u64,
+        /// When there may be room, from how fast jobs finished lately.
+        retry_after_ms: u64,
+    },
+    /// As many jobs of this owner wait as may.
+    #[error("{waiting} jobs of '{owner}' wait and {limit} may; try again in {retry_after_ms} ms")]
+    OwnerFull {
+        /// Whose.
+        owner: String,
+        /// Jobs of this owner that wait now.
+        waiting: u64,
+        /// Jobs of this owner that may wait.
         limit: u64,
         /// When there may be room, from how fast jobs finished lately.
         retry_after_ms: u64,
@@ -267,6 +285,7 @@ impl StoreError {
     pub fn is_retryable(&self) -> bool {
         match self {
             StoreError::QueueFull { .. }
+            | StoreError::OwnerFull { .. }
             | StoreError::Busy { .. }
             | StoreError::NoRoom { .. }
             | StoreError::Unreachable { .. }

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod access;
 mod artifacts;
 mod command;
 #[cfg(feature = "conformance")]
@@ -28,9 +29,11 @@ pub mod report;
 mod sessions;
 mod sqlite;
 mod store;
+mod turns;
 mod words;
 
 pub use artifacts::{ArtifactStore, FolderArtifacts, checked_copy};
+pub use access::{AccessKey, Limits, NoAccess, Token, Usage, recognise};
 pub use command::{Acknowledgement, Command, CommandId, Heartbeat, Order, WorkerStatus};
 pub use error::{Clash, Lost, Result, StoreError, Unclaimable};
 pub use event::{Event, EventId, Events, Happening};
@@ -39,7 +42,7 @@ pub use inputs::{FolderInputs, InputId, InputStore, NotAnInputId};
 pub use lifecycle::Passed;
 pub use record::{
     Artifact, Attempt, AttemptEnd, Candidate, Holder, Job, Lease, Outcome, Preview, Progress,
-    SavedSession, Submission, Wishes,
+    Quota, SavedSession, Submission, Wishes,
 };
 pub use redis::{Listen, RedisOptions, RedisStore, TlsFiles, redacted};
 pub use sessions::SessionStore;

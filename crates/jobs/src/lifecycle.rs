@@ -45,6 +45,7 @@ impl Job {
             priority,
             turn: 0,
             owner: submission.owner,
+            running_max: submission.quota.running_max,
             idempotency_key: submission.idempotency_key,
             wishes: submission.wishes,
             submitted: now,

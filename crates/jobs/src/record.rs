@@ -18,6 +18,16 @@ pub struct Wishes {
     pub keep_alive: Option<KeepAlive>,
 }
 
+/// How much of the queue its owner may have. Every submission says it anew: what holds is what is said last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Jobs of this owner that may wait; the submission is refused where there are as many. Without an owner it means
+    /// nothing.
+    pub waiting_max: Option<u64>,
+    /// Jobs of this owner that may run at once; this one is not begun while there are as many.
+    pub running_max: Option<u64>,
+}
+
 /// A job somebody wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Submission {
@@ -41,6 +51,8 @@ pub struct Submission {
     pub idempotency_key: Option<String>,
     /// Whose it is.
     pub owner: Option<String>,
+    /// How much of the queue its owner may have.
+    pub quota: Quota,
     /// What to do with the model afterwards.
     pub wishes: Wishes,
     /// The inputs its request names; they are kept as long as the job is known.
@@ -61,6 +73,7 @@ impl Submission {
             start_by: None,
             idempotency_key: None,
             owner: None,
+            quota: Quota::default(),
             wishes: Wishes::default(),
             inputs: Vec::new(),
         }
@@ -192,6 +205,8 @@ pub struct Job {
     pub turn: i64,
     /// Whose it is.
     pub owner: Option<String>,
+    /// It is not begun while so many jobs of its owner run.
+    pub running_max: Option<u64>,
     /// The key it was submitted under.
     pub idempotency_key: Option<String>,
     /// What to do with the model afterwards.
@@ -233,6 +248,15 @@ pub struct Job {
 impl Job {
     /// Attempts kept in the history: parking makes attempts too, and a record must stay small.
     pub const HISTORY_LEN_MAX: usize = 32;
+
+    /// Milliseconds that workers had it, as far as its history goes back; an attempt that goes on is not counted.
+    pub fn worked_ms(&self) -> u64 {
+        let ended = self.history.iter().filter_map(|attempt| {
+            let ended = attempt.ended?;
+            u64::try_from(ended.since(attempt.started).as_millis()).ok()
+        });
+        ended.fold(0, u64::saturating_add)
+    }
 }
 
 /// The right to write about a running job. Every write carries it; after the lease is over none of them does anything.

@@ -11,6 +11,7 @@
 //! In reading order: [`address`], [`wire`], [`connect`], [`guard`] (will this server do?), [`link`] (many callers, one
 //! round trip; lost connections), [`watch`] (news), [`scripts`], [`rows`]; then what is asked and what changes.
 
+mod access;
 mod address;
 mod connect;
 mod guard;
@@ -34,10 +35,10 @@ use self::rows::{Memory, Versions};
 use self::watch::{Ear, Mark};
 use self::wire::Command;
 use crate::{
-    Accepted, Acknowledgement, Artifact, ArtifactId, Candidates, Claimed, CommandId, Directive,
-    Durability, EventId, Events, Heartbeat, InputId, Job, JobStore, Lease, Listing, Move, Order,
-    Outcome, Policy, Preview, Progress, Removed, Result, Retention, SavedSession, Stats,
-    StoreError, Submission, Swept, WorkerId, WorkerStatus,
+    Accepted, AccessKey, Acknowledgement, Artifact, ArtifactId, Candidates, Claimed, CommandId,
+    Directive, Durability, EventId, Events, Heartbeat, InputId, Job, JobStore, Lease, Listing,
+    Move, Order, Outcome, Policy, Preview, Progress, Removed, Result, Retention, SavedSession,
+    Stats, StoreError, Submission, Swept, Usage, WorkerId, WorkerStatus,
 };
 
 pub use self::address::redacted;
@@ -371,5 +372,17 @@ impl JobStore for RedisStore {
 
     fn workers(&self) -> Result<Vec<WorkerStatus>> {
         self.all_workers()
+    }
+
+    fn keep_key(&self, key: &AccessKey) -> Result<()> {
+        self.put_key(key)
+    }
+
+    fn access_keys(&self) -> Result<Vec<AccessKey>> {
+        self.all_keys()
+    }
+
+    fn usage(&self) -> Result<Vec<Usage>> {
+        self.all_usage()
     }
 }

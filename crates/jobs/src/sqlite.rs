@@ -3,6 +3,7 @@
 //! One thread writes, in transactions that carry many callers at once; readers have connections of their own, which
 //! neither wait for it nor keep it waiting. Between processes, [`turn`] decides who writes next.
 
+mod access;
 mod fault;
 mod read;
 mod rows;
@@ -27,10 +28,10 @@ use self::watch::Watch;
 use self::write::Tx;
 use self::writer::{Desk, Sync, Writer};
 use crate::{
-    Accepted, Acknowledgement, Artifact, ArtifactId, Candidates, Claimed, Command, CommandId,
-    Directive, EventId, Events, Heartbeat, InputId, Job, JobStore, Lease, Listing, Move, Order,
-    Outcome, Policy, Preview, Progress, Removed, Result, Retention, SavedSession, Stats,
-    StoreError, Submission, Swept, WorkerId, WorkerStatus,
+    Accepted, AccessKey, Acknowledgement, Artifact, ArtifactId, Candidates, Claimed, Command,
+    CommandId, Directive, EventId, Events, Heartbeat, InputId, Job, JobStore, Lease, Listing, Move,
+    Order, Outcome, Policy, Preview, Progress, Removed, Result, Retention, SavedSession, Stats,
+    StoreError, Submission, Swept, Usage, WorkerId, WorkerStatus,
 };
 
 /// Pages that a backup copies at a time: all.
@@ -385,5 +386,18 @@ impl JobStore for SqliteStore {
 
     fn workers(&self) -> Result<Vec<WorkerStatus>> {
         self.read(workers::workers)
+    }
+
+    fn keep_key(&self, key: &AccessKey) -> Result<()> {
+        let key = key.clone();
+        self.write(move |tx| tx.keep_key(&key))
+    }
+
+    fn access_keys(&self) -> Result<Vec<AccessKey>> {
+        self.read(access::keys)
+    }
+
+    fn usage(&self) -> Result<Vec<Usage>> {
+        self.read(access::usage)
     }
 }

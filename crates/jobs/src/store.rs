@@ -8,9 +8,9 @@ use lowtide_core::job::{JobId, JobState, Moment, Priority, RetryPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Acknowledgement, Artifact, ArtifactId, Candidate, Command, CommandId, EventId, Events,
-    Heartbeat, InputId, Job, Lease, Order, Outcome, Preview, Progress, Result, SavedSession,
-    StoreError, Submission, WorkerId, WorkerStatus,
+    AccessKey, Acknowledgement, Artifact, ArtifactId, Candidate, Command, CommandId, EventId,
+    Events, Heartbeat, InputId, Job, Lease, Order, Outcome, Preview, Progress, Result,
+    SavedSession, StoreError, Submission, Usage, WorkerId, WorkerStatus,
 };
 
 /// Limits and rules of a queue. Every process that opens a store brings its own; they should agree.
@@ -86,7 +86,7 @@ pub struct Claimed {
 pub struct Candidates {
     /// Somebody holds the queue: nothing may be claimed.
     pub held: bool,
-    /// By priority, then by turn, then by arrival.
+    /// By priority, then by turn, then by arrival; of several owners each has one in each round.
     pub jobs: Vec<Candidate>,
 }
 
@@ -229,7 +229,8 @@ pub trait JobStore: Send + Sync {
     /// `NotFound`.
     fn ahead_of(&self, job: JobId) -> Result<Option<u64>>;
 
-    /// What can be claimed now: at most `per_priority` of each priority, so that none hides another.
+    /// What can be claimed now: at most `per_priority` of each priority, so that none hides another. Within a priority
+    /// owners have turns, so that none hides another, either.
     fn candidates(&self, per_priority: usize, now: Moment) -> Result<Candidates>;
 
     /// Numbers about the queue.
@@ -441,4 +442,14 @@ pub trait JobStore: Send + Sync {
 
     /// All workers known, also those that count as gone.
     fn workers(&self) -> Result<Vec<WorkerStatus>>;
+
+    /// Keeps a key, in the place of an earlier one of this id: durable before this returns, and known to every process
+    /// that has this store. What becomes of the jobs of its name is counted from then on.
+    fn keep_key(&self, key: &AccessKey) -> Result<()>;
+
+    /// All keys there ever were, in the order in which they were made.
+    fn access_keys(&self) -> Result<Vec<AccessKey>>;
+
+    /// What became of the jobs of each name that has or had a key, in the order of the names.
+    fn usage(&self) -> Result<Vec<Usage>>;
 }

@@ -69,6 +69,11 @@ macro_rules! optional {
 optional!(job_id_option, super::JobId, "crate::words::text");
 optional!(moment_option, super::Moment, "crate::words::moment");
 optional!(
+    priority_option,
+    lowtide_core::job::Priority,
+    "crate::words::text"
+);
+optional!(
     after_job_option,
     lowtide_core::lifecycle::AfterJob,
     "crate::words::AfterJobWord"

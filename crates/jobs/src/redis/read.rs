@@ -1,6 +1,6 @@
 //! What is asked.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lowtide_core::job::{JobId, JobState, Moment, Priority};
@@ -11,6 +11,7 @@ use super::scripts;
 use super::wire::{Command, Reply};
 use crate::accept::{LINES_MAX, MINUTE_MS, MINUTES};
 use crate::numbers::Numbered;
+use crate::turns::{self, OWNERS_MAX};
 use crate::{
     Artifact, ArtifactId, Candidate, Candidates, Event, EventId, Events, InputId, Job, Listing,
     Minute, Preview, Result, Stats, StoreError,
@@ -117,10 +118,14 @@ impl RedisStore {
         let command = scripts::CANDIDATES
             .call(&self.prefix)
             .number(per_priority.min(LINES_MAX) as u64)
-            .number(now.0);
+            .number(now.0)
+            .number(OWNERS_MAX as u64);
         let reply = self.reader.one(command, false)?.list();
         let (held, classes) = reply
             .split_first()
+            .ok_or_else(|| self.strange("the candidates"))?;
+        let (served, classes) = classes
+            .split_last()
             .ok_or_else(|| self.strange("the candidates"))?;
         let mut found = Vec::new();
         for class in classes {
@@ -144,12 +149,47 @@ impl RedisStore {
         let jobs = found.into_iter().filter_map(|(_, known)| {
             let known = known.or_else(|| fetched.next().flatten())?;
             // One that somebody took since is none.
-            (known.job.state == JobState::Queued).then(|| candidate(&known.job))
+            (known.job.state == JobState::Queued).then_some(known)
         });
+        let jobs = self.startable(jobs.collect())?;
+        let served = pairs(served);
+        let served = served.into_iter().map(|(owner, at)| (owner, Moment(at)));
         Ok(Candidates {
             held: held.text() == "1",
-            jobs: jobs.collect(),
+            jobs: each_in_turn(jobs, per_priority, &served.collect()),
         })
+    }
+
+    /// Those of whose owners fewer run than may.
+    fn startable(&self, jobs: Vec<Arc<Known>>) -> Result<Vec<Arc<Known>>> {
+        let bounded = |known: &Arc<Known>| {
+            let job = &known.job;
+            job.owner.clone().zip(job.running_max)
+        };
+        let owners: BTreeSet<String> = jobs
+            .iter()
+            .filter_map(|known| Some(bounded(known)?.0))
+            .collect();
+        if owners.is_empty() {
+            return Ok(jobs);
+        }
+        let count = |owner: &String, state| {
+            Command::new("ZCARD").arg(self.key(format_args!("in:{state}:{owner}")))
+        };
+        let commands = owners
+            .iter()
+            .flat_map(|owner| [count(owner, 2), count(owner, 3)])
+            .collect();
+        let replies = self.reader.call(commands, false)?;
+        let sums = replies
+            .chunks_exact(2)
+            .map(|two| two[0].number() + two[1].number());
+        let running: HashMap<String, u64> = owners.into_iter().zip(sums).collect();
+        let may = |known: &Arc<Known>| match bounded(known) {
+            Some((owner, most)) => running.get(&owner).is_none_or(|&now| now < most),
+            None => true,
+        };
+        Ok(jobs.into_iter().filter(may).collect())
     }
 
     pub(super) fn numbers(&self, now: Moment) -> Result<Stats> {
@@ -285,6 +325,23 @@ impl RedisStore {
             reason: format!("{what} cannot be read"),
         }
     }
+}
+
+/// By class, within it the owners in turn.
+fn each_in_turn(
+    mut jobs: Vec<Arc<Known>>,
+    per_priority: usize,
+    served: &HashMap<String, Moment>,
+) -> Vec<Candidate> {
+    jobs.sort_by_key(|known| (known.job.turn, known.job.seq));
+    let mut ordered = Vec::with_capacity(jobs.len());
+    for priority in Priority::ALL {
+        let of_class = jobs.iter().filter(|known| known.job.priority == priority);
+        let of_class = of_class.map(|known| (known.job.turn < 0, candidate(&known.job)));
+        let in_turn = turns::in_turns(of_class.collect(), served);
+        ordered.extend(in_turn.into_iter().take(per_priority));
+    }
+    ordered
 }
 
 fn candidate(job: &Job) -> Candidate {

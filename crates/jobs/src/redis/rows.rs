@@ -27,6 +27,8 @@ struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     owner: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    running_max: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     key: Option<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     wishes: Wishes,
@@ -80,6 +82,7 @@ pub(super) fn text(job: &Job) -> String {
         priority,
         turn: _,
         owner,
+        running_max,
         idempotency_key,
         wishes,
         submitted,
@@ -107,6 +110,7 @@ pub(super) fn text(job: &Job) -> String {
         model,
         priority,
         owner,
+        running_max,
         key: idempotency_key,
         wishes,
         submitted: submitted.0,
@@ -167,6 +171,7 @@ pub(super) fn read(fields: &[Reply]) -> Result<Option<Known>, String> {
         priority: record.priority,
         turn,
         owner: record.owner,
+        running_max: record.running_max,
         idempotency_key: record.key,
         wishes: record.wishes,
         submitted: Moment(record.submitted),

@@ -14,6 +14,7 @@ use super::RedisStore;
 use super::rows::Known;
 use super::scripts;
 use crate::accept::{LINES_MAX, fits, millis};
+use crate::turns::SERVED_KEPT_MS;
 use crate::{
     ArtifactId, Claimed, Directive, Happening, Job, Lease, Move, Outcome, Passed, Preview,
     Progress, Removed, Result, Retention, SavedSession, StoreError, Swept, Unclaimable, WorkerId,
@@ -38,6 +39,8 @@ struct Also {
     preview: Option<Preview>,
     /// Not while the queue is held.
     unless_held: bool,
+    /// Not while so many jobs of its owner run.
+    running_max: Option<u64>,
     /// Only if there is room for one more.
     if_room: bool,
     /// Its turn is before all others of its class.
@@ -192,6 +195,21 @@ impl RedisStore {
                 job,
                 why: Unclaimable::QueueHeld,
             },
+            Saved::Busy { running } => StoreError::NotClaimable {
+                job,
+                why: Unclaimable::OwnerBusy { running },
+            },
+            Saved::OwnerFull {
+                owner,
+                limit,
+                waiting,
+                recent,
+            } => StoreError::OwnerFull {
+                owner,
+                waiting,
+                limit,
+                retry_after_ms: self.policy.retry_after_ms(recent, now),
+            },
             Saved::Full { waiting, recent } => StoreError::QueueFull {
                 waiting,
                 limit: self.policy.waiting_max,
@@ -215,6 +233,7 @@ impl RedisStore {
             let happening = job.claim(worker, now + lease_for, now)?;
             let also = Also {
                 unless_held: true,
+                running_max: job.running_max,
                 with_request: true,
                 begun: Some(begun),
                 ..Also::of(Some(happening))
@@ -385,7 +404,8 @@ impl RedisStore {
             .number(self.policy.events_max)
             .number(JOBS_MAX as u64)
             .number(EVENTS_MAX)
-            .number(stale);
+            .number(stale)
+            .number(now.0.saturating_sub(SERVED_KEPT_MS));
         let due = self.writer.one(command, false)?.list();
         let mut jobs: Vec<JobId> = Vec::new();
         for ids in due {

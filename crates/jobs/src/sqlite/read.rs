@@ -6,12 +6,14 @@ use std::sync::{Mutex, PoisonError};
 use lowtide_core::job::{JobId, JobState, Moment, Priority, Setbacks};
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::access;
 use super::fault::Sql;
 use super::rows::{self, At, Col, Id, Json};
 use super::schema;
 use super::write::held;
 use crate::accept::{LINES_MAX, MINUTE_MS, MINUTES};
 use crate::numbers::Numbered;
+use crate::turns;
 use crate::{
     Artifact, ArtifactId, Candidate, Candidates, Event, EventId, Events, InputId, Job, Listing,
     Minute, Preview, Result, SavedSession, Stats, StoreError,
@@ -127,20 +129,43 @@ pub(super) fn candidates(
         held: held(connection)?,
         jobs: Vec::new(),
     };
-    let mut statement = connection.prepare_cached(
-        "SELECT id, kind, model, owner, submitted, deadline, failures, losses, hints, record -> '$.session', priority
-         FROM jobs WHERE state = 0 AND priority = ?1 AND (not_before IS NULL OR not_before <= ?2)
-         AND (start_by IS NULL OR start_by > ?2 OR record -> '$.session' IS NOT NULL)
-         ORDER BY turn, seq LIMIT ?3",
-    )?;
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT {CANDIDATE} FROM jobs WHERE {} ORDER BY turn, seq LIMIT ?3",
+        access::CLAIMABLE
+    ))?;
+    let limit = per_priority.min(LINES_MAX);
+    let served = access::lines(connection)?;
     for priority in Priority::ALL {
-        let limit = per_priority.min(LINES_MAX);
-        let jobs = statement.query_map((Col(priority), At(now), limit), candidate)?;
-        for job in jobs {
-            found.jobs.push(job?);
+        let jobs = statement.query_map((Col(priority), At(now), limit), in_line)?;
+        let mut jobs = jobs.collect::<rusqlite::Result<Vec<_>>>()?;
+        if jobs.len() == limit && !served.is_empty() {
+            // Behind these may be others' first ones.
+            let share = turns::share(limit, served.len());
+            let of_each = access::first_of_each(
+                connection,
+                (CANDIDATE, in_line),
+                served.keys().cloned(),
+                (priority, now, share),
+            )?;
+            jobs.extend(of_each);
+            jobs.sort_by_key(|(place, _)| *place);
+            jobs.dedup_by_key(|(place, _)| *place);
         }
+        let jobs = jobs.into_iter().map(|((turn, _), job)| (turn < 0, job));
+        let in_turn = turns::in_turns(jobs.collect(), &served);
+        found.jobs.extend(in_turn.into_iter().take(limit));
     }
     Ok(found)
+}
+
+/// The columns [`in_line`] expects.
+const CANDIDATE: &str =
+    "id, kind, model, owner, submitted, deadline, failures, losses, hints, record -> '$.session',
+     priority, turn, seq";
+
+/// A candidate and its place by turn and arrival.
+fn in_line(row: &Row<'_>) -> rusqlite::Result<((i64, i64), Candidate)> {
+    Ok(((row.get(11)?, row.get(12)?), candidate(row)?))
 }
 
 fn candidate(row: &Row<'_>) -> rusqlite::Result<Candidate> {

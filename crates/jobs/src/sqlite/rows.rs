@@ -27,7 +27,7 @@ struct Rest {
 /// The columns [`read`] expects.
 pub(super) const COLUMNS: &str = "seq, id, state, priority, turn, kind, model, owner, idempotency_key, submitted, \
      started, finished, deadline, start_by, not_before, attempt, failures, losses, worker, lease_until, \
-     cancel_requested, pause_requested, record";
+     cancel_requested, pause_requested, record, running_max";
 
 /// A value of core as a column.
 #[derive(Clone, Copy, Debug)]
@@ -149,6 +149,7 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Job> {
         priority: row.get::<_, Col<_>>("priority")?.0,
         turn: row.get("turn")?,
         owner: row.get("owner")?,
+        running_max: row.get("running_max")?,
         idempotency_key: row.get("idempotency_key")?,
         wishes: rest.wishes,
         submitted: row.get::<_, At>("submitted")?.0,
@@ -203,12 +204,17 @@ fn rest(job: &Job) -> Json<Rest> {
     })
 }
 
+/// What a column can hold of a number.
+pub(super) fn bounded(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
 /// Writes a new one; its `seq` is what the database says.
 pub(super) fn insert(connection: &Connection, job: &mut Job) -> Sql<()> {
     let mut statement = connection.prepare_cached(
         "INSERT INTO jobs (id, state, priority, turn, kind, model, hints, owner, idempotency_key, submitted, deadline,
-         start_by, attempt, failures, losses, cancel_requested, pause_requested, record)
-         VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 0, 0, 0, 0, 0, ?12)",
+         start_by, attempt, failures, losses, cancel_requested, pause_requested, record, running_max)
+         VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 0, 0, 0, 0, 0, ?12, ?13)",
     )?;
     let seq = statement.insert(params![
         Id(job.id),
@@ -222,7 +228,8 @@ pub(super) fn insert(connection: &Connection, job: &mut Job) -> Sql<()> {
         At(job.submitted),
         job.deadline.map(At),
         job.start_by.map(At),
-        rest(job)
+        rest(job),
+        job.running_max.map(bounded)
     ])?;
     job.seq = u64::try_from(seq).expect("rows are numbered from 1");
     let mut statement = connection.prepare_cached("INSERT INTO requests VALUES (?1, ?2)")?;

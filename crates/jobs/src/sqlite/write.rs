@@ -8,6 +8,7 @@ use std::time::Duration;
 use lowtide_core::job::{JobId, JobState, Moment};
 use rusqlite::{Connection, OptionalExtension};
 
+use super::access;
 use super::fault::{Fault, Sql};
 use super::rows::{self, At, Col, Id, Json};
 use crate::accept::{MINUTE_MS, fits, millis};
@@ -34,6 +35,18 @@ enum Counter {
     Cancelled,
 }
 
+impl Counter {
+    fn column(self) -> &'static str {
+        match self {
+            Counter::Submitted => "submitted",
+            Counter::Started => "started",
+            Counter::Done => "done",
+            Counter::Failed => "failed",
+            Counter::Cancelled => "cancelled",
+        }
+    }
+}
+
 impl Tx<'_> {
     /// Leases a job.
     pub(super) fn claim(
@@ -47,6 +60,13 @@ impl Tx<'_> {
             let (job, why) = (job.id, Unclaimable::QueueHeld);
             return Err(StoreError::NotClaimable { job, why }.into());
         }
+        if let (Some(owner), Some(most)) = (&job.owner, job.running_max) {
+            let running = access::running(self.connection, owner)?;
+            if running >= most {
+                let (job, why) = (job.id, Unclaimable::OwnerBusy { running });
+                return Err(StoreError::NotClaimable { job, why }.into());
+            }
+        }
         let first = job.started.is_none();
         let happening = job.claim(worker, now + lease_for, now)?;
         self.save(&job, Some(happening), now)?;
@@ -56,6 +76,7 @@ impl Tx<'_> {
             0
         };
         self.count(Counter::Started, (waited, 0), now)?;
+        self.serve(job.owner.as_deref(), now)?;
         rows::complete(self.connection, &mut job)?;
         let lease = job.lease().expect("it was leased a moment ago");
         Ok(Claimed { lease, job })
@@ -249,6 +270,12 @@ impl Tx<'_> {
             _ => 0,
         };
         self.count(counter, (0, ran), now)?;
+        let files = job
+            .outcome
+            .as_ref()
+            .map_or(0, |outcome| outcome.artifacts.len());
+        let work = (files as u64, job.worked_ms());
+        self.charge(job.owner.as_deref(), counter.column(), work)?;
         let mut statement = self
             .connection
             .prepare_cached("DELETE FROM previews WHERE seq = ?1")?;
@@ -265,13 +292,7 @@ impl Tx<'_> {
     }
 
     fn count(&self, counter: Counter, (waited_ms, ran_ms): (u64, u64), now: Moment) -> Sql<()> {
-        let column = match counter {
-            Counter::Submitted => "submitted",
-            Counter::Started => "started",
-            Counter::Done => "done",
-            Counter::Failed => "failed",
-            Counter::Cancelled => "cancelled",
-        };
+        let column = counter.column();
         let mut statement = self.connection.prepare_cached(&format!(
             "INSERT INTO minutes (minute, {column}, waited_ms, ran_ms) VALUES (?1, 1, ?2, ?3)
              ON CONFLICT DO UPDATE SET {column} = {column} + 1, waited_ms = waited_ms + ?2, ran_ms = ran_ms + ?3"

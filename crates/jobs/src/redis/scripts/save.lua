@@ -1,6 +1,7 @@
 -- Writes a job's new record, if the job is still as it was when the record was made. ARGV: id, the version it was made
 -- from, its own version, now, sender, record, state, class, turn ('front': before all others), not_before, late, lease,
--- started, finished, event, counter, waited, ran, flags, room, preview's type, preview, artifacts, their bytes.
+-- started, finished, event, counter, waited, ran, flags, room, preview's type, preview, artifacts, their bytes,
+-- milliseconds that workers had it, how many jobs of its owner may run ('' for any number).
 -- Flags: h not while the queue is held, w the answer has the request, x the preview goes, n not a matter of the queue,
 -- s nobody is told.
 local id, from, version, now, sender = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -25,6 +26,10 @@ if not old.version then return { 'none' } end
 if old.version == version then return saved() end
 if old.version ~= from then return { 'stale', is[1], is[4], is[5], is[8], is[9] or '' } end
 if has('h') and redis.call('HGET', Q .. 'meta', 'held') == '1' then return { 'held' } end
+if ARGV[26] ~= '' and old.owner then
+    local runs = of_owner(old.owner, '2', '3')
+    if runs >= tonumber(ARGV[26]) then return { 'busy', int(runs) } end
+end
 if room ~= '' then
     local waits = waiting()
     if waits + 1 > tonumber(room) then return full(waits) end
@@ -57,6 +62,12 @@ end
 redis.call('HSET', key, 'v', version, 'r', record, 's', state, 'p', class, 't', turn)
 if event ~= '' then log(id, event, now) end
 if counter ~= '' then count(now, counter, waited, ran) end
+if counter == 'started' then
+    if old.owner then redis.call('ZADD', Q .. 'served', now, old.owner) end
+elseif counter ~= '' then
+    charge(old.owner, counter, 1)
+    charge(old.owner, 'worked_ms', ARGV[25])
+end
 if has('x') then
     redis.call('DEL', Q .. 'preview:' .. id)
 elseif ARGV[21] ~= '' then
@@ -68,6 +79,7 @@ if ARGV[23] ~= '' then
         redis.call('HSET', Q .. 'artifacts', artifact, id)
         files = files + 1
     end
+    charge(old.owner, 'artifacts', files)
     redis.call('HSET', key, 'f', ARGV[23], 'b', ARGV[24])
     redis.call('HINCRBY', Q .. 'meta', 'artifacts', files)
     redis.call('HINCRBY', Q .. 'meta', 'artifact_bytes', ARGV[24])

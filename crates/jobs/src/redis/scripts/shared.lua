@@ -71,6 +71,26 @@ local function list(command, id, state, owner, seq)
     for _, key in ipairs({ Q .. 'in:' .. state, owner and (Q .. 'in:' .. state .. ':' .. owner) or nil }) do
         if command == 'ZADD' then redis.call('ZADD', key, seq, id) else redis.call('ZREM', key, id) end
     end
+    if owner and state == '0' then
+        -- Who has jobs that wait for a worker.
+        if command == 'ZADD' then
+            redis.call('SADD', Q .. 'waits', owner)
+        elseif redis.call('EXISTS', Q .. 'in:0:' .. owner) == 0 then
+            redis.call('SREM', Q .. 'waits', owner)
+        end
+    end
+end
+
+-- How many jobs of an owner are in two states.
+local function of_owner(owner, one, other)
+    return redis.call('ZCARD', Q .. 'in:' .. one .. ':' .. owner) + redis.call('ZCARD', Q .. 'in:' .. other .. ':' .. owner)
+end
+
+-- Adds to the numbers of an owner that has or had a key.
+local function charge(owner, column, by)
+    if owner and owner ~= '' and redis.call('SISMEMBER', Q .. 'usage', owner) == 1 then
+        redis.call('HINCRBY', Q .. 'usage:' .. owner, column, by)
+    end
 end
 
 local function tally(state, class, by) redis.call('HINCRBY', Q .. 'tally', state .. ':' .. class, by) end

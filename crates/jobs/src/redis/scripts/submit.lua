@@ -1,6 +1,6 @@
 -- Accepts all of these jobs or none. ARGV: now, room, sender, number of jobs; then, of each job: id, version, record,
--- request, hints, class, late, owner, key, event, inputs.
-local WIDTH, FIRST = 11, 5
+-- request, hints, class, late, owner, key, event, inputs, how many jobs of the owner may wait.
+local WIDTH, FIRST = 12, 5
 local now, room, sender, jobs = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 
 local function field(job, at) return ARGV[FIRST + (job - 1) * WIDTH + at] end
@@ -28,6 +28,19 @@ end
 
 local waits = waiting()
 if waits + jobs > room then return full(waits) end
+local theirs = {}
+for job = 1, jobs do
+    local owner, quota = field(job, 7), field(job, 11)
+    if owner ~= '' and quota ~= '' then
+        local mine = (theirs[owner] or of_owner(owner, '0', '1')) + 1
+        if mine > tonumber(quota) then
+            local said = full(mine - 1)
+            said[1], said[5], said[6] = 'owner', owner, quota
+            return said
+        end
+        theirs[owner] = mine
+    end
+end
 local before = {}
 for job = 1, jobs do
     local id, class, owner, key, inputs = field(job, 0), field(job, 5), field(job, 7), field(job, 8), field(job, 10)
@@ -50,6 +63,7 @@ for job = 1, jobs do
     for input in string.gmatch(inputs, '%S+') do redis.call('HINCRBY', Q .. 'inputs', input, 1) end
     log(id, field(job, 9), now)
     count(now, 'submitted', '0', '0')
+    charge(owner, 'submitted', 1)
 end
 if jobs > 0 then tell(sender, 'queue') end
 return { 'ok', before }

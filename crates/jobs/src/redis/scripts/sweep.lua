@@ -1,5 +1,5 @@
 -- What time has come for, and what nobody needs any more. ARGV: now, events kept, most jobs, most events, what is
--- stale from then on. Answers with the jobs whose leases ended and those that were to begin earlier.
+-- stale from then on, whose turns are forgotten. Answers with the jobs whose leases ended and those that were to begin earlier.
 local now, kept, most, stale = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[5]
 local last = tonumber(redis.call('HGET', Q .. 'meta', 'events') or 0)
 if last > kept then
@@ -30,6 +30,7 @@ for _, worker in ipairs(redis.call('ZRANGEBYSCORE', Q .. 'workers', '-inf', '(' 
     redis.call('DEL', Q .. 'worker:' .. worker)
     redis.call('ZREM', Q .. 'workers', worker)
 end
+redis.call('ZREMRANGEBYSCORE', Q .. 'served', '-inf', ARGV[6])
 local late = redis.call('ZRANGEBYSCORE', Q .. 'late', '-inf', now, 'LIMIT', 0, most)
 for place, sits in ipairs(late) do late[place] = sitter(sits) end
 return { redis.call('ZRANGEBYSCORE', Q .. 'leases', '-inf', now, 'LIMIT', 0, most), late }

@@ -26,6 +26,15 @@ pub(super) enum Saved {
     None,
     /// The queue is held.
     Held,
+    /// As many jobs of its owner run as may.
+    Busy { running: u64 },
+    /// As many jobs of its owner wait as may.
+    OwnerFull {
+        owner: String,
+        limit: u64,
+        waiting: u64,
+        recent: (u64, Option<Moment>),
+    },
     /// There is no room.
     Full {
         waiting: u64,
@@ -88,7 +97,9 @@ impl RedisStore {
             .arg(preview.map_or("", |preview| preview.media_type.as_str()))
             .arg(preview.map_or(&[][..], |preview| &preview.content))
             .arg(&artifacts.0)
-            .number(artifacts.1);
+            .number(artifacts.1)
+            .number(job.worked_ms().min(i64::MAX as u64 / 2))
+            .number_or_none(also.running_max);
         (command, version)
     }
 
@@ -109,6 +120,9 @@ impl RedisStore {
             }
             "none" => Ok(Saved::None),
             "held" => Ok(Saved::Held),
+            "busy" => Ok(Saved::Busy {
+                running: rest.first().map(Reply::number).unwrap_or_default(),
+            }),
             "full" => Ok(full(rest)),
             _ => Err(self.strange("what became of a write")),
         }
@@ -119,6 +133,17 @@ impl RedisStore {
 pub(super) fn full(rest: &[Reply]) -> Saved {
     let number = |place: usize| rest.get(place).and_then(Reply::some_number);
     Saved::Full {
+        waiting: number(0).unwrap_or_default(),
+        recent: (number(1).unwrap_or_default(), number(2).map(Moment)),
+    }
+}
+
+/// As [`full`], of one owner: whose queue it is and how many may wait come last.
+pub(super) fn owner_full(rest: &[Reply]) -> Saved {
+    let number = |place: usize| rest.get(place).and_then(Reply::some_number);
+    Saved::OwnerFull {
+        owner: rest.get(3).map(Reply::text).unwrap_or_default(),
+        limit: number(4).unwrap_or_default(),
         waiting: number(0).unwrap_or_default(),
         recent: (number(1).unwrap_or_default(), number(2).map(Moment)),
     }

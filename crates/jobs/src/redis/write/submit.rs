@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use lowtide_core::job::{JobId, Moment};
 
-use super::save::full;
+use super::save::{full, owner_full};
 use crate::numbers::Numbered;
 use crate::redis::RedisStore;
 use crate::redis::rows;
@@ -57,6 +57,7 @@ impl RedisStore {
                         answers[place] = Some(accepted);
                     }
                 }
+                "owner" => return Err(self.refusal(owner_full(rest), fresh[0].id, now)),
                 "full" => return Err(self.refusal(full(rest), fresh[0].id, now)),
                 _ => return Err(self.strange("a submission")),
             }
@@ -101,7 +102,8 @@ impl RedisStore {
                 .arg(submission.owner.as_deref().unwrap_or_default())
                 .arg(key(submission).unwrap_or_default())
                 .arg(event.expect("an event has JSON"))
-                .arg(inputs.join(" "));
+                .arg(inputs.join(" "))
+                .number_or_none(submission.quota.waiting_max);
         }
         command
     }

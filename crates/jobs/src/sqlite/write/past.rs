@@ -6,6 +6,7 @@ use super::Tx;
 use crate::accept::{MINUTE_MS, millis};
 use crate::sqlite::fault::Sql;
 use crate::sqlite::rows::{self, At};
+use crate::turns::SERVED_KEPT_MS;
 use crate::{Passed, Removed, Retention, Swept, WorkerId};
 
 /// Most jobs one call looks at: a writer must not keep the others waiting.
@@ -85,6 +86,8 @@ impl Tx<'_> {
             EVENTS_MAX,
         )?;
         let stale = number(now.0.saturating_sub(millis(self.policy.stale_kept)));
+        let unserved = number(now.0.saturating_sub(SERVED_KEPT_MS));
+        run("DELETE FROM served WHERE at < ?1", unserved)?;
         run("DELETE FROM commands WHERE expires < ?1", stale)?;
         run("DELETE FROM workers WHERE expires < ?1", stale)?;
         let oldest = (now.0 / MINUTE_MS).saturating_sub(MINUTES_KEPT);

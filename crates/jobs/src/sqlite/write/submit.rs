@@ -4,6 +4,7 @@ use lowtide_core::job::Moment;
 use rusqlite::OptionalExtension;
 
 use super::{Counter, Tx};
+use crate::sqlite::access;
 use crate::sqlite::fault::Sql;
 use crate::sqlite::rows::{self, At, Col};
 use crate::{Accepted, Clash, Happening, Job, StoreError, Submission};
@@ -29,6 +30,7 @@ impl Tx<'_> {
             return self.same(existing, submission, clash);
         }
         self.check_room(1, now)?;
+        self.check_quota(submission, now)?;
         let priority = self.policy.priority_of(submission);
         let ahead = self.connection.prepare_cached(
             "SELECT ifnull(sum(jobs), 0) FROM tally WHERE state = 0 AND priority <= ?1",
@@ -44,6 +46,7 @@ impl Tx<'_> {
         }
         self.log(Some(job.id), &Happening::Submitted { priority }, now)?;
         self.count(Counter::Submitted, (0, 0), now)?;
+        self.charge(job.owner.as_deref(), "submitted", (0, 0))?;
         Ok(Accepted {
             job: job.id,
             existed: false,
@@ -93,6 +96,24 @@ impl Tx<'_> {
             return Ok(());
         }
         Err(StoreError::QueueFull {
+            waiting,
+            limit,
+            retry_after_ms: self.retry_after_ms(now)?,
+        }
+        .into())
+    }
+
+    /// Whether its owner may have one more that waits.
+    fn check_quota(&self, submission: &Submission, now: Moment) -> Sql<()> {
+        let (Some(owner), Some(limit)) = (&submission.owner, submission.quota.waiting_max) else {
+            return Ok(());
+        };
+        let waiting = access::waiting(self.connection, owner)?;
+        if waiting < limit {
+            return Ok(());
+        }
+        Err(StoreError::OwnerFull {
+            owner: owner.clone(),
             waiting,
             limit,
             retry_after_ms: self.retry_after_ms(now)?,
