@@ -27,7 +27,9 @@ impl Policy {
     /// The priority of a submission.
     pub fn priority_of(&self, submission: &Submission) -> Priority {
         let by_kind = || self.priority_by_kind.get(&submission.kind).copied();
-        submission.priority.or_else(by_kind).unwrap_or_default()
+        let wanted = submission.priority.or_else(by_kind).unwrap_or_default();
+        let most = submission.quota.priority_max.unwrap_or(wanted);
+        wanted.min(most)
     }
 }
 

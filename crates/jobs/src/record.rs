@@ -26,6 +26,8 @@ pub struct Quota {
     pub waiting_max: Option<u64>,
     /// Jobs of this owner that may run at once; this one is not begun while there are as many.
     pub running_max: Option<u64>,
+    /// The highest priority this job may have.
+    pub priority_max: Option<Priority>,
 }
 
 /// A job somebody wants done.

@@ -6,6 +6,7 @@ use lowtide_core::job::Moment;
 use lowtide_jobs::{ArtifactStore, InputStore, JobStore, StoreError};
 use tokio::sync::Semaphore;
 
+use crate::access::{self, Access};
 use crate::counters::Counters;
 use crate::fleet::Fleet;
 use crate::history::History;
@@ -42,6 +43,8 @@ pub(crate) struct Inner {
     pub(crate) history: History,
     /// Requests by route.
     pub(crate) counters: Counters,
+    /// Keys, and how much of their limits was used.
+    pub(crate) access: Access,
     /// What clients of the Stable Diffusion web UI chose and wait for.
     pub(crate) sdapi: Desktop,
     /// The graphs that ComfyUI's clients sent.
@@ -65,7 +68,9 @@ impl Inner {
         act: impl FnOnce(&Inner) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
         let app = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || act(&app)).await {
+        let caller = access::present();
+        let act = move || access::scope_blocking(caller, || act(&app));
+        match tokio::task::spawn_blocking(act).await {
             Ok(result) => result,
             Err(error) => Err(Refusal::Internal {
                 problem: format!("a call did not come back ({error}); this is a bug"),

@@ -1,12 +1,14 @@
 //! What every request passes, whatever the route: who may ask, and what the answer tells a browser.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use crate::access::{self, audit};
 use crate::app::{App, Inner};
 use crate::refusal::Refusal;
 
@@ -25,7 +27,7 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
         Err(refusal) => refusal.into_response(),
         Ok(Origin::Foreign) if is_preflight(&request) => preflight(),
         Ok(from) => {
-            let mut response = next.run(request).await;
+            let mut response = ask(&app, request, next).await;
             if let (Origin::Foreign, Some(origin)) = (from, &origin) {
                 response
                     .headers_mut()
@@ -45,6 +47,37 @@ pub(crate) async fn guard(State(app): State<App>, request: Request, next: Next) 
     let route = route.as_ref().map_or("other", MatchedPath::as_str);
     app.counters.answered(route, response.status().as_u16());
     protect(response.headers_mut());
+    response
+}
+
+/// Has a request answered in the name of whoever sends it.
+async fn ask(app: &App, mut request: Request, next: Next) -> Response {
+    let knock = access::Knock::of(&request);
+    let route = request.extensions().get::<MatchedPath>();
+    let route = route.map_or("other", MatchedPath::as_str).to_owned();
+    let path: Vec<&str> = request.uri().path().split('/').collect();
+    let place = route.split('/').position(|part| part.starts_with('{'));
+    let subject = place.and_then(|place| path.get(place));
+    let asked = audit::Asked {
+        method: request.method().clone(),
+        from: knock.peer(),
+        subject: subject.map(|subject| printable(subject)),
+        route,
+    };
+    let (caller, mut response) = match access::admit(app, knock).await {
+        Err(refusal) => (None, refusal.into_response()),
+        Ok(caller) => {
+            let caller = Arc::new(caller);
+            request.extensions_mut().insert(Arc::clone(&caller));
+            let response = access::scope(Arc::clone(&caller), next.run(request)).await;
+            (Some(caller), response)
+        }
+    };
+    if let Some(caller) = &caller {
+        access::tell_standing(caller, response.headers_mut());
+    }
+    let status = response.status().as_u16();
+    audit::answered(app, &asked, caller.as_deref(), status);
     response
 }
 

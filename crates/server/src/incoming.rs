@@ -353,16 +353,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
     }
 }
 
-/// A job's id in the path.
+/// The id in the path, of a job that the caller may see and change; others are not there.
 pub(crate) struct Id(pub(crate) JobId);
 
-impl<S: Send + Sync> FromRequestParts<S> for Id {
+impl FromRequestParts<App> for Id {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Id, Refusal> {
-        let Segment(text) = Segment::from_request_parts(parts, state).await?;
-        let id = text.parse();
-        id.map(Id)
-            .map_err(|error: lowtide_core::job::NotAnId| Refusal::not_found(error.to_string()))
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Id, Refusal> {
+        let Segment(text) = Segment::from_request_parts(parts, app).await?;
+        let id: JobId = text
+            .parse()
+            .map_err(|error: lowtide_core::job::NotAnId| Refusal::not_found(error.to_string()))?;
+        if !app.caller().sees_all() {
+            app.blocking(move |app| app.job_of_caller(id)).await?;
+        }
+        Ok(Id(id))
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use lowtide_core::job::Moment;
 use lowtide_jobs::{Retention, StoreError};
 
+use crate::access;
 use crate::app::Inner;
 
 /// Samples of memory are a second apart, and passing time is told to the store as often.
@@ -33,6 +34,8 @@ pub(crate) fn keep(app: &Inner) {
         next = (next + EVERY).max(now);
         // Whoever asks the store next hears what is wrong with it; the next second tries again.
         let _ = app.store.sweep(app.now());
+        // So a key that was revoked anywhere opens nothing here a second later.
+        let _ = access::renew(app);
         if let Ok(fleet) = app.fleet() {
             app.history.note(&fleet, app.now());
         }

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod answer;
 mod app;
 mod base64;
@@ -33,6 +34,8 @@ mod server;
 mod view;
 mod words;
 
+pub use access::AccessMode;
+pub use access::audit::{AuditSink, Audited};
 pub use door::{Checked, Door, Extra, Kind, ModelEntry, Planned, Refused};
 pub use downloads::{Download, DownloadState, Downloads, NotFetched, Offer};
 pub use options::{Clock, Options};

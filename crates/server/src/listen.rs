@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Extension;
+use axum::http::Request;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -17,7 +18,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
+use tower::ServiceExt;
 
+use crate::access::Peer;
 use crate::app::App;
 use crate::counters::Counted;
 use crate::guard::BoundTo;
@@ -56,8 +59,8 @@ pub(crate) async fn serve(
             accepted = listener.accept() => accepted,
             () = &mut shutdown => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             // It was reset before it was accepted, or there are no descriptors left: neither ends the server.
             Err(_) => {
                 tokio::time::sleep(PAUSE).await;
@@ -69,7 +72,7 @@ pub(crate) async fn serve(
                 let (app, router) = (Arc::clone(&app), router.clone());
                 tokio::spawn(async move {
                     let _counted = Counted::new(&app.counters.connections);
-                    connection(&app, stream, router).await;
+                    connection(&app, stream, (router, peer)).await;
                     drop(permit);
                 });
             }
@@ -95,7 +98,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-async fn connection(app: &App, stream: TcpStream, router: Router) {
+async fn connection(app: &App, stream: TcpStream, (router, peer): (Router, SocketAddr)) {
     // Answers and events are written whole: waiting for more to send gains nothing. Where it fails they are late.
     let _ = stream.set_nodelay(true);
     let io = TokioIo::new(Patient::new(stream, app.options.write_timeout));
@@ -105,7 +108,11 @@ async fn connection(app: &App, stream: TcpStream, router: Router) {
         .header_read_timeout(app.options.head_timeout)
         .max_buf_size(HEAD_MAX)
         .max_headers(HEADERS_MAX);
-    let service = TowerToHyperService::new(router);
+    let service = router.map_request(move |mut request: Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(Peer(peer.ip()));
+        request
+    });
+    let service = TowerToHyperService::new(service);
     let mut connection = builder.serve_connection(io, service).with_upgrades();
     let mut ending = app.hub.ending();
     let result = tokio::select! {

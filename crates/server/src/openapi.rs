@@ -13,6 +13,8 @@ pub(crate) struct Operation {
     answers: Vec<(u16, Value)>,
     /// The schema of its errors.
     errors: &'static str,
+    /// Whether it concerns everybody.
+    admin: bool,
 }
 
 impl Operation {
@@ -25,6 +27,7 @@ impl Operation {
             body: None,
             answers: Vec::new(),
             errors: "Error",
+            admin: false,
         }
     }
 
@@ -32,6 +35,17 @@ impl Operation {
     pub(crate) fn errors(mut self, schema: &'static str) -> Operation {
         self.errors = schema;
         self
+    }
+
+    /// It concerns everybody: where keys are needed, one of an admin is.
+    pub(crate) fn admin(mut self) -> Operation {
+        self.admin = true;
+        self
+    }
+
+    /// Whether it concerns everybody.
+    pub(crate) fn is_admin(&self) -> bool {
+        self.admin
     }
 
     /// A parameter of the query.
@@ -111,7 +125,7 @@ impl Operation {
     pub(crate) fn described(mut self) -> Value {
         let schema = self.errors;
         self.answers
-            .extend([400, 403, 500, 503].map(|status| (status, Value::Null)));
+            .extend([400, 401, 403, 429, 500, 503].map(|status| (status, Value::Null)));
         let mut responses = Map::new();
         for (status, answer) in self.answers {
             let answer = match answer {
@@ -135,7 +149,8 @@ impl Operation {
 fn error_answer(status: u16, schema: &str) -> Value {
     let about = match status {
         400 => "The request cannot be read.",
-        403 => "The Host or the Origin is none that may.",
+        401 => "A key is needed, and there is none or one that opens nothing.",
+        403 => "The Host or the Origin is none that may, or the key is not for this.",
         404 => "There is no such thing.",
         408 => "The request came too slowly.",
         409 => "It does not go with how things are.",
@@ -143,7 +158,7 @@ fn error_answer(status: u16, schema: &str) -> Value {
         413 => "It is longer than allowed.",
         415 => "The body is not of the type that is needed.",
         422 => "It says something that cannot be; `field` names what.",
-        429 => "The queue is full.",
+        429 => "The queue is full, or as much as the key may is used.",
         503 => "What is needed is not there now, or there are too many connections.",
         _ => "A fault of the service.",
     };
@@ -192,7 +207,15 @@ pub(crate) fn document(app: &Inner, paths: &Map<String, Value>) -> Value {
             "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" },
         },
         "paths": paths,
-        "components": { "schemas": schemas },
+        // Either is needed where the service has keys, and neither where it has none.
+        "security": [{}, { "bearer": [] }, { "basic": [] }],
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": { "type": "http", "scheme": "bearer" },
+                "basic": { "type": "http", "scheme": "basic", "description": "Any name; the key is the password." },
+            },
+        },
     })
 }
 

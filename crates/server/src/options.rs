@@ -6,6 +6,9 @@ use lowtide_core::Bytes;
 use lowtide_core::job::Moment;
 use lowtide_jobs::Retention;
 
+use crate::access::AccessMode;
+use crate::access::audit::AuditSink;
+
 /// Where the server has its time from.
 pub type Clock = fn() -> Moment;
 
@@ -17,6 +20,10 @@ pub struct Options {
     pub hosts: Vec<String>,
     /// Pages of other origins that may use the server, such as `https://studio.example`.
     pub origins: Vec<String>,
+    /// Who needs a key.
+    pub access: AccessMode,
+    /// Where it is told what holders of keys do; `None` for nowhere.
+    pub audit: Option<AuditSink>,
     /// Bytes of a request's body.
     pub body_max: Bytes,
     /// Bytes of a picture that is sent to begin from.
@@ -60,6 +67,8 @@ impl Default for Options {
         Options {
             hosts: Vec::new(),
             origins: Vec::new(),
+            access: AccessMode::default(),
+            audit: None,
             body_max: Bytes::mib(1),
             input_max: Bytes::mib(64),
             input_grace: Duration::from_secs(3600),

@@ -162,7 +162,7 @@ fn named(app: &Inner, field: &str, text: &str, now: Moment) -> Result<InputId, R
 /// A result becomes an input of its own, so that it stays when its job is forgotten.
 fn of_result(app: &Inner, field: &str, id: ArtifactId, now: Moment) -> Result<InputId, Refusal> {
     let gone = || Refusal::invalid(field, format!("there is no artifact {id}"));
-    let (_, artifact) = app.store.artifact(id)?.ok_or_else(gone)?;
+    let artifact = app.artifact_of_caller(id)?.ok_or_else(gone)?;
     // What is looked at is bounded before it is read.
     if artifact.bytes > app.options.input_max.0 {
         return Err(Refusal::invalid(

@@ -6,6 +6,7 @@ use lowtide_jobs::StoreError;
 use serde_json::{Map, Value};
 
 use crate::Refused;
+use crate::access;
 use crate::answer::json;
 
 /// Why a request is not carried out.
@@ -28,7 +29,21 @@ pub(crate) enum Refusal {
         budget: u64,
         smallest: u64,
     },
-    /// Host or origin is none of ours: 403.
+    /// There is no key, or one that opens nothing: 401.
+    Unauthorized { problem: String },
+    /// The key's requests come too fast: 429.
+    TooOften {
+        limit: u32,
+        retry_after_s: u64,
+        reset_s: u64,
+    },
+    /// As many jobs of the key wait as may: 429.
+    QuotaReached {
+        waiting: u64,
+        limit: u64,
+        retry_after_s: u64,
+    },
+    /// Host or origin is none of ours, or the key is not for this: 403.
     Forbidden { problem: String },
     /// There is no such thing: 404. `known`: what there is.
     NotFound { problem: String, known: Vec<String> },
@@ -119,6 +134,7 @@ impl Refusal {
             Refusal::Invalid { .. } | Refusal::DoesNotFit { .. } => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
+            Refusal::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
             Refusal::Forbidden { .. } => StatusCode::FORBIDDEN,
             Refusal::NotFound { .. } => StatusCode::NOT_FOUND,
             Refusal::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
@@ -127,7 +143,9 @@ impl Refusal {
             Refusal::Gone { .. } => StatusCode::GONE,
             Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::UnsupportedMediaType { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Refusal::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Refusal::QueueFull { .. } | Refusal::TooOften { .. } | Refusal::QuotaReached { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Refusal::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -138,6 +156,7 @@ impl Refusal {
         match self {
             Refusal::Malformed { .. } | Refusal::Invalid { .. } => "invalid_request",
             Refusal::DoesNotFit { .. } => "does_not_fit",
+            Refusal::Unauthorized { .. } => "unauthorized",
             Refusal::Forbidden { .. } => "forbidden",
             Refusal::NotFound { .. } => "not_found",
             Refusal::MethodNotAllowed { .. } => "method_not_allowed",
@@ -147,6 +166,8 @@ impl Refusal {
             Refusal::TooLarge { .. } => "too_large",
             Refusal::UnsupportedMediaType { .. } => "unsupported_media_type",
             Refusal::QueueFull { .. } => "queue_full",
+            Refusal::TooOften { .. } => "rate_limited",
+            Refusal::QuotaReached { .. } => "quota_reached",
             Refusal::Unavailable { .. } => "unavailable",
             Refusal::Internal { .. } => "internal",
         }
@@ -164,7 +185,8 @@ impl Refusal {
             Refusal::NotFound { problem, known } if !known.is_empty() => {
                 format!("{problem}; there is {}", known.join(", "))
             }
-            Refusal::Forbidden { problem }
+            Refusal::Unauthorized { problem }
+            | Refusal::Forbidden { problem }
             | Refusal::NotFound { problem, .. }
             | Refusal::TooSlow { problem }
             | Refusal::Conflict { problem, .. }
@@ -187,6 +209,20 @@ impl Refusal {
             } => {
                 format!("{waiting} jobs wait and {limit} may; try again in {retry_after_s} s")
             }
+            Refusal::TooOften {
+                limit,
+                retry_after_s,
+                ..
+            } => {
+                format!("this key may ask {limit} times a minute; try again in {retry_after_s} s")
+            }
+            Refusal::QuotaReached {
+                waiting,
+                limit,
+                retry_after_s,
+            } => format!(
+                "{waiting} jobs of this key wait and {limit} may; try again in {retry_after_s} s"
+            ),
         }
     }
 
@@ -196,6 +232,9 @@ impl Refusal {
             Refusal::Malformed { field, .. } | Refusal::Invalid { field, .. } => field.as_deref(),
             Refusal::TooLarge { field, .. } => Some(field),
             Refusal::DoesNotFit { .. }
+            | Refusal::Unauthorized { .. }
+            | Refusal::TooOften { .. }
+            | Refusal::QuotaReached { .. }
             | Refusal::Forbidden { .. }
             | Refusal::NotFound { .. }
             | Refusal::MethodNotAllowed { .. }
@@ -230,8 +269,23 @@ impl Refusal {
             } => {
                 serde_json::json!({ "waiting": waiting, "limit": limit, "retry_after_s": retry_after_s })
             }
+            Refusal::QuotaReached {
+                waiting,
+                limit,
+                retry_after_s,
+            } => {
+                serde_json::json!({ "waiting": waiting, "limit": limit, "retry_after_s": retry_after_s })
+            }
+            Refusal::TooOften {
+                limit,
+                retry_after_s,
+                reset_s,
+            } => {
+                serde_json::json!({ "limit": limit, "retry_after_s": retry_after_s, "reset_s": reset_s })
+            }
             Refusal::Conflict { numbers, .. } => return numbers.clone(),
-            Refusal::Malformed { .. }
+            Refusal::Unauthorized { .. }
+            | Refusal::Malformed { .. }
             | Refusal::Invalid { .. }
             | Refusal::NotFound { .. }
             | Refusal::Forbidden { .. }
@@ -252,8 +306,25 @@ impl Refusal {
     pub(crate) fn with_body(&self, body: Value) -> Response {
         let mut response = json(self.status(), &body);
         let headers = response.headers_mut();
-        if let Refusal::QueueFull { retry_after_s, .. } = self {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(*retry_after_s));
+        match self {
+            Refusal::QueueFull { retry_after_s, .. }
+            | Refusal::QuotaReached { retry_after_s, .. } => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(*retry_after_s));
+            }
+            Refusal::TooOften {
+                limit,
+                retry_after_s,
+                reset_s,
+            } => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(*retry_after_s));
+                access::tell_rate(headers, (*limit, 0, *reset_s));
+            }
+            // Not Basic, which is taken as well: a browser would ask for a name and a password in a window of its own.
+            Refusal::Unauthorized { .. } => {
+                let challenge = HeaderValue::from_static("Bearer realm=\"lowtide\"");
+                headers.insert(header::WWW_AUTHENTICATE, challenge);
+            }
+            _ => {}
         }
         // What is left of such a request will not be read.
         if matches!(self, Refusal::TooSlow { .. } | Refusal::TooLarge { .. }) {
@@ -300,6 +371,16 @@ impl From<StoreError> for Refusal {
                 limit,
                 retry_after_ms,
             } => Refusal::QueueFull {
+                waiting,
+                limit,
+                retry_after_s: retry_after_ms.div_ceil(1000).max(1),
+            },
+            StoreError::OwnerFull {
+                waiting,
+                limit,
+                retry_after_ms,
+                ..
+            } => Refusal::QuotaReached {
                 waiting,
                 limit,
                 retry_after_s: retry_after_ms.div_ceil(1000).max(1),

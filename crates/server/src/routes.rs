@@ -17,6 +17,7 @@ mod panel;
 mod queue;
 mod sdapi;
 mod submit;
+mod usage;
 mod waiting;
 
 use axum::Router;
@@ -27,6 +28,7 @@ use axum::response::Response;
 use axum::routing::{MethodFilter, on};
 use serde_json::{Map, Value, json};
 
+use crate::access;
 use crate::answer;
 use crate::app::App;
 use crate::guard;
@@ -55,7 +57,11 @@ impl Routes {
         H: Handler<T, App>,
         T: 'static,
     {
-        self.router = self.router.route(path, on(filter, handler));
+        let mut route = on(filter, handler);
+        if operation.is_admin() {
+            route = route.layer(axum::middleware::from_fn(access::admin_only));
+        }
+        self.router = self.router.route(path, route);
         let entry = self.paths.entry(path).or_insert_with(|| json!({}));
         let mut described = operation.described();
         described["operationId"] = json!(operation_id(method, path));
@@ -117,6 +123,7 @@ fn all(app: &App) -> Routes {
     routes = explain::routes(routes);
     routes = health::routes(routes);
     routes = metrics::routes(routes);
+    routes = usage::routes(routes);
     if app.options.openai {
         routes = openai::routes(routes);
     }

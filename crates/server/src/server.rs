@@ -10,6 +10,7 @@ use axum::Router;
 use lowtide_jobs::{ArtifactStore, InputStore, JobStore};
 use tokio::sync::Semaphore;
 
+use crate::access::Access;
 use crate::app::{App, Inner};
 use crate::counters::Counters;
 use crate::history::History;
@@ -81,6 +82,7 @@ impl Server {
             forecasts: Forecasts::default(),
             history: History::new(options.history),
             counters: Counters::default(),
+            access: Access::default(),
             sdapi: Desktop::default(),
             comfy: Board::default(),
             started: (options.clock)(),

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "http/access.rs"]
+mod access;
 #[path = "http/comfy.rs"]
 mod comfy;
 #[path = "http/inputs.rs"]

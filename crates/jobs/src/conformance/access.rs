@@ -104,9 +104,15 @@ pub fn an_owner_keeps_to_its_quota(fixture: &dyn Fixture) {
     let quota = Quota {
         waiting_max: Some(2),
         running_max: Some(1),
+        priority_max: Some(Priority::Batch),
     };
     let both = vec![of(1, "me", quota), of(2, "me", quota)];
     store.submit_all(both, at(0)).expect("two may wait");
+    assert_eq!(
+        get(&*store, id(1)).priority,
+        Priority::Batch,
+        "as high as it may"
+    );
     let third = store.submit(of(3, "me", quota), at(1));
     match third {
         Err(StoreError::OwnerFull {

@@ -62,9 +62,8 @@ async fn artifact_file(
     let id: ArtifactId = text
         .parse()
         .map_err(|_| Refusal::not_found("this is not an artifact's id"))?;
-    let known = app.ask(move |store| store.artifact(id)).await?;
-    let (_, artifact) =
-        known.ok_or_else(|| Refusal::not_found(format!("there is no artifact {id}")))?;
+    let known = app.blocking(move |app| app.artifact_of_caller(id)).await?;
+    let artifact = known.ok_or_else(|| Refusal::not_found(format!("there is no artifact {id}")))?;
     let tag = format!("\"{}\"", artifact.sha256);
     let same = |value: &HeaderValue| {
         value.to_str().is_ok_and(|tags| {

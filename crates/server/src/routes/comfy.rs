@@ -208,6 +208,7 @@ fn accept(app: &Inner, drawing: Drawing, sent: Sent) -> Result<Response, Refusal
     // Known before a worker can begin it, so that none of its news is missed.
     app.comfy.add(Entry {
         job,
+        owner: draft.submission.owner.clone(),
         client: sent.client,
         graph: sent.graph,
         extra: sent.extra,
@@ -215,7 +216,7 @@ fn accept(app: &Inner, drawing: Drawing, sent: Sent) -> Result<Response, Refusal
         outputs: drawing.outputs,
     });
     match app.store.submit(draft.submission, now) {
-        Ok(_) => {}
+        Ok(_) => app.caller().made(job),
         Err(error) => {
             app.comfy.forget(job);
             return Err(error.into());

@@ -30,9 +30,11 @@ pub(super) fn routes(routes: Routes) -> Routes {
     );
     let begin = operation("Has a model fetched from the hub, in the background")
         .answers(202, "It is on its way, or here", reference("Download"))
-        .refuses(&[408, 413, 415]);
+        .refuses(&[408, 413, 415])
+        .admin();
     let stop = operation("Stops fetching a model: what came is kept, jobs that wait for it fail")
-        .answers(200, "It stops", reference("Download"));
+        .answers(200, "It stops", reference("Download"))
+        .admin();
     routes
         .get("/v1/models/{name}/pull", look_at, look)
         .post("/v1/models/{name}/pull", begin_one, begin)

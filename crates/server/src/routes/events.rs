@@ -1,6 +1,6 @@
 //! Events as they happen, over server-sent events. A client that was away goes on where it stopped.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
 use super::Routes;
+use crate::access::Caller;
 use crate::app::App;
 use crate::base64;
 use crate::hub::{self, Line, PAGE};
@@ -28,6 +29,9 @@ use crate::schemas;
 
 /// A comment so often keeps proxies from thinking that nobody is there.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Jobs of which a stream remembers whether they are its client's.
+const SHOWN_MAX: usize = 4_096;
 
 const HEARTBEAT_TEXT: &[u8] = b": still here\n\n";
 
@@ -130,6 +134,9 @@ struct Feed {
     behind: bool,
     /// The job is over with what was sent last.
     over: bool,
+    caller: Arc<Caller>,
+    /// Whether the caller may see the jobs that were told of.
+    shown_to: HashMap<JobId, bool>,
 }
 
 impl Feed {
@@ -139,6 +146,8 @@ impl Feed {
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Feed {
             ending: app.hub.ending(),
+            caller: app.caller(),
+            shown_to: HashMap::new(),
             app,
             lines,
             job: None,
@@ -169,9 +178,32 @@ impl Feed {
         self.tells_gaps = true;
         self.behind = page.events.len() == PAGE;
         for event in &page.events {
-            self.push(&hub::line(event));
+            let line = hub::line(event);
+            if self.may_tell(&line).await {
+                self.push(&line);
+            } else {
+                self.last = event.id;
+            }
         }
         Ok(())
+    }
+
+    /// Whether this is the caller's to know. What concerns no job is everybody's.
+    async fn may_tell(&mut self, line: &Line) -> bool {
+        // The one job of this stream was looked at when it began.
+        let (Some(id), None, false) = (line.job, self.job, self.caller.sees_all()) else {
+            return true;
+        };
+        if let Some(&known) = self.shown_to.get(&id) {
+            return known;
+        }
+        let job = self.app.ask(move |store| store.job(id)).await;
+        let shown = job.is_ok_and(|job| self.caller.may_see(job.owner.as_deref()));
+        if self.shown_to.len() >= SHOWN_MAX {
+            self.shown_to.clear();
+        }
+        self.shown_to.insert(id, shown);
+        shown
     }
 
     fn push(&mut self, line: &Line) {
@@ -237,6 +269,9 @@ impl Feed {
             };
             match received {
                 Ok(line) => {
+                    if !self.may_tell(&line).await {
+                        continue;
+                    }
                     self.push(&line);
                     let wants = self.previews && line.name == "progress" && !self.ready.is_empty();
                     if let (true, Some(job)) = (wants, line.job) {

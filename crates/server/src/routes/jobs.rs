@@ -112,6 +112,15 @@ async fn list_jobs(State(app): State<App>, mut asked: Asked) -> Result<Response,
     let owner = asked.text("owner")?;
     asked.done()?;
     app.blocking(move |app| {
+        let caller = app.caller();
+        let owner = match caller.sees_all() {
+            true => owner,
+            false if owner.as_deref().is_none_or(|owner| owner == caller.desk()) => {
+                Some(caller.desk().to_owned())
+            }
+            // Others have no jobs, as far as this caller is concerned.
+            false => return Ok(answer::ok(&json!({ "jobs": [], "next": null }))),
+        };
         let jobs = app.store.list(&Listing {
             states,
             owner,
@@ -252,6 +261,12 @@ async fn reorder(
         ));
     }
     app.blocking(move |app| {
+        let caller = app.caller();
+        caller.check_priority(priority)?;
+        // Before all others is before those of others.
+        if moves.contains(&Move::ToFront) {
+            caller.check_admin()?;
+        }
         for to in moves {
             app.store.reorder(id, to, app.now())?;
         }

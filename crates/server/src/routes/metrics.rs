@@ -1,15 +1,15 @@
 //! Figures for Prometheus.
 
 use std::fmt::Write;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use lowtide_core::job::{JobState, Moment, Priority};
-use lowtide_jobs::Stats;
 use lowtide_jobs::report::{ModelStatus, MoveTally};
+use lowtide_jobs::{Stats, Usage};
 use serde_json::json;
 
 use super::Routes;
@@ -22,12 +22,14 @@ use crate::refusal::Refusal;
 const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 pub(super) fn routes(routes: Routes) -> Routes {
-    let metrics = Operation::new("service", "Figures for Prometheus").answers_with(
-        200,
-        "Text, version 0.0.4",
-        "text/plain",
-        json!({ "type": "string" }),
-    );
+    let metrics = Operation::new("service", "Figures for Prometheus")
+        .answers_with(
+            200,
+            "Text, version 0.0.4",
+            "text/plain",
+            json!({ "type": "string" }),
+        )
+        .admin();
     routes.get("/metrics", metrics_text, metrics)
 }
 
@@ -40,6 +42,7 @@ async fn metrics_text(State(app): State<App>, asked: Asked) -> Result<Response, 
             queue(&mut page, &app.store.stats(now)?, now);
             workers(&mut page, &app.fleet()?);
             server(&mut page, app);
+            keys(&mut page, &app.store.usage()?, app);
             Ok(page.0)
         })
         .await?;
@@ -138,6 +141,89 @@ fn queue(page: &mut Page, stats: &Stats, now: Moment) {
         "Events in the log since it began.",
         stats.last_event.0 as f64,
     );
+}
+
+/// A figure of a key's name.
+type OfName = (&'static str, &'static str, &'static str, fn(&Usage) -> f64);
+
+const OF_NAMES: [OfName; 8] = [
+    (
+        "key_jobs_submitted_total",
+        "counter",
+        "Jobs accepted, by the key's name.",
+        |usage| usage.submitted as f64,
+    ),
+    (
+        "key_jobs_done_total",
+        "counter",
+        "Jobs done, by the key's name.",
+        |usage| usage.done as f64,
+    ),
+    (
+        "key_jobs_failed_total",
+        "counter",
+        "Jobs failed, by the key's name.",
+        |usage| usage.failed as f64,
+    ),
+    (
+        "key_jobs_cancelled_total",
+        "counter",
+        "Jobs cancelled, by the key's name.",
+        |usage| usage.cancelled as f64,
+    ),
+    (
+        "key_files_total",
+        "counter",
+        "Finished files, by the key's name.",
+        |usage| usage.artifacts as f64,
+    ),
+    (
+        "key_work_seconds_total",
+        "counter",
+        "Seconds workers had its jobs, by the key's name.",
+        |usage| usage.worked_ms as f64 / 1e3,
+    ),
+    (
+        "key_jobs_waiting",
+        "gauge",
+        "Jobs that wait, by the key's name.",
+        |usage| usage.waiting as f64,
+    ),
+    (
+        "key_jobs_running",
+        "gauge",
+        "Jobs that run, by the key's name.",
+        |usage| usage.running as f64,
+    ),
+];
+
+fn keys(page: &mut Page, usage: &[Usage], app: &Inner) {
+    for (name, kind, help, of) in OF_NAMES.iter().filter(|_| !usage.is_empty()) {
+        page.about(name, kind, help);
+        for one in usage {
+            page.value(name, &[("key", &one.owner)], of(one));
+        }
+    }
+    let answered = app.access.answered();
+    if !answered.is_empty() {
+        let help = "Requests that showed a key, by its name.";
+        page.about("key_requests_total", "counter", help);
+        for (name, count) in &answered {
+            page.value("key_requests_total", &[("key", name)], *count as f64);
+        }
+    }
+    let count = |of: &AtomicU64| of.load(Ordering::Relaxed) as f64;
+    page.about(
+        "requests_refused_total",
+        "counter",
+        "Requests refused for who sent them.",
+    );
+    for (reason, refused) in [
+        ("no_access", count(&app.access.turned_away)),
+        ("too_often", count(&app.access.too_many)),
+    ] {
+        page.value("requests_refused_total", &[("reason", reason)], refused);
+    }
 }
 
 fn last_hour(page: &mut Page, stats: &Stats) {

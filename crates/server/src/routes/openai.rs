@@ -81,7 +81,7 @@ impl IntoResponse for Foreign {
         };
         let code = match &refusal {
             Refusal::NotFound { .. } => "model_not_found",
-            Refusal::QueueFull { .. } => "rate_limit_exceeded",
+            Refusal::QueueFull { .. } | Refusal::QuotaReached { .. } => "rate_limit_exceeded",
             other => other.code(),
         };
         let param = refusal
@@ -144,6 +144,7 @@ async fn made(
             let (wanted, mut draft) = ask(app)?;
             draft.submission.idempotency_key = key;
             let accepted = app.store.submit(draft.submission, app.now())?;
+            app.caller().made(accepted.job);
             Ok((wanted, accepted.job, accepted.existed))
         })
         .await?;

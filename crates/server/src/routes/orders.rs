@@ -41,6 +41,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
             .answers(200, "The worker answered", reference("OrderAnswer"))
             .answers(202, "It is not done yet", reference("OrderAnswer"))
             .refuses(&[408, 413, 415, 422])
+            .admin()
     };
     let model = |summary| {
         answered(Operation::new("models", summary).segment(

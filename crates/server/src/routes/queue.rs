@@ -18,7 +18,10 @@ pub(super) fn routes(routes: Routes) -> Routes {
     let numbers = |summary| {
         Operation::new("queue", summary).answers(200, "Numbers about the queue", reference("Queue"))
     };
-    let change = |summary| numbers(summary).refuses(&[408, 413, 415, 422]);
+    let change = |summary| {
+        let numbers = numbers(summary).refuses(&[408, 413, 415, 422]);
+        numbers.admin()
+    };
     routes
         .get("/v1/queue", look, numbers("Numbers about the queue"))
         .post(

@@ -207,6 +207,9 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
         .transpose()?;
     let (owner, idempotency_key) = (fields.text("owner")?, fields.text("idempotency_key")?);
     fields.done()?;
+    let caller = app.caller();
+    caller.check_priority(priority)?;
+    let owner = caller.owner_of(owner)?;
     let owner_fits = |owner: &str| (1..=OWNER_LEN_MAX).contains(&owner.chars().count());
     if !owner.as_deref().is_none_or(owner_fits) {
         return Err(Refusal::invalid(
@@ -239,6 +242,7 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
             start_by,
             idempotency_key,
             owner,
+            quota: caller.quota(),
             wishes: Wishes {
                 after_job,
                 keep_alive,
@@ -283,6 +287,7 @@ fn receipt(
     now: Moment,
 ) -> Result<Receipt, Refusal> {
     let job = accepted.job;
+    app.caller().made(job);
     if accepted.existed {
         let known = app.store.job(job)?;
         let place = app

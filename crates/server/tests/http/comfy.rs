@@ -13,7 +13,7 @@ use super::inputs::send;
 use super::pretend::{Knobs, PNG};
 use super::server::{Answer, PATIENCE, World};
 
-fn graph() -> Value {
+pub(super) fn graph() -> Value {
     json!({
         "3": { "class_type": "KSampler", "inputs": {
             "seed": 5, "steps": 3, "cfg": 7, "sampler_name": "euler", "scheduler": "normal", "denoise": 1,

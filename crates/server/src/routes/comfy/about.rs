@@ -29,7 +29,8 @@ pub(super) fn routes(routes: Routes, at: &impl Fn(&str) -> String) -> Routes {
     let class = object("One class of nodes").segment("class", schemas::name(), "Its name");
     let free = operation("Gives memory back")
         .answers_nothing(200, "The order was given")
-        .refuses(&[408, 413, 415, 422]);
+        .refuses(&[408, 413, 415, 422])
+        .admin();
     routes
         .get(
             &at("/system_stats"),

@@ -7,6 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lowtide_core::job::JobId;
 use serde_json::Value;
 
+use crate::access::Caller;
+
 /// Graphs kept.
 const ENTRIES_MAX: usize = 1_000;
 
@@ -17,6 +19,8 @@ pub(super) const CLIENT_LEN_MAX: usize = 128;
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) job: JobId,
+    /// Whose it is.
+    pub(super) owner: Option<String>,
     /// Who is told of it.
     pub(super) client: String,
     pub(super) graph: Value,
@@ -57,17 +61,22 @@ impl Board {
         self.held().retain(|entry| entry.job != job);
     }
 
-    pub(super) fn entry(&self, job: JobId) -> Option<Entry> {
-        self.held().iter().find(|entry| entry.job == job).cloned()
+    pub(super) fn entry(&self, job: JobId, caller: &Caller) -> Option<Entry> {
+        let of = |entry: &&Entry| entry.job == job && caller.may_see(entry.owner.as_deref());
+        self.held().iter().find(of).cloned()
     }
 
-    /// All of them, oldest first.
-    pub(super) fn all(&self) -> Vec<Entry> {
-        self.held().iter().cloned().collect()
+    /// All that the caller may see, oldest first.
+    pub(super) fn all(&self, caller: &Caller) -> Vec<Entry> {
+        let entries = self.held();
+        let seen = entries
+            .iter()
+            .filter(|entry| caller.may_see(entry.owner.as_deref()));
+        seen.cloned().collect()
     }
 
-    pub(super) fn jobs_of(&self, client: &str) -> Vec<JobId> {
-        let of = |entry: &&Entry| entry.client == client;
+    pub(super) fn jobs_of(&self, client: &str, caller: &Caller) -> Vec<JobId> {
+        let of = |entry: &&Entry| entry.client == client && caller.may_see(entry.owner.as_deref());
         self.held()
             .iter()
             .filter(of)

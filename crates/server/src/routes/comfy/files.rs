@@ -110,7 +110,7 @@ fn content(app: &Inner, name: &str) -> Result<Vec<u8>, Refusal> {
     };
     let read = match (artifact_of(name), input_of(name)) {
         (Some(id), _) => {
-            let (_, artifact) = app.store.artifact(id)?.ok_or_else(gone)?;
+            let artifact = app.artifact_of_caller(id)?.ok_or_else(gone)?;
             app.artifacts.read(&artifact)
         }
         (_, Some(id)) => app.inputs.read(id, app.options.input_max.0),

@@ -50,7 +50,7 @@ fn ordering(operation: Operation) -> Operation {
 /// Its graphs and what is known of their jobs, oldest first; jobs that are no longer known are left out.
 fn jobs(app: &Inner) -> Result<Vec<(Entry, Job)>, Refusal> {
     let mut known = Vec::new();
-    for entry in app.comfy.all() {
+    for entry in app.comfy.all(&app.caller()) {
         match app.store.job(entry.job) {
             Ok(job) => known.push((entry, job)),
             Err(StoreError::NotFound { .. }) => app.comfy.forget(entry.job),
@@ -212,7 +212,9 @@ async fn one_history(
     Ok(app
         .blocking(move |app| {
             let mut told = Map::new();
-            let entry = id.parse().ok().and_then(|id| app.comfy.entry(id));
+            let caller = app.caller();
+            let entry = id.parse().ok();
+            let entry = entry.and_then(|id| app.comfy.entry(id, &caller));
             if let Some(entry) = entry
                 && let Ok(job) = app.store.job(entry.job)
                 && job.state.is_final()

@@ -12,6 +12,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::board::{CLIENT_LEN_MAX, Entry};
 use super::{Foreign, operation, queue};
+use crate::access::{self, Caller};
 use crate::app::App;
 use crate::hub::{self, Line};
 use crate::incoming::Asked;
@@ -52,21 +53,24 @@ async fn socket_of(
     let upgrade = upgrade
         .max_message_size(MESSAGE_MAX)
         .max_frame_size(MESSAGE_MAX);
+    let caller = app.caller();
     Ok(upgrade.on_upgrade(move |socket| async move {
         let client = client.unwrap_or_else(|| JobId::new(app.now(), 0).to_string());
         let mut talk = Talk {
             app,
+            caller: Arc::clone(&caller),
             client,
             socket,
             over: HashSet::new(),
         };
         // A socket that breaks is a client that went away.
-        let _ = talk.run(lines).await;
+        let _ = access::scope(caller, talk.run(lines)).await;
     }))
 }
 
 struct Talk {
     app: App,
+    caller: Arc<Caller>,
     client: String,
     socket: WebSocket,
     /// Jobs whose end was told.
@@ -123,8 +127,8 @@ impl Talk {
 
     /// Tells of jobs that ended unheard.
     async fn catch_up(&mut self) -> Result<(), Gone> {
-        for job in self.app.comfy.jobs_of(&self.client) {
-            if let Some(entry) = self.app.comfy.entry(job) {
+        for job in self.app.comfy.jobs_of(&self.client, &self.caller) {
+            if let Some(entry) = self.app.comfy.entry(job, &self.caller) {
                 self.end(&entry).await?;
             }
         }
@@ -132,7 +136,8 @@ impl Talk {
     }
 
     async fn tell(&mut self, line: &Line) -> Result<(), Gone> {
-        let entry = line.job.and_then(|job| self.app.comfy.entry(job));
+        let caller = &self.caller;
+        let entry = line.job.and_then(|job| self.app.comfy.entry(job, caller));
         let Some(entry) = entry else {
             return Ok(());
         };

@@ -72,7 +72,7 @@ async fn draw(
     let (wanted, job, existed) = app
         .blocking(move |app| {
             let parameters = without_pictures(&body);
-            let translated = translate(app, body, &app.sdapi.choice(), begins)?;
+            let translated = translate(app, body, &app.sdapi.choice(&app.caller()), begins)?;
             let Translated {
                 model,
                 request,
@@ -84,6 +84,7 @@ async fn draw(
             let draft = draft(app, Fields::of(submission)?, now)?;
             drop(turn);
             let accepted = app.store.submit(draft.submission, now)?;
+            app.caller().made(accepted.job);
             let wanted = Wanted {
                 parameters,
                 send_images,
@@ -93,7 +94,7 @@ async fn draw(
         })
         .await?;
     let desk = App::clone(&app);
-    let waiting = desk.sdapi.wait_for(job);
+    let waiting = desk.sdapi.wait_for(&desk.caller(), job);
     let over = waiting::until_over_for_client(&app, job, existed).await?;
     drop(waiting);
     Ok(app.blocking(move |app| result(app, over, wanted)).await?)

@@ -1,6 +1,7 @@
 //! What clients of the web UI expect a server to remember: the chosen checkpoint and a few settings, and how far it is.
 //! They are this process' and end with it; what a request says itself comes first.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axum::extract::State;
@@ -11,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::translate::model_named;
 use super::{Foreign, exchange, object};
+use crate::access::Caller;
 use crate::answer;
 use crate::app::{App, Inner};
 use crate::base64;
@@ -28,11 +30,11 @@ const FIXED: [(&str, &str); 3] = [
     ("outdir_samples", ""),
 ];
 
-/// What clients have chosen, and the jobs they wait for.
+/// What clients have chosen, and the jobs they wait for: those of each key's name apart.
 #[derive(Default)]
 pub(crate) struct Desktop {
-    choice: Mutex<Choice>,
-    waiting: Mutex<Vec<JobId>>,
+    choices: Mutex<HashMap<String, Choice>>,
+    waiting: Mutex<Vec<(String, JobId)>>,
 }
 
 /// Settings that are chosen once for many requests.
@@ -128,19 +130,24 @@ fn held<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Desktop {
-    /// What is chosen now.
-    pub(super) fn choice(&self) -> Choice {
-        held(&self.choice).clone()
+    /// What this caller has chosen.
+    pub(super) fn choice(&self, of: &Caller) -> Choice {
+        held(&self.choices)
+            .get(of.desk())
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// A client waits for a job, until what this returns is dropped.
-    pub(super) fn wait_for<'a>(&'a self, job: JobId) -> Waiting<'a> {
-        held(&self.waiting).push(job);
+    pub(super) fn wait_for<'a>(&'a self, caller: &Caller, job: JobId) -> Waiting<'a> {
+        held(&self.waiting).push((caller.desk().to_owned(), job));
         Waiting { desktop: self, job }
     }
 
-    fn waited_for(&self) -> Vec<JobId> {
-        held(&self.waiting).clone()
+    fn waited_for(&self, by: &Caller) -> Vec<JobId> {
+        let waiting = held(&self.waiting);
+        let own = waiting.iter().filter(|(desk, _)| desk == by.desk());
+        own.map(|(_, job)| *job).collect()
     }
 }
 
@@ -153,7 +160,7 @@ pub(super) struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut waiting = held(&self.desktop.waiting);
-        if let Some(place) = waiting.iter().position(|job| *job == self.job) {
+        if let Some(place) = waiting.iter().position(|(_, job)| *job == self.job) {
             waiting.remove(place);
         }
     }
@@ -181,13 +188,16 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .post(
             "/sdapi/v1/unload-checkpoint",
             unload,
-            object("Takes all models out of memory").refuses(&[408, 413, 415, 422]),
+            object("Takes all models out of memory")
+                .refuses(&[408, 413, 415, 422])
+                .admin(),
         )
         .post(
             "/sdapi/v1/reload-checkpoint",
             reload,
             object("Brings the chosen checkpoint to the device")
-                .refuses(&[404, 408, 413, 415, 422]),
+                .refuses(&[404, 408, 413, 415, 422])
+                .admin(),
         )
         .get("/sdapi/v1/memory", memory, object("Memory in bytes"))
 }
@@ -195,7 +205,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
 async fn options(State(app): State<App>, asked: Asked) -> Result<Response, Foreign> {
     asked.done()?;
     Ok(app
-        .blocking(|app| Ok(answer::ok(&app.sdapi.choice().view(app))))
+        .blocking(|app| Ok(answer::ok(&app.sdapi.choice(&app.caller()).view(app))))
         .await?)
 }
 
@@ -211,14 +221,15 @@ async fn set_options(
     };
     Ok(app
         .blocking(move |app| {
-            let mut choice = app.sdapi.choice();
+            let caller = app.caller();
+            let mut choice = app.sdapi.choice(&caller);
             let mut without_effect = Vec::new();
             for (name, value) in &settings {
                 if !choice.set(app, name, value)? {
                     without_effect.push(name.clone());
                 }
             }
-            *held(&app.sdapi.choice) = choice;
+            held(&app.sdapi.choices).insert(caller.desk().to_owned(), choice);
             Ok(answer::ok(&json!({ "without_effect": without_effect })))
         })
         .await?)
@@ -234,7 +245,7 @@ async fn progress_now(State(app): State<App>, mut asked: Asked) -> Result<Respon
 
 fn progress(app: &Inner, skip_image: bool) -> Result<Value, StoreError> {
     let mut jobs: Vec<Job> = Vec::new();
-    for id in app.sdapi.waited_for() {
+    for id in app.sdapi.waited_for(&app.caller()) {
         match app.store.job(id) {
             Ok(job) if !job.state.is_final() => jobs.push(job),
             Ok(_) | Err(StoreError::NotFound { .. }) => {}
@@ -283,7 +294,7 @@ async fn interrupt(State(app): State<App>, asked: Asked) -> Result<Response, For
     asked.done()?;
     Ok(app
         .blocking(|app| {
-            for id in app.sdapi.waited_for() {
+            for id in app.sdapi.waited_for(&app.caller()) {
                 let job = app.store.job(id)?;
                 let drawn = matches!(job.state, JobState::Running | JobState::Parked);
                 if drawn {
@@ -313,7 +324,11 @@ async fn reload(
     asked: Asked,
     body: Result<JsonOrNothing, Refusal>,
 ) -> Result<Response, Foreign> {
-    let chosen = app.sdapi.choice().model.or_else(|| default_model(&app));
+    let chosen = app
+        .sdapi
+        .choice(&app.caller())
+        .model
+        .or_else(|| default_model(&app));
     let Some(model) = chosen else {
         return Err(Refusal::not_found("no checkpoint is chosen, and there is no default").into());
     };
