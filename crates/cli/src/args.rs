@@ -2,6 +2,7 @@
 
 mod detail;
 mod drawing;
+mod keys;
 mod models;
 mod service;
 mod steps;
@@ -9,6 +10,7 @@ mod upscale;
 
 pub(crate) use detail::*;
 pub(crate) use drawing::*;
+pub(crate) use keys::*;
 pub(crate) use models::*;
 pub(crate) use service::*;
 pub(crate) use steps::*;
@@ -136,6 +138,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  lowtide jobs --state queued\n  lowtide jobs show 7f3k\n  lowtide jobs priority 7f3k urgent"
     )]
     Jobs(JobsArgs),
+    /// Make, list and revoke keys to the service, and show what their holders used
+    #[command(after_help = keys::EXAMPLES)]
+    Keys(Box<KeysArgs>),
     /// Show what a server does: models, memory, jobs in progress
     Ps(PsArgs),
     /// Say why a server's memory and speed are as they are, and what more memory would buy

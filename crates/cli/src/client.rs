@@ -29,18 +29,26 @@ pub(crate) use upscale::upscale;
 /// The variable that names a server.
 const SERVER_VARIABLE: &str = "LOWTIDE_SERVER";
 
+/// The variable that has a key to it. There is no argument for that: others on the machine can read those.
+const KEY_VARIABLE: &str = "LOWTIDE_KEY";
+
 /// The server that is meant, if there is one: by argument, by variable, or the one that runs on this machine.
 ///
 /// # Errors
 /// When what names it is no address, or the settings that say where its data is are wrong.
 pub(crate) fn find(args: &ServerArgs) -> Result<Option<Http>, Failure> {
     let around = Surroundings::of_process();
+    let key = around
+        .variables
+        .get(KEY_VARIABLE)
+        .filter(|key| !key.is_empty());
+    let keyed = |server: Http| Some(server.with_key(key.map(String::as_str)));
     if let Some(url) = &args.server {
-        return Http::new(url, "--server").map(Some);
+        return Http::new(url, "--server").map(keyed);
     }
     let variable = around.variables.get(SERVER_VARIABLE);
     if let Some(url) = variable.filter(|url| !url.is_empty() && args.data_dir.is_none()) {
-        return Http::new(url, SERVER_VARIABLE).map(Some);
+        return Http::new(url, SERVER_VARIABLE).map(keyed);
     }
     let settings = SettingArgs {
         data_dir: args.data_dir.clone(),
@@ -50,7 +58,7 @@ pub(crate) fn find(args: &ServerArgs) -> Result<Option<Http>, Failure> {
         return Ok(None);
     };
     match running(&folder) {
-        Some(server) => Http::new(&server.url, "server.json").map(Some),
+        Some(server) => Http::new(&server.url, "server.json").map(keyed),
         None => Ok(None),
     }
 }

@@ -60,6 +60,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Restore(args) => service::restore(&args),
         Command::Serve(args) => service::serve(&args),
         Command::Worker(args) => service::worker(&args),
+        Command::Keys(args) => service::keys(&args),
         Command::Jobs(args) => client::jobs(&args),
         Command::Ps(args) => client::ps(&args),
         Command::Explain(args) => client::explain(&args),

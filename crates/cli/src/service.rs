@@ -3,8 +3,9 @@
 //! In reading order: [`keys`] (every setting), [`value`] (what may be written), [`layers`] (from where, the later
 //! winning), [`settings`] (what it means); [`store`] (where jobs are kept); [`catalog`] and [`door`] (what can be asked
 //! for), [`downloads`] (what is fetched for it), [`known`]; [`instance`] (one server a
-//! data folder), [`supervisor`], [`log`]; then the verbs, [`backup`] among them.
+//! data folder), [`supervisor`], [`log`]; then the verbs, [`mod@access`] (keys) and [`backup`] among them.
 
+mod access;
 mod backup;
 mod catalog;
 mod door;
@@ -31,6 +32,7 @@ use crate::console;
 use crate::failure::Failure;
 use settings::Settings;
 
+pub(crate) use access::run as keys;
 pub(crate) use backup::{backup, restore};
 pub(crate) use folders::Surroundings;
 pub(crate) use instance::running;

@@ -32,8 +32,8 @@ mod store;
 mod turns;
 mod words;
 
-pub use artifacts::{ArtifactStore, FolderArtifacts, checked_copy};
 pub use access::{AccessKey, Limits, NoAccess, Token, Usage, recognise};
+pub use artifacts::{ArtifactStore, FolderArtifacts, checked_copy};
 pub use command::{Acknowledgement, Command, CommandId, Heartbeat, Order, WorkerStatus};
 pub use error::{Clash, Lost, Result, StoreError, Unclaimable};
 pub use event::{Event, EventId, Events, Happening};

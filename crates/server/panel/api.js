@@ -3,6 +3,8 @@
 // A seed has up to 64 bits, more than a JavaScript number holds. It is a text of digits everywhere in the panel, and only
 // here becomes a number on its way out and a text on its way in.
 
+import { credentials } from './key.js';
+
 const BASE = new URL('../', import.meta.url);
 const TIMEOUT_MS = 20_000;
 const UPLOAD_MS = 120_000;
@@ -41,7 +43,7 @@ function read(text) {
 /** Asks the service; the answer is JSON. Rejects with a [`Refusal`]. */
 export async function ask(method, path, body, { signal, timeout_ms = TIMEOUT_MS, headers = {} } = {}) {
   const limit = AbortSignal.timeout(timeout_ms);
-  const init = { method, headers: { ...headers }, signal: signal ? AbortSignal.any([signal, limit]) : limit };
+  const init = { method, headers: { ...credentials(), ...headers }, signal: signal ? AbortSignal.any([signal, limit]) : limit };
   if (body instanceof Blob) {
     init.headers['Content-Type'] = body.type;
     init.body = body;
@@ -64,6 +66,7 @@ export async function ask(method, path, body, { signal, timeout_ms = TIMEOUT_MS,
   } catch {
     if (response.ok) throw new Refusal(response.status, { code: 'internal', message: 'the answer is not JSON' });
   }
+  if (response.status === 401) dispatchEvent(new Event('lowtide-key'));
   if (!response.ok) throw new Refusal(response.status, (answer && answer.error) || {});
   return answer;
 }
@@ -97,7 +100,7 @@ export function listen({ onEvent, onUp, onDown }) {
 
   const close = () => {
     clearTimeout(timer);
-    if (source) source.close();
+    if (source) source.abort();
     source = null;
   };
   const again = () => {
@@ -106,26 +109,48 @@ export function listen({ onEvent, onUp, onDown }) {
     timer = setTimeout(open, wait);
     wait = Math.min(wait * 2, RECONNECT_MS_MAX);
   };
-  const open = () => {
+  const tell = (text) => {
+    const field = (name) => text.split('\n').filter((line) => line.startsWith(`${name}: `)).map((line) => line.slice(name.length + 2)).join('\n');
+    const name = field('event');
+    if (!HAPPENINGS.includes(name)) return;
+    let data;
+    try {
+      data = read(field('data') || '{}');
+    } catch {
+      return;
+    }
+    onEvent(name, data);
+  };
+  // Not the browser's own EventSource: that cannot say who asks.
+  const open = async () => {
     close();
-    source = new EventSource(address('v1/events?previews=1'));
-    // The browser tries again by itself only after some failures; this is the same after all of them.
-    source.onerror = again;
-    source.onopen = () => {
+    const mine = new AbortController();
+    source = mine;
+    let heard = setTimeout(() => mine.abort(), SILENCE_MS_MAX);
+    try {
+      const response = await fetch(address('v1/events?previews=1'), { headers: { ...credentials(), Accept: 'text/event-stream' }, cache: 'no-store', signal: mine.signal });
+      if (response.status === 401) dispatchEvent(new Event('lowtide-key'));
+      if (!response.ok) throw new Error(`HTTP ${response.status}`);
       wait = RECONNECT_MS_FIRST;
       onUp();
-    };
-    for (const name of HAPPENINGS) {
-      source.addEventListener(name, (event) => {
-        let data;
-        try {
-          data = read(event.data || '{}');
-        } catch {
-          return;
-        }
-        onEvent(name, data);
-      });
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      let rest = '';
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) break;
+        // The service says something every few seconds, if only that it is still there.
+        clearTimeout(heard);
+        heard = setTimeout(() => mine.abort(), SILENCE_MS_MAX);
+        const parts = (rest + value).split('\n\n');
+        rest = parts.pop();
+        parts.forEach(tell);
+      }
+    } catch {
+      // What broke it does not matter: it is opened again.
+    } finally {
+      clearTimeout(heard);
     }
+    if (source === mine) again();
   };
   // A browser opens few connections to one address: a page that nobody has looked at for a while lets its own go.
   let away = 0;

@@ -2,6 +2,7 @@
 
 import { address, upload } from './api.js';
 import { byId, el, fill, toast } from './dom.js';
+import { showIn } from './key.js';
 import { Mask } from './mask.js';
 import { onLanguage, reason, say } from './words.js';
 
@@ -114,7 +115,7 @@ function show(image, drawn) {
       toast(say('begin.gone'), true);
       show(null, null);
     };
-    picture.src = place(image);
+    showIn(picture, place(image));
   } else {
     picture.onload = null;
     picture.onerror = null;

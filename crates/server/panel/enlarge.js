@@ -3,6 +3,7 @@
 import { address, freshKey, get, post, upload } from './api.js';
 import { byId, el, fill, recall, remember, settle, toast } from './dom.js';
 import { isOver, jobs } from './jobs.js';
+import { leadTo, showIn } from './key.js';
 import { bytes, onLanguage, reason, say, seconds } from './words.js';
 
 const KIND = 'upscale';
@@ -120,7 +121,7 @@ function take(name) {
     given = null;
     showView();
   };
-  before.src = place(name);
+  showIn(before, place(name));
   showView();
   showFactor();
 }
@@ -205,8 +206,8 @@ function over(job) {
     shown = { job, artifact };
     const after = byId('enlarge-after');
     after.onload = showState;
-    after.src = address(artifact.url).href;
-    byId('enlarge-keep').href = address(artifact.url).href;
+    showIn(after, address(artifact.url).href);
+    leadTo(byId('enlarge-keep'), artifact.url);
     byId('enlarge-keep').download = `${job.id}.${artifact.media_type.split('/').pop()}`;
   } else {
     toast(job.error || say('enlarge.stopped'), job.state === 'failed');

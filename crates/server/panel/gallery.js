@@ -4,6 +4,7 @@ import { beginFromResult } from './begin.js';
 import { enlargeResult } from './enlarge.js';
 import { button, byId, el, fill, keep, sign } from './dom.js';
 import { jobs, notesOf, peakOf } from './jobs.js';
+import { leadTo, showIn } from './key.js';
 import { afterwards, restore, sendOn } from './make.js';
 import { stepsList } from './steps.js';
 import { ago, bytes, moment, onLanguage, say, seconds } from './words.js';
@@ -48,7 +49,8 @@ function show() {
 
 function card(job) {
   const [first] = job.artifacts;
-  const image = el('img', { src: first.url, alt: '', loading: 'lazy', decoding: 'async' });
+  const image = el('img', { alt: '', loading: 'lazy', decoding: 'async' });
+  showIn(image, first.url);
   const words = el('span', { class: 'words', text: job.model });
   const node = el('li', {}, el('button', { type: 'button', class: 'thumb', on: { click: () => openPicture(job, 0) } }, image, job.artifacts.length > 1 && el('span', { class: 'several', text: `×${job.artifacts.length}`, title: say('gallery.several', { count: job.artifacts.length }) }), words));
   image.addEventListener('error', () => {
@@ -123,7 +125,7 @@ function showOpened() {
   const artifact = job.artifacts[index];
   const { request = {} } = job;
   const image = byId('picture-image');
-  image.src = artifact.url;
+  showIn(image, artifact.url);
   image.alt = request.prompt || '';
   byId('picture-prompt').textContent = request.prompt || '';
   byId('picture-negative').textContent = request.negative || request.negative_prompt || '';
@@ -136,7 +138,7 @@ function showOpened() {
     artifact.media_type.startsWith('image/') && button({ word: say('begin.use'), icon: 'picture', act: () => goOn(artifact), data: { act: 'begin' } }),
     ...(artifact.media_type.startsWith('image/') ? afterwards() : []).map((kind) => button({ word: say(`steps.do.${kind}`), icon: 'picture', act: () => sendFrom(kind, artifact), data: { act: kind } })),
     artifact.media_type.startsWith('image/') && !byId('enlarge-card').hidden && button({ word: say('enlarge.use'), icon: 'front', act: () => enlarge(artifact), data: { act: 'enlarge' } }),
-    el('a', { class: 'button', href: artifact.url, download: fileName(job, index) }, sign('download'), el('span', { text: say('gallery.download') })),
+    leadTo(el('a', { class: 'button', download: fileName(job, index) }, sign('download'), el('span', { text: say('gallery.download') })), artifact.url),
   );
 }
 

@@ -1,5 +1,7 @@
 // A mask drawn over a picture: strokes of a round brush, by pen, finger, mouse or keys. What is drawn is made anew.
 
+import { showIn } from './key.js';
+
 /** Pixels of the longer side that a mask is drawn with; the service brings it to the picture's size. */
 const SIDE_MAX = 1024;
 
@@ -65,7 +67,7 @@ export class Mask {
       this.draw();
       this.onTool();
     };
-    image.src = address;
+    showIn(image, address);
   }
 
   /** There is no picture. */

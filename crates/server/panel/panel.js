@@ -8,6 +8,7 @@ import { enlargeFrom, loadEnlarge, startEnlarge } from './enlarge.js';
 import { startExplain } from './explain.js';
 import { startGallery } from './gallery.js';
 import { jobs } from './jobs.js';
+import { startKey } from './key.js';
 import { machine } from './machine.js';
 import { drawSeed, go, loadKinds, restoreFrom, startMake } from './make.js';
 import { loadHistory, startMemory } from './memory.js';
@@ -164,6 +165,10 @@ async function start() {
   startExplain();
   startKeys(turnTheme);
   startDrop();
+  startKey(() => {
+    stream.retry();
+    lookAtAll();
+  });
   machine.addEventListener('change', showMachine);
   stream = listen({ onEvent, onUp: () => showLink(true), onDown: () => showLink(false) });
   byId('link-retry').addEventListener('click', () => stream.retry());

@@ -5,6 +5,7 @@ import { announce, button, byId, el, fill, sign, toast } from './dom.js';
 import { howFar, state } from './downloads.js';
 import { fileName, goOn, openPicture, reuse } from './gallery.js';
 import { isOver, jobs, notesOf, peakOf } from './jobs.js';
+import { leadTo, showIn } from './key.js';
 import { stepOf } from './steps.js';
 import { onLanguage, reason, say } from './words.js';
 
@@ -118,7 +119,7 @@ function showPictures() {
   const several = pictures.length > 1;
   const view = el('div', { class: several ? 'pictures several' : 'pictures' });
   pictures.forEach((picture, index) => {
-    const image = el('img', { src: picture.url, alt: (shown.request && shown.request.prompt) || say('stage.title') });
+    const image = showIn(el('img', { alt: (shown.request && shown.request.prompt) || say('stage.title') }), picture.url);
     view.append(el('button', { type: 'button', class: 'picture', 'aria-label': say('gallery.open'), on: { click: () => openPicture(shown, index) } }, image));
   });
   fill(byId('stage-view'), view);
@@ -128,7 +129,7 @@ function showPictures() {
   fill(
     byId('stage-bar'),
     caption(shown.model, took !== undefined && say('stage.took', { seconds: took }), peak !== null && say('stage.peak', { bytes: peak }), shown.request && shown.request.seed !== undefined && say('stage.seed', { seed: String(shown.request.seed) })),
-    el('div', { class: 'row' }, button({ label: say('gallery.reuse'), icon: 'reuse', act: () => reuse(shown) }), first && button({ label: say('begin.use'), icon: 'picture', act: () => goOn(first), data: { act: 'begin' } }), first && el('a', { class: 'button bare', href: first.url, download: fileName(shown, 0), title: say('gallery.download'), 'aria-label': say('gallery.download') }, sign('download'))),
+    el('div', { class: 'row' }, button({ label: say('gallery.reuse'), icon: 'reuse', act: () => reuse(shown) }), first && button({ label: say('begin.use'), icon: 'picture', act: () => goOn(first), data: { act: 'begin' } }), first && leadTo(el('a', { class: 'button bare', download: fileName(shown, 0), title: say('gallery.download'), 'aria-label': say('gallery.download') }, sign('download')), first.url)),
   );
 }
 

@@ -228,6 +228,7 @@ impl Inner {
 pub(crate) struct Access {
     /// A std mutex, held to copy a pointer.
     known: Mutex<Known>,
+    looking: Mutex<()>,
     buckets: Mutex<HashMap<String, Bucket>>,
     /// Requests answered, by the key's name.
     answered: Mutex<HashMap<String, u64>>,
@@ -277,10 +278,21 @@ impl Access {
 
 /// Looks at the keys of the store, and tells of those that were made or revoked since the last look.
 pub(crate) fn renew(app: &Inner) -> Result<(), StoreError> {
+    renew_after(app, Instant::now())
+}
+
+/// As [`renew`], if no look began since then.
+fn renew_after(app: &Inner, since: Instant) -> Result<(), StoreError> {
+    // One at a time: what was read first must not take the place of what was read later.
+    let _turn = lock(&app.access.looking);
+    if app.access.looked().is_some_and(|looked| looked >= since) {
+        return Ok(());
+    }
+    let began = Instant::now();
     let new = Arc::new(app.store.access_keys()?);
     let before = {
         let mut known = lock(&app.access.known);
-        known.looked = Some(Instant::now());
+        known.looked = Some(began);
         known.keys.replace(Arc::clone(&new))
     };
     for key in before
@@ -344,7 +356,7 @@ pub(crate) async fn admit(app: &App, knock: Knock) -> Result<Caller, Refusal> {
     }
     // Whoever shows a key where none is needed may have the first one.
     let first = app.access.needed(mode) == Some(false) && mode == AccessMode::Auto;
-    let unseen = first && token.is_ok() && app.access.is_stale();
+    let unseen = first && token.is_ok() && app.access.pause().is_zero();
     if app.access.needed(mode).is_none() || unseen {
         app.blocking(|app| Ok(renew(app)?)).await?;
     }
@@ -392,22 +404,31 @@ async fn holder(app: &App, text: &str) -> Result<Arc<AccessKey>, Refusal> {
         let keys = app.access.keys().unwrap_or_default();
         recognise(&keys, text, app.now()).cloned().map(Arc::new)
     };
-    let found = match find(app) {
-        Err(NoAccess::Unknown) if app.access.is_stale() => {
-            app.blocking(|app| Ok(renew(app)?)).await?;
-            find(app)
+    let mut found = find(app);
+    if found == Err(NoAccess::Unknown) {
+        // What was made before this request came is known to a look that began after it; many such requests share one.
+        let came = Instant::now();
+        while app.access.looked().is_none_or(|looked| looked < came) {
+            tokio::time::sleep(app.access.pause()).await;
+            app.blocking(move |app| Ok(renew_after(app, came)?)).await?;
         }
-        found => found,
-    };
+        found = find(app);
+    }
     found.map_err(|why| Refusal::Unauthorized {
         problem: format!("{why}: 'lowtide keys create' makes one"),
     })
 }
 
 impl Access {
-    fn is_stale(&self) -> bool {
-        let looked = lock(&self.known).looked;
-        looked.is_none_or(|at| at.elapsed() >= LOOK_AGAIN)
+    /// When the last look at the keys began.
+    fn looked(&self) -> Option<Instant> {
+        lock(&self.known).looked
+    }
+
+    /// How long until the next look may be.
+    fn pause(&self) -> Duration {
+        let looked = self.looked();
+        looked.map_or(Duration::ZERO, |at| LOOK_AGAIN.saturating_sub(at.elapsed()))
     }
 }
 

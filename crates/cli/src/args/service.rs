@@ -184,7 +184,7 @@ pub(crate) struct HandOverArgs {
     pub(crate) wait: bool,
 }
 
-fn priority(text: &str) -> Result<Priority, String> {
+pub(super) fn priority(text: &str) -> Result<Priority, String> {
     text.parse()
         .map_err(|wrong: lowtide_core::job::NotAWord| wrong.to_string())
 }

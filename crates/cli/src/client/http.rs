@@ -1,11 +1,12 @@
 //! One request to a server, and its answer or the reason why there is none.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::Response;
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, RequestBuilder};
 
 use crate::failure::Failure;
 
@@ -19,10 +20,19 @@ const JSON_BYTES_MAX: u64 = 64 << 20;
 const FILE_BYTES_MAX: u64 = 4 << 30;
 
 /// A server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Http {
     agent: Agent,
     base: String,
+    /// What `Authorization` says.
+    bearer: Option<String>,
+}
+
+impl fmt::Debug for Http {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Http").field(&self.base).finish()
+    }
 }
 
 impl Http {
@@ -48,7 +58,23 @@ impl Http {
         Ok(Http {
             agent: config.into(),
             base: url.to_owned(),
+            bearer: None,
         })
+    }
+
+    /// The same, asked with this key.
+    pub(crate) fn with_key(self, key: Option<&str>) -> Http {
+        Http {
+            bearer: key.map(|key| format!("Bearer {key}")),
+            ..self
+        }
+    }
+
+    fn signed<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.bearer {
+            Some(bearer) => request.header("Authorization", bearer),
+            None => request,
+        }
     }
 
     /// Where it is.
@@ -61,7 +87,7 @@ impl Http {
     /// # Errors
     /// The server's reason, or that it does not answer.
     pub(crate) fn get(&self, path: &str) -> Result<Value, Failure> {
-        let answer = self.agent.get(self.at(path)).call();
+        let answer = self.signed(self.agent.get(self.at(path))).call();
         self.json(answer)
     }
 
@@ -70,7 +96,7 @@ impl Http {
     /// # Errors
     /// As [`Http::get`].
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
-        let answer = self.agent.post(self.at(path)).send_json(body);
+        let answer = self.signed(self.agent.post(self.at(path))).send_json(body);
         self.json(answer)
     }
 
@@ -84,7 +110,7 @@ impl Http {
         media_type: &str,
         file: &[u8],
     ) -> Result<Value, Failure> {
-        let request = self.agent.post(self.at(path));
+        let request = self.signed(self.agent.post(self.at(path)));
         let answer = request.header("Content-Type", media_type).send(file);
         self.json(answer)
     }
@@ -94,7 +120,7 @@ impl Http {
     /// # Errors
     /// As [`Http::get`].
     pub(crate) fn delete(&self, path: &str) -> Result<Value, Failure> {
-        let answer = self.agent.delete(self.at(path)).call();
+        let answer = self.signed(self.agent.delete(self.at(path))).call();
         self.json(answer)
     }
 
@@ -118,7 +144,7 @@ impl Http {
     }
 
     fn begin(&self, path: &str) -> Result<Response<Body>, Failure> {
-        let answer = self.agent.get(self.at(path)).call();
+        let answer = self.signed(self.agent.get(self.at(path))).call();
         let answer = answer.map_err(|cause| self.silent(&cause))?;
         match answer.status().is_success() {
             true => Ok(answer),
@@ -159,6 +185,9 @@ impl Http {
         let told: Value = serde_json::from_str(&text).unwrap_or_default();
         let error = &told["error"];
         let sentence = match error["message"].as_str() {
+            Some(message) if error["code"] == "unauthorized" => {
+                format!("{message}; LOWTIDE_KEY is where this program looks for one")
+            }
             Some(message) => match error["field"]
                 .as_str()
                 .filter(|field| !message.contains(field))

@@ -69,6 +69,11 @@ pub(crate) const KEYS: &[Key] = &[
     key("server.openai", Kind::Flag, "true"),
     key("server.sdapi", Kind::Flag, "true"),
     key("server.comfyui", Kind::Flag, "true"),
+    key(
+        "server.access",
+        Kind::Word(&["auto", "keys", "open"]),
+        "auto",
+    ),
     key("server.origins", Kind::Texts, ""),
     key("server.hosts", Kind::Texts, ""),
     key("server.body_max", Kind::Size, "1MiB"),

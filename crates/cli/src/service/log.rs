@@ -94,9 +94,13 @@ impl Logger {
 
     /// Says something, with its numbers and names for programs.
     pub(crate) fn say_with(&self, level: Level, text: &str, fields: Map<String, Value>) {
-        if level < self.least {
-            return;
+        if level >= self.least {
+            self.say_always(level, text, fields);
         }
+    }
+
+    /// As [`Logger::say_with`], whatever the settings leave out.
+    pub(crate) fn say_always(&self, level: Level, text: &str, fields: Map<String, Value>) {
         let line = match self.json {
             true => json_line(now(), level, self.name.as_deref(), (text, fields)),
             false => text_line(now(), level, self.name.as_deref(), text),
@@ -128,6 +132,12 @@ pub(crate) fn now() -> Moment {
     Moment(since.map_or(0, |since| {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }))
+}
+
+/// The day of a moment, in UTC.
+pub(crate) fn day(at: Moment) -> String {
+    let ([year, month, day], _) = calendar(at);
+    format!("{year:04}-{month:02}-{day:02}")
 }
 
 fn text_line(at: Moment, level: Level, name: Option<&str>, text: &str) -> String {

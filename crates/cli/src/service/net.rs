@@ -6,8 +6,10 @@ use std::thread::JoinHandle;
 
 use anyhow::Context;
 use lowtide_jobs::{ArtifactStore, InputStore, JobStore, Retention};
-use lowtide_server::{Door, End, Options, Server, end_signal};
+use lowtide_server::{AuditSink, Door, End, Options, Server, end_signal};
+use serde_json::json;
 
+use super::log::{Level, Logger};
 use super::settings::Settings;
 use crate::failure::Failure;
 
@@ -33,7 +35,7 @@ impl Net {
     pub(crate) fn start(
         listener: TcpListener,
         subjects: Subjects,
-        settings: &Settings,
+        (settings, log): (&Settings, &Logger),
     ) -> Result<Net, Failure> {
         let Subjects {
             store,
@@ -41,7 +43,7 @@ impl Net {
             inputs,
             door,
         } = subjects;
-        let server = Server::new(store, artifacts, inputs, door, options(settings));
+        let server = Server::new(store, artifacts, inputs, door, options(settings, log));
         let (end, ended) = end_signal();
         let thread = std::thread::Builder::new()
             .name("server".to_owned())
@@ -70,10 +72,26 @@ impl Net {
     }
 }
 
-fn options(settings: &Settings) -> Options {
+/// Lines that tell who did what. They are told whatever else is left out.
+fn audit(log: &Logger) -> AuditSink {
+    let log = log.named("audit");
+    AuditSink::new(move |line| {
+        let jobs: Vec<String> = line.jobs.iter().map(ToString::to_string).collect();
+        let fields = json!({
+            "audit": true, "who": line.who, "key": line.key, "address": line.from, "what": line.what,
+            "subject": line.subject, "jobs": jobs, "status": line.status,
+        });
+        let fields = fields.as_object().cloned().unwrap_or_default();
+        log.say_always(Level::Info, &line.to_string(), fields);
+    })
+}
+
+fn options(settings: &Settings, log: &Logger) -> Options {
     let server = &settings.server;
     let queue = &settings.queue;
     Options {
+        access: server.access,
+        audit: Some(audit(log)),
         hosts: server.hosts.clone(),
         origins: server.origins.clone(),
         body_max: server.body_max,

@@ -13,6 +13,7 @@ use lowtide_engine::device::cpu;
 use lowtide_engine::device::memory::Memory;
 use lowtide_engine::processor;
 use lowtide_jobs::{JobStore, Listen};
+use lowtide_server::AccessMode;
 use serde_json::json;
 
 use super::catalog::Catalog;
@@ -72,10 +73,16 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         inputs: files.inputs,
         door: desk.clone(),
     };
-    let net = Net::start(listener, subjects, &settings)?;
+    let net = Net::start(listener, subjects, (&settings, &log))?;
     let url = format!("http://{}", reachable(address));
     instance.tell(&url)?;
-    say_start(&settings, &log, (&url, &files.place), &catalog.names());
+    let keys = store.access_keys().map_or(0, |keys| keys.len());
+    say_start(
+        (&settings, keys),
+        &log,
+        (&url, &files.place),
+        &catalog.names(),
+    );
     let supervisor = match settings.server.worker {
         true => Some(Supervisor::start(
             Plan {
@@ -171,23 +178,34 @@ fn worker_command() -> Result<Command, Failure> {
 
 /// What a person wants to know at the start: where, how much memory, which models; and which settings are not the
 /// defaults.
-fn say_start(settings: &Settings, log: &Logger, (url, files): (&str, &str), models: &[String]) {
+fn say_start(
+    (settings, keys): (&Settings, usize),
+    log: &Logger,
+    (url, files): (&str, &str),
+    models: &[String],
+) {
     let fields = json!({ "url": url, "pid": std::process::id() });
     log.say_with(
         Level::Info,
         &format!("listens on {url}"),
         fields.as_object().cloned().unwrap_or_default(),
     );
-    if !super::settings::is_local(&settings.server.host) {
-        log.say(
+    let server = &settings.server;
+    let guarded = match server.access {
+        AccessMode::Keys => true,
+        AccessMode::Auto => keys > 0,
+        AccessMode::Open => false,
+    };
+    match guarded {
+        true => log.info("a key is needed: 'lowtide keys' lists, makes and revokes them"),
+        false if super::settings::is_local(&server.host) => {}
+        false => log.say(
             Level::Warn,
-            "anybody who reaches this address can use it: there are no passwords",
-        );
+            "anybody who reaches this address can use it: 'lowtide keys create --name NAME --admin' makes the first key, from \
+             which on one is needed",
+        ),
     }
-    log.info(&format!(
-        "queue {}, pictures in {files}",
-        settings.server.store
-    ));
+    log.info(&format!("queue {}, pictures in {files}", server.store));
     log.info(&budget(settings));
     log.info(&format!(
         "kinds of jobs: {}; models: {}",

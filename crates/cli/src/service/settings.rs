@@ -11,6 +11,7 @@ use lowtide_core::Bytes;
 use lowtide_core::job::Priority;
 use lowtide_core::lifecycle::{AfterJob, KeepAlive};
 use lowtide_jobs::TlsFiles;
+use lowtide_server::AccessMode;
 use serde_json::{Map, Value, json};
 
 use super::folders::Surroundings;
@@ -59,6 +60,8 @@ pub(crate) struct ServerSettings {
     pub(crate) openai: bool,
     pub(crate) sdapi: bool,
     pub(crate) comfyui: bool,
+    /// Who needs a key.
+    pub(crate) access: AccessMode,
     /// Further values of `Origin` and `Host` that are let in.
     pub(crate) origins: Vec<String>,
     pub(crate) hosts: Vec<String>,
@@ -224,6 +227,11 @@ impl Settings {
                 openai: flag(&resolved, "server.openai"),
                 sdapi: flag(&resolved, "server.sdapi"),
                 comfyui: flag(&resolved, "server.comfyui"),
+                access: match text(&resolved, "server.access").as_str() {
+                    "keys" => AccessMode::Keys,
+                    "open" => AccessMode::Open,
+                    _ => AccessMode::Auto,
+                },
                 origins: texts(&resolved, "server.origins"),
                 hosts: texts(&resolved, "server.hosts"),
                 body_max: Bytes(count(&resolved, "server.body_max")),

@@ -114,6 +114,37 @@ pub(crate) fn open(settings: &Settings, listen: Listen) -> Result<Arc<dyn JobSto
     opened.map_err(|cause| unusable(place, cause))
 }
 
+/// Whether there is a queue already, as far as that can be said without making one.
+pub(crate) fn is_there(settings: &Settings) -> bool {
+    match &settings.server.store {
+        Place::File(path) => path.exists(),
+        Place::Server { .. } => true,
+    }
+}
+
+/// Makes the folder that the queue's file is to be in.
+///
+/// # Errors
+/// When it cannot be made.
+pub(crate) fn make_folder(settings: &Settings) -> Result<(), Failure> {
+    let Place::File(path) = &settings.server.store else {
+        return Ok(());
+    };
+    match path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    {
+        Some(folder) => Ok(std::fs::create_dir_all(folder)
+            .with_context(|| format!("the folder '{}' cannot be made", folder.display()))?),
+        None => Ok(()),
+    }
+}
+
+/// A store's trouble, where it is asked by hand.
+pub(crate) fn failed(cause: StoreError) -> Failure {
+    Failure::Other(anyhow::Error::new(cause))
+}
+
 fn policy(queue: &QueueSettings) -> Policy {
     Policy {
         waiting_max: queue.waiting_max,

@@ -248,6 +248,13 @@ fn own_id() -> WorkerId {
 
 /// The name of the worker that is this process of this machine; no other one has it.
 pub(super) fn worker_id(pid: u32) -> WorkerId {
+    format!("{}-cpu-{pid}", host())
+        .parse()
+        .expect("letters, digits and hyphens, at most 64")
+}
+
+/// The machine's name, as far as it is letters, digits and dashes.
+pub(super) fn host() -> String {
     const HOST_LEN_MAX: usize = 40;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .ok()
@@ -261,14 +268,10 @@ pub(super) fn worker_id(pid: u32) -> WorkerId {
         .filter(plain)
         .take(HOST_LEN_MAX)
         .collect();
-    let host = if host.is_empty() {
-        "host".to_owned()
-    } else {
-        host
-    };
-    format!("{host}-cpu-{pid}")
-        .parse()
-        .expect("letters, digits and hyphens, at most 64")
+    match host.is_empty() {
+        true => "host".to_owned(),
+        false => host,
+    }
 }
 
 #[cfg(test)]

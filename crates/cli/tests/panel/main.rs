@@ -9,6 +9,7 @@
 
 mod cdp;
 mod fetching;
+mod keyed;
 mod service;
 mod visits;
 mod words;

@@ -62,6 +62,21 @@ impl Service {
     }
 }
 
+impl Service {
+    /// A new key to it.
+    pub(crate) fn key(&self, name: &str) -> String {
+        let made = Command::new(env!("CARGO_BIN_EXE_lowtide"))
+            .args(["keys", "create", "--name", name, "--admin", "--data-dir"])
+            .arg(self.folder.path().join("data"))
+            .current_dir(self.folder.path())
+            .env("HOME", self.folder.path())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        String::from_utf8(made.stdout).unwrap().trim().to_owned()
+    }
+}
+
 fn address(told: &Path) -> Option<String> {
     let told: Value = serde_json::from_str(&std::fs::read_to_string(told).ok()?).ok()?;
     Some(told["url"].as_str()?.to_owned())

@@ -8,6 +8,7 @@
 mod backup;
 mod downloads;
 mod hand_over;
+mod keys;
 mod serving;
 mod settings;
 mod upscaling;

@@ -40,6 +40,7 @@ static FILES: &[File] = &files![
     "enlarge.js" as "text/javascript; charset=utf-8",
     "explain.js" as "text/javascript; charset=utf-8",
     "gallery.js" as "text/javascript; charset=utf-8",
+    "key.js" as "text/javascript; charset=utf-8",
     "jobs.js" as "text/javascript; charset=utf-8",
     "machine.js" as "text/javascript; charset=utf-8",
     "make.js" as "text/javascript; charset=utf-8",
