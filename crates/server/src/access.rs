@@ -223,6 +223,18 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Whether what a caller's request began may go on: its key was not revoked and is not over.
+    pub(crate) fn still_may(&self, caller: &Caller) -> bool {
+        let Some(mine) = caller.key() else {
+            return true;
+        };
+        let keys = self.access.keys().unwrap_or_default();
+        let now = keys.iter().find(|key| key.id == mine.id);
+        now.is_some_and(|key| key.check(self.now()).is_ok())
+    }
+}
+
 /// What is known of keys, and how much of their limits was used.
 #[derive(Debug, Default)]
 pub(crate) struct Access {

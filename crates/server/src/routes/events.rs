@@ -251,6 +251,9 @@ impl Feed {
     /// The next text; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
+            if !self.app.still_may(&self.caller) {
+                return None;
+            }
             if let Some(text) = self.ready.pop_front() {
                 return Some(text);
             }

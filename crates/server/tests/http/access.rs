@@ -296,6 +296,32 @@ fn events_are_those_of_ones_own_jobs() {
 }
 
 #[test]
+fn a_stream_ends_with_its_key() {
+    let guarded = Guarded::new(None);
+    let (mut key, token) = guarded.key("me", |_| {});
+    let admin = guarded.admin();
+    let bearer = format!("Bearer {}", token.reveal());
+    let headers = [("authorization", bearer.as_str())];
+    let mut stream = guarded.world.events("/v1/events", &headers);
+    guarded.submit(&token);
+    assert_eq!(stream.until("submitted").name, "submitted");
+    key.revoked = Some(pretend::now());
+    guarded.world.store.keep_key(&key).unwrap();
+    until("the end of the key", || {
+        guarded.get(&token, "/v1/jobs").status == 401
+    });
+    let foreign = json!({ "request": { "prompt": "x" }, "owner": "me" });
+    let sent = guarded.ask(&admin, "POST", "/v1/jobs", Some(&foreign));
+    assert_eq!(sent.status, 202, "{sent:?}");
+    let late = sent.json()["id"].clone();
+    let rest = stream.rest();
+    assert!(
+        rest.iter().all(|event| event.data["job"] != late),
+        "{rest:?}"
+    );
+}
+
+#[test]
 fn the_dialects_keep_their_clients_apart() {
     let guarded = Guarded::new(None);
     let (mine, yours) = (guarded.user("me"), guarded.user("you"));

@@ -77,7 +77,7 @@ struct Talk {
     over: HashSet<JobId>,
 }
 
-/// The client went away.
+/// The client went away, or its key was revoked.
 struct Gone;
 
 impl Talk {
@@ -136,6 +136,9 @@ impl Talk {
     }
 
     async fn tell(&mut self, line: &Line) -> Result<(), Gone> {
+        if !self.app.still_may(&self.caller) {
+            return Err(Gone);
+        }
         let caller = &self.caller;
         let entry = line.job.and_then(|job| self.app.comfy.entry(job, caller));
         let Some(entry) = entry else {
