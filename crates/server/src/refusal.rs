@@ -352,6 +352,25 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// As many jobs of an owner wait as may.
+fn quota_reached(error: &StoreError) -> Refusal {
+    match *error {
+        StoreError::OwnerFull {
+            waiting,
+            limit,
+            retry_after_ms,
+            ..
+        } => Refusal::QuotaReached {
+            waiting,
+            limit,
+            retry_after_s: retry_after_ms.div_ceil(1000).max(1),
+        },
+        _ => Refusal::Internal {
+            problem: format!("{error}; this is a bug"),
+        },
+    }
+}
+
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Refusal {
         let sentence = error.to_string();
@@ -375,16 +394,7 @@ impl From<StoreError> for Refusal {
                 limit,
                 retry_after_s: retry_after_ms.div_ceil(1000).max(1),
             },
-            StoreError::OwnerFull {
-                waiting,
-                limit,
-                retry_after_ms,
-                ..
-            } => Refusal::QuotaReached {
-                waiting,
-                limit,
-                retry_after_s: retry_after_ms.div_ceil(1000).max(1),
-            },
+            StoreError::OwnerFull { .. } => quota_reached(&error),
             StoreError::TooLarge { field, limit, .. } => Refusal::TooLarge { field, limit },
             StoreError::Invalid { field, reason } => {
                 Refusal::invalid(field.replace(' ', "_"), reason)

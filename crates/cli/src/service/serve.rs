@@ -76,13 +76,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let net = Net::start(listener, subjects, (&settings, &log))?;
     let url = format!("http://{}", reachable(address));
     instance.tell(&url)?;
-    let keys = store.access_keys().map_or(0, |keys| keys.len());
-    say_start(
-        (&settings, keys),
-        &log,
-        (&url, &files.place),
-        &catalog.names(),
-    );
+    let named = (&url[..], &files.place[..]);
+    say_start((&settings, store.as_ref()), &log, named, &catalog.names());
     let supervisor = match settings.server.worker {
         true => Some(Supervisor::start(
             Plan {
@@ -179,7 +174,7 @@ fn worker_command() -> Result<Command, Failure> {
 /// What a person wants to know at the start: where, how much memory, which models; and which settings are not the
 /// defaults.
 fn say_start(
-    (settings, keys): (&Settings, usize),
+    (settings, store): (&Settings, &dyn JobStore),
     log: &Logger,
     (url, files): (&str, &str),
     models: &[String],
@@ -193,7 +188,7 @@ fn say_start(
     let server = &settings.server;
     let guarded = match server.access {
         AccessMode::Keys => true,
-        AccessMode::Auto => keys > 0,
+        AccessMode::Auto => store.access_keys().is_ok_and(|keys| !keys.is_empty()),
         AccessMode::Open => false,
     };
     match guarded {

@@ -179,6 +179,17 @@ impl Draft {
     }
 }
 
+fn check_owner(owner: Option<&str>) -> Result<(), Refusal> {
+    let fits = |owner: &str| (1..=OWNER_LEN_MAX).contains(&owner.chars().count());
+    match owner.is_none_or(fits) {
+        true => Ok(()),
+        false => Err(Refusal::invalid(
+            "owner",
+            format!("1 to {OWNER_LEN_MAX} letters are needed"),
+        )),
+    }
+}
+
 /// Reads and checks one submission.
 pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draft, Refusal> {
     let kind = fields
@@ -210,13 +221,7 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
     let caller = app.caller();
     caller.check_priority(priority)?;
     let owner = caller.owner_of(owner)?;
-    let owner_fits = |owner: &str| (1..=OWNER_LEN_MAX).contains(&owner.chars().count());
-    if !owner.as_deref().is_none_or(owner_fits) {
-        return Err(Refusal::invalid(
-            "owner",
-            format!("1 to {OWNER_LEN_MAX} letters are needed"),
-        ));
-    }
+    check_owner(owner.as_deref())?;
     if idempotency_key.as_deref().is_some_and(|key| !is_key(key)) {
         return Err(Refusal::invalid("idempotency_key", KEY_RULE));
     }
