@@ -113,68 +113,43 @@ fn cpu_time() -> Duration {
     panic!("the processor's clock is only read on Linux");
 }
 
-/// Activations as the models hand them out: aligned to a cache line.
-struct Numbers {
-    all: Vec<f32>,
-    start: usize,
-}
+/// Activations as the models hand them out.
+struct Numbers(memory::Buffer);
 
 impl std::ops::Deref for Numbers {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.all[self.start..]
+        self.0.f32()
     }
 }
 
 impl std::ops::DerefMut for Numbers {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.all[self.start..]
+        self.0.f32_mut()
     }
 }
 
 fn numbers(count: usize) -> Numbers {
-    let mut all = vec![0.0; count + memory::BUFFER_ALIGNMENT / 4];
-    let start = all.as_ptr().align_offset(memory::BUFFER_ALIGNMENT);
-    all.truncate(start + count);
-    for (i, number) in all[start..].iter_mut().enumerate() {
+    let mut all = memory::Buffer::new(count * 4).expect("there is memory");
+    for (i, number) in all.f32_mut().iter_mut().enumerate() {
         *number = ((i * 7919) % 1013) as f32 / 1013.0 - 0.5;
     }
-    Numbers { all, start }
+    Numbers(all)
 }
 
-/// Bytes as a loader hands them out: aligned to a cache line.
-struct Weights {
-    numbers: Vec<u8>,
-    start: usize,
-    length: usize,
-}
-
-impl std::ops::Deref for Weights {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.numbers[self.start..][..self.length]
-    }
-}
-
-fn weights(stored: Stored, count: usize) -> Weights {
+/// Bytes as a loader hands them out.
+fn weights(stored: Stored, count: usize) -> memory::Buffer {
     let values = numbers(count);
-    let length = count * stored.size();
-    let mut numbers = vec![0; length + memory::BUFFER_ALIGNMENT];
-    let start = numbers.as_ptr().align_offset(memory::BUFFER_ALIGNMENT);
-    let to = numbers[start..][..length].chunks_exact_mut(stored.size());
+    let mut weights = memory::Buffer::new(count * stored.size()).expect("there is memory");
+    let to = weights.bytes_mut().chunks_exact_mut(stored.size());
     for (to, v) in to.zip(values.iter()) {
         match stored {
             Stored::F32 => to.copy_from_slice(&v.to_le_bytes()),
             _ => to.copy_from_slice(&half::bf16::from_f32(*v).to_le_bytes()),
         }
     }
-    Weights {
-        numbers,
-        start,
-        length,
-    }
+    weights
 }
 
 fn time_linear(
@@ -187,7 +162,7 @@ fn time_linear(
     let mut out = numbers(m * n);
     let matrix = Matrix {
         stored,
-        bytes: &bytes,
+        bytes: bytes.bytes(),
         rows: n,
         cols: k,
         scales: None,
@@ -226,8 +201,8 @@ fn time_swiglu(
     clock.time(|| {
         linear_swiglu(
             Rows::new(&x, m, k),
-            &matrix(&b1),
-            &matrix(&b3),
+            &matrix(b1.bytes()),
+            &matrix(b3.bytes()),
             precision,
             RowsMut::new(&mut out, m, n),
         );
@@ -248,7 +223,7 @@ fn time_conv(
     let conv = Conv2d {
         weight: Matrix {
             stored,
-            bytes: &bytes,
+            bytes: bytes.bytes(),
             rows: cout,
             cols: cin * kernel * kernel,
             scales: None,

@@ -166,7 +166,7 @@ impl Block {
                     type Tiles = amx::Instructions;
                     // SAFETY: an `Isa` is only ever one that this processor has.
                     unsafe {
-                        tiled::run::<Tiles>(self, problem, depth, source, sink, scratch);
+                        tiled::run_block::<Tiles>(self, problem, depth, source, sink, scratch);
                     }
                     return;
                 }
@@ -174,7 +174,7 @@ impl Block {
                     type Tiles = amx::Emulated;
                     // SAFETY: the emulation needs no instruction.
                     unsafe {
-                        tiled::run::<Tiles>(self, problem, depth, source, sink, scratch);
+                        tiled::run_block::<Tiles>(self, problem, depth, source, sink, scratch);
                     }
                     return;
                 }
@@ -266,6 +266,7 @@ impl Block {
             sums,
             stage,
             small,
+            ..
         } = scratch;
         let cols = problem.weights[0].cols;
         let lanes = problem.lanes;

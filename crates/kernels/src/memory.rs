@@ -8,11 +8,12 @@
 //! on them. What is kept counts as live; it is given up before the cache limit or the budget is crossed. Weights that are
 //! forgotten for others leave their memory to those ([`hand_over`]).
 
+mod region;
 mod spare;
 
-use std::alloc::{GlobalAlloc, Layout, System, alloc_zeroed, dealloc};
+pub(crate) use region::{HUGE_PAGE_BYTES, Region};
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt;
-use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -136,8 +137,8 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
-/// Bytes the heap has handed out now, without what is laid aside for others (0 for ever where [`CountingAllocator`] is
-/// not installed).
+/// Bytes handed out now, by the heap and as large buffers, without what is laid aside for others (large buffers alone
+/// where [`CountingAllocator`] is not installed).
 pub fn live() -> u64 {
     taken().saturating_sub(spare())
 }
@@ -247,39 +248,6 @@ impl fmt::Display for OutOfMemory {
 }
 
 impl std::error::Error for OutOfMemory {}
-
-/// One aligned, zero-initialised allocation.
-struct Region {
-    pointer: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: a region is uniquely owned memory without interior references.
-unsafe impl Send for Region {}
-// SAFETY: shared access only ever reads.
-unsafe impl Sync for Region {}
-
-impl Region {
-    fn layout(bytes: usize) -> Option<Layout> {
-        Layout::from_size_align(bytes, BUFFER_ALIGNMENT).ok()
-    }
-
-    fn allocate(bytes: usize) -> Option<Region> {
-        let layout = Region::layout(bytes)?;
-        // SAFETY: `bytes` is not zero (callers round up to the alignment, from at least one byte).
-        let pointer = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Region { pointer, bytes })
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        let layout =
-            Region::layout(self.bytes).expect("the layout was valid when the region was made");
-        // SAFETY: allocated in `allocate` with this very layout.
-        unsafe { dealloc(self.pointer.as_ptr(), layout) }
-    }
-}
 
 /// An aligned buffer of bytes, counted and limited; read as bytes or as f32.
 ///

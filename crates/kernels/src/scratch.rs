@@ -1,10 +1,22 @@
 //! Per-thread scratch: buffers that kernels reuse and that do not grow with the inputs.
+//!
+//! A thread's buffers lie side by side in one region, which is a huge page or two where there are such: products go
+//! through all of them all the time, and would look up an address a page otherwise. A buffer that grows gets memory of
+//! its own until the kernel is done, since the others are in use beside it.
 
+use crate::isa::isa;
+use crate::memory::{HUGE_PAGE_BYTES, Region};
 use std::cell::RefCell;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Bytes of all threads' scratch.
 static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
+
+const LINE_BYTES: usize = 64;
+
+/// Numbers of a cache line.
+const LINE: usize = LINE_BYTES / 4;
 
 /// The buffers of one thread. Each kernel says which it uses for what.
 #[derive(Default)]
@@ -19,34 +31,104 @@ pub(crate) struct Scratch {
     pub(crate) stage: Buffer,
     /// Small per-lane values.
     pub(crate) small: Buffer,
+    /// Where they lie.
+    ground: Option<Counted>,
+}
+
+impl Scratch {
+    fn buffers(&mut self) -> [&mut Buffer; 5] {
+        let Self {
+            panel,
+            weights,
+            sums,
+            stage,
+            small,
+            ..
+        } = self;
+        [panel, weights, sums, stage, small]
+    }
+
+    /// Puts buffers that grew beside the others. What was in them is lost.
+    fn settle(&mut self) {
+        if self.buffers().iter().all(|buffer| buffer.own.is_none()) {
+            return;
+        }
+        let bytes: usize = self.buffers().iter().map(|b| b.lines * LINE_BYTES).sum();
+        let whole = bytes.next_multiple_of(HUGE_PAGE_BYTES);
+        // Where little is used a huge page would be waste.
+        let bytes = if bytes < whole / 2 { bytes } else { whole };
+        for buffer in self.buffers() {
+            buffer.own = None;
+            buffer.at = NonNull::dangling();
+        }
+        self.ground = None;
+        let ground = Counted::new(bytes);
+        let mut at = ground.0.pointer.cast::<f32>();
+        for buffer in self.buffers() {
+            buffer.at = at;
+            // SAFETY: the region is as long as all buffers together.
+            at = unsafe { at.add(buffer.lines * LINE) };
+        }
+        self.ground = Some(ground);
+    }
 }
 
 /// Aligned memory of f32, grown on demand and kept.
-#[derive(Default)]
-pub(crate) struct Buffer(Vec<Line>);
+pub(crate) struct Buffer {
+    at: NonNull<f32>,
+    lines: usize,
+    /// What it lies in since it grew.
+    own: Option<Counted>,
+}
 
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
+impl Default for Buffer {
+    fn default() -> Self {
+        Self {
+            at: NonNull::dangling(),
+            lines: 0,
+            own: None,
+        }
+    }
+}
 
 impl Buffer {
     /// At least `count` numbers, with whatever was left in them.
     pub(crate) fn take(&mut self, count: usize) -> &mut [f32] {
-        let lines = count.div_ceil(16);
-        if self.0.len() < lines {
-            ALLOCATED.fetch_add((lines - self.0.len()) * size_of::<Line>(), Relaxed);
-            self.0.reserve_exact(lines - self.0.len());
-            self.0.resize(lines, Line([0.0; 16]));
+        let lines = count.div_ceil(LINE);
+        if self.lines < lines {
+            let own = Counted::new(lines * LINE_BYTES);
+            self.at = own.0.pointer.cast();
+            self.lines = lines;
+            self.own = Some(own);
         }
-        // SAFETY: a `Line` is sixteen f32 without padding, and there are at least `lines` of them.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), lines * 16) }
+        // SAFETY: there are at least so many lines, initialised, in memory that belongs to this buffer alone.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), lines * LINE) }
     }
 
     /// All that is there.
     pub(crate) fn all(&self) -> &[f32] {
-        // SAFETY: a `Line` is sixteen f32 without padding.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 16) }
+        // SAFETY: as in `take`, and borrowed with `self`.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.lines * LINE) }
+    }
+}
+
+/// A region that counts as scratch.
+struct Counted(Region);
+
+impl Counted {
+    fn new(bytes: usize) -> Self {
+        let Some(region) = Region::allocate(bytes) else {
+            let layout = std::alloc::Layout::from_size_align(bytes, LINE_BYTES);
+            std::alloc::handle_alloc_error(layout.expect("scratch is small"));
+        };
+        ALLOCATED.fetch_add(bytes, Relaxed);
+        Self(region)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        ALLOCATED.fetch_sub(self.0.bytes, Relaxed);
     }
 }
 
@@ -56,12 +138,16 @@ thread_local! {
 
 /// Lends this thread's scratch. Kernels never nest, so it is always free.
 pub(crate) fn with<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
-    SCRATCH.with(|scratch| f(&mut scratch.borrow_mut()))
+    SCRATCH.with(|scratch| {
+        let mut scratch = scratch.borrow_mut();
+        scratch.settle();
+        f(&mut scratch)
+    })
 }
 
 /// An upper bound, in bytes, of the scratch that `threads` threads keep.
 pub fn scratch_bytes(threads: usize) -> usize {
-    threads * (2 << 20)
+    threads * HUGE_PAGE_BYTES * if isa().has_tiles() { 2 } else { 1 }
 }
 
 /// Bytes of scratch that all threads keep now.
@@ -74,10 +160,7 @@ mod tests {
     use crate::*;
 
     fn kept_bytes() -> usize {
-        super::with(|s| {
-            let buffers = [&s.panel, &s.weights, &s.sums, &s.stage, &s.small];
-            buffers.iter().map(|b| b.0.capacity() * 64).sum()
-        })
+        super::with(|s| s.ground.as_ref().map_or(0, |ground| ground.0.bytes))
     }
 
     /// Runs a convolution of zeros.

@@ -13,15 +13,22 @@ const BLOCK_OUTPUTS: usize = 1024;
 /// Products below which a second thread costs more than it brings.
 const SERIAL_PRODUCTS: usize = 400_000;
 
-/// 32-bit numbers of the panels that are packed at once for tiles: 768 KiB. The processors that
+/// 32-bit numbers of the panels that are packed at once for tiles: 640 KiB. The processors that
 /// have tiles have 2 MiB of second-level cache; sums and weights have to be there as well.
-const PACKED: usize = 192 * 1024;
+const PACKED: usize = 160 * 1024;
 
-/// Panels of a block for tiles. More would only make blocks uneven.
-const TILED_PANELS: usize = 8;
+/// Sums of one block for tiles that wait for the rest of k: half of a second-level cache of 2 MiB.
+const TILED_SUMS: usize = 256 * 1024;
 
-/// What packing a panel costs where tiles multiply, in outputs of that panel.
-const PACKING_OUTPUTS: usize = 100;
+/// Panels of a block for tiles. More were slower: what is packed and the sums crowd each other out.
+const TILED_PANELS: usize = 4;
+
+/// What packing a panel costs where tiles multiply, in outputs of that panel. Far more than the
+/// instructions for it: it reads activations where no prefetch has been.
+const PACKING_OUTPUTS: usize = 1000;
+
+/// What reading a weight row costs where tiles multiply, in panels that it is multiplied with.
+const READING_PANELS: usize = 2;
 
 /// A rectangle's cut.
 #[derive(Debug, PartialEq, Eq)]
@@ -97,7 +104,7 @@ impl Cut {
             let stretches = PACKED / (PANEL * panels) / problem.format.steps(stretch);
             let depth = stretches * stretch;
             // The sums of a block stay between two packings.
-            let most = BLOCK_SUMS / (weights * PANEL * panels);
+            let most = TILED_SUMS / (weights * PANEL * panels);
             let fewest = if depth >= k {
                 1
             } else {
@@ -108,7 +115,7 @@ impl Cut {
                 let block_outputs = outputs.div_ceil(blocks).next_multiple_of(together);
                 let output_blocks = outputs.div_ceil(block_outputs);
                 let rounds = (panel_blocks * output_blocks).div_ceil(threads);
-                let reading = weights * block_outputs;
+                let reading = READING_PANELS * weights * block_outputs;
                 let cost = panels * (weights * block_outputs + PACKING_OUTPUTS) + reading;
                 let cut = Self {
                     panels,
@@ -185,7 +192,12 @@ mod tests {
             cut.outputs
         };
         let sums = weights * cut.panels * PANEL * kept;
-        assert!(sums <= BLOCK_SUMS + weights * cut.panels * PANEL * together(isa));
+        let most = if format == Format::Pairs {
+            TILED_SUMS
+        } else {
+            BLOCK_SUMS
+        };
+        assert!(sums <= most + weights * cut.panels * PANEL * together(isa));
         if format == Format::Pairs {
             assert!(cut.depth > 0 && cut.depth.is_multiple_of(format.stretch()));
             assert!(format.steps(cut.depth) * PANEL * cut.panels <= PACKED);

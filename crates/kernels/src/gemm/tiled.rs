@@ -20,14 +20,21 @@ use std::ops::Range;
 /// Outputs that are multiplied together: two tiles.
 const GROUP: usize = 32;
 
-/// Numbers of k of a run, two stretches: a group's weights for it are 36 KiB.
-const RUN: usize = 576;
+/// Most numbers of k of a run: a group's weights for it are 20 KiB, and panels and sums pass through the first cache
+/// beside them.
+const RUN: usize = 320;
 
 /// Numbers of k of a tile.
 const DEEP: usize = 32;
 
 /// Rows this far apart, or a multiple of it, fall on the same few sets of a first-level cache.
 const CROWDED_BYTES: usize = 2048;
+
+/// Numbers of k of a run: about the same for all runs of a chunk, whole tiles.
+fn run_numbers(k: usize) -> usize {
+    let runs = k.div_ceil(RUN).max(1);
+    k.div_ceil(runs).max(1).next_multiple_of(DEEP)
+}
 
 /// A panel's steps, made whole tiles.
 fn whole_steps(k: usize) -> usize {
@@ -38,7 +45,7 @@ fn whole_steps(k: usize) -> usize {
 ///
 /// # Safety
 /// `T`'s instructions must be there.
-pub(super) unsafe fn run<T: Tiles>(
+pub(super) unsafe fn run_block<T: Tiles>(
     block: &Block,
     problem: &Problem<'_>,
     depth: usize,
@@ -137,8 +144,9 @@ impl<S: Source> Group<'_, S> {
         let (panels, rows) = (self.panels.len(), self.rows.len());
         let steps = whole_steps(self.chunk.len());
         for (w, weight) in self.problem.weights.iter().enumerate() {
-            for start in self.chunk.clone().step_by(RUN) {
-                let k = start..(start + RUN).min(self.chunk.end);
+            let run = run_numbers(self.chunk.len());
+            for start in self.chunk.clone().step_by(run) {
+                let k = start..(start + run).min(self.chunk.end);
                 let operand = whole_tiles(self.problem, weight, &self.rows, &k, room);
                 let ahead = self.ahead(w, &k);
                 let at = (start - self.chunk.start) / 2;
