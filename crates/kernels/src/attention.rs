@@ -11,7 +11,7 @@ use crate::gemm::PANEL;
 use crate::gemm::amx;
 use crate::gemm::tile::{Multiplier, OnTiles, Operand, Plain, Product};
 use crate::isa::{Isa, isa};
-use crate::linear::{load_up_to, pack_rows, store_rows};
+use crate::linear::{To, load_up_to, pack_rows, store_rows};
 use crate::math::Activation;
 use crate::rows::{Rows, RowsMut, Shared};
 use crate::scratch::{self, Scratch};
@@ -311,7 +311,11 @@ impl Job<'_> {
                     None,
                     None,
                     none,
-                    (out, stride),
+                    To {
+                        out,
+                        stride,
+                        streamed: false,
+                    },
                 );
             }
         }

@@ -130,6 +130,7 @@ fn product(
         finish,
         out: Shared(out.data.as_mut_ptr()),
         stride: out.stride,
+        streamed: out.rows * out.cols * 4 >= STREAMED_BYTES,
     };
     gemm::run(&problem, &RowSource { isa, format, x }, &sink);
 }
@@ -324,6 +325,19 @@ enum Finish<'a> {
     Geglu { biases: [&'a [f32]; 2] },
 }
 
+/// Results from this size on, in bytes, are stored past the caches: whoever reads them finds them no nearer otherwise,
+/// and lines that are written whole need not be fetched first.
+const STREAMED_BYTES: usize = 4 << 20;
+
+/// Where rows are stored.
+#[derive(Clone, Copy)]
+pub(crate) struct To {
+    pub(crate) out: *mut f32,
+    pub(crate) stride: usize,
+    /// Past the caches, where rows are whole cache lines.
+    pub(crate) streamed: bool,
+}
+
 /// Stores lanes as rows.
 struct RowSink<'a> {
     isa: Isa,
@@ -331,44 +345,39 @@ struct RowSink<'a> {
     finish: Finish<'a>,
     out: Shared<f32>,
     stride: usize,
+    streamed: bool,
 }
 
 impl Sink for RowSink<'_> {
     fn finish(&self, sums: &mut [f32], panels: Range<usize>, n: Range<usize>) {
         let start = panels.start * PANEL;
         let rows = (self.rows - start).min(panels.len() * PANEL);
-        let out = self.out.at(start * self.stride + n.start);
+        let to = To {
+            out: self.out.at(start * self.stride + n.start),
+            stride: self.stride,
+            streamed: self.streamed,
+        };
         // SAFETY: blocks are disjoint, and `out` was checked to have all rows and columns.
         unsafe {
             match self.finish {
                 Finish::Linear { bias, act } => {
                     let bias = bias.map(|bias| &bias[n.clone()]);
-                    let to = (out, self.stride);
                     store_rows(self.isa, sums, rows, n.len(), bias, None, act, to);
                 }
                 Finish::Add { scale, act } => {
-                    let (add, to) = (Some(scale), (out, self.stride));
+                    let add = Some(scale);
                     store_rows(self.isa, sums, rows, n.len(), None, add, act, to);
                 }
                 Finish::Geglu { biases } => {
                     let (value, gate) = sums.split_at_mut(panels.len() * n.len() * PANEL);
                     multiply_gelu(self.isa, value, gate, biases.map(|bias| &bias[n.clone()]));
                     let act = Activation::None;
-                    store_rows(
-                        self.isa,
-                        value,
-                        rows,
-                        n.len(),
-                        None,
-                        None,
-                        act,
-                        (out, self.stride),
-                    );
+                    store_rows(self.isa, value, rows, n.len(), None, None, act, to);
                 }
                 Finish::Gate => {
                     let (gate, value) = sums.split_at_mut(panels.len() * n.len() * PANEL);
                     multiply_gate(self.isa, gate, value);
-                    let (act, to) = (Activation::None, (out, self.stride));
+                    let act = Activation::None;
                     store_rows(self.isa, gate, rows, n.len(), None, None, act, to);
                 }
             }
@@ -420,9 +429,12 @@ unsafe fn store_rows_generic<V: Vector>(
     bias: Option<&[f32]>,
     add: Option<f32>,
     act: Activation,
-    (out, stride): (*mut f32, usize),
+    to: To,
 ) {
     let mut edge = [0f32; LANES * PANEL];
+    let To { out, stride, .. } = to;
+    let aligned = (out as usize).is_multiple_of(64) && stride.is_multiple_of(LANES);
+    let streamed = to.streamed && aligned && add.is_none();
     for lane in (0..lanes).step_by(LANES) {
         let here = (lanes - lane).min(LANES);
         let panel = &sums[lane / PANEL * outputs * PANEL..][..outputs * PANEL];
@@ -430,7 +442,7 @@ unsafe fn store_rows_generic<V: Vector>(
             let length = (outputs - n).min(LANES);
             // SAFETY: the edge is large enough; the caller promises `out`.
             unsafe {
-                for i in 0..here {
+                for i in 0..if streamed { 0 } else { here } {
                     V::prefetch::<true>(out.wrapping_add((lane + i) * stride + n + 2 * LANES));
                 }
                 let mut from = panel.as_ptr().add(n * PANEL);
@@ -462,14 +474,19 @@ unsafe fn store_rows_generic<V: Vector>(
                         v = v.fma(V::splat(scale), old);
                     }
                     v = math::activate(act, v);
-                    if length == LANES {
-                        v.store(to);
-                    } else {
+                    if length < LANES {
                         v.store_part(to, length);
+                    } else if streamed {
+                        v.stream(to);
+                    } else {
+                        v.store(to);
                     }
                 }
             }
         }
+    }
+    if streamed {
+        V::end_stream();
     }
 }
 
@@ -497,6 +514,6 @@ per_isa! {
     /// Stores sums as rows.
     ///
     /// # Safety
-    /// `out`, a pointer and a stride, must be good for `lanes` rows of `outputs` numbers.
-    pub(crate) fn store_rows(sums: &[f32], lanes: usize, outputs: usize, bias: Option<&[f32]>, add: Option<f32>, act: Activation, out: (*mut f32, usize)) = store_rows_generic;
+    /// `out` must be good for `lanes` rows of `outputs` numbers.
+    pub(crate) fn store_rows(sums: &[f32], lanes: usize, outputs: usize, bias: Option<&[f32]>, add: Option<f32>, act: Activation, out: To) = store_rows_generic;
 }

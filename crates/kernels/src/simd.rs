@@ -29,6 +29,15 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_part(from: *const f32, count: usize) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn store_part(self, to: *mut f32, count: usize);
+    /// Stores past the caches, to a multiple of 64 bytes; [`Vector::end_stream`] must follow before others look.
+    #[inline(always)]
+    unsafe fn stream(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store(to) }
+    }
+    /// Makes what was streamed seen in order with what comes after.
+    #[inline(always)]
+    fn end_stream() {}
     /// Widens sixteen bf16.
     unsafe fn load_bf16(from: *const u8) -> Self;
     /// Widens sixteen f16 given as their bits.

@@ -130,3 +130,50 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         assert_eq!(with(threads), one, "on {threads} threads");
     }
 }
+
+/// A result so large that it is stored past the caches has the bits of its parts, which are not.
+#[test]
+fn large_results_have_the_bits_of_their_parts() {
+    const SIZE: [usize; 3] = [1100, 64, 1008];
+    let [rows, k, outputs] = SIZE;
+    let bytes: Vec<u8> = numbers(outputs * k, 1)
+        .iter()
+        .flat_map(|v| half::bf16::from_f32(*v).to_le_bytes())
+        .collect();
+    let matrix = Matrix {
+        stored: Stored::Bf16,
+        bytes: &bytes,
+        rows: outputs,
+        cols: k,
+        scales: None,
+    };
+    let (x, bias) = (numbers(rows * k, 2), numbers(outputs, 3));
+    let compute = |x: &[f32], out: &mut [f32], precision| {
+        let rows = x.len() / k;
+        let into = RowsMut::new(out, rows, outputs);
+        let act = Activation::Silu;
+        linear(
+            Rows::new(x, rows, k),
+            &matrix,
+            Some(&bias),
+            act,
+            precision,
+            into,
+        );
+    };
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut whole = memory::Buffer::zeroed(rows * outputs * 4).expect("there is memory");
+        assert!(whole.len() >= 4 << 20 && outputs % 16 == 0);
+        compute(&x, whole.f32_mut(), precision);
+        let mut parts = vec![0.0; rows * outputs];
+        for (x, out) in x.chunks(k * 100).zip(parts.chunks_mut(outputs * 100)) {
+            compute(x, out, precision);
+        }
+        let differing = whole
+            .f32()
+            .iter()
+            .zip(&parts)
+            .filter(|(a, b)| a.to_bits() != b.to_bits());
+        assert_eq!(differing.count(), 0, "{precision:?}");
+    }
+}

@@ -147,6 +147,17 @@ impl Vector for F32x16 {
     }
 
     #[inline(always)]
+    unsafe fn stream(self, to: *mut f32) {
+        op!(_mm256_stream_ps(to, self.0));
+        op!(_mm256_stream_ps(to.add(LANES / 2), self.1));
+    }
+
+    #[inline(always)]
+    fn end_stream() {
+        op!(_mm_sfence());
+    }
+
+    #[inline(always)]
     fn prefetch_far(line: *const f32) {
         op!(_mm_prefetch::<_MM_HINT_T1>(line.cast()));
     }

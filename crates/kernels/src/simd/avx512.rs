@@ -67,6 +67,16 @@ impl<const BF16: bool> Vector for F32x16<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn stream(self, to: *mut f32) {
+        op!(_mm512_stream_ps(to, self.0));
+    }
+
+    #[inline(always)]
+    fn end_stream() {
+        op!(_mm_sfence());
+    }
+
+    #[inline(always)]
     fn prefetch_far(line: *const f32) {
         op!(_mm_prefetch::<_MM_HINT_T1>(line.cast()));
     }
