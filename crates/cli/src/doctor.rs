@@ -68,12 +68,36 @@ fn capabilities(memory: Option<&Memory>) -> Vec<Capability> {
                 "set up for Linux only; elsewhere the system's allocator decides".to_owned()
             },
         },
+        huge_pages(std::fs::read_to_string(HUGE_PAGES).ok().as_deref()),
         Capability {
             name: "CUDA",
             available: false,
             why: "this program is built without it; everything runs on the CPU".to_owned(),
         },
     ]
+}
+
+/// What Linux says about huge pages: the setting in force is in brackets.
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
+/// Whether large buffers lie in huge pages, by what [`HUGE_PAGES`] has.
+fn huge_pages(setting: Option<&str>) -> Capability {
+    let in_force = setting.and_then(|text| text.split('[').nth(1)?.split(']').next());
+    let why = match in_force {
+        Some("always" | "madvise") => {
+            "weights and large activations lie in pages of 2 MiB".to_owned()
+        }
+        Some(other) => format!(
+            "products of large matrices take up to a third longer: {HUGE_PAGES} says '{other}'; \
+             write 'madvise' there as root"
+        ),
+        None => "this system does not say whether it has them".to_owned(),
+    };
+    Capability {
+        name: "huge pages",
+        available: matches!(in_force, Some("always" | "madvise")),
+        why,
+    }
 }
 
 fn text(isa: kernels::Isa, memory: Option<&Memory>, capabilities: &[Capability]) -> String {
@@ -173,4 +197,27 @@ fn version() -> String {
         std::env::consts::OS,
         std::env::consts::ARCH
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::huge_pages;
+
+    #[test]
+    fn the_setting_of_huge_pages_is_the_word_in_brackets() {
+        for (setting, available) in [
+            (Some("always [madvise] never\n"), true),
+            (Some("[always] madvise never\n"), true),
+            (Some("always madvise [never]\n"), false),
+            (Some("nonsense"), false),
+            (None, false),
+        ] {
+            assert_eq!(huge_pages(setting).available, available, "{setting:?}");
+        }
+        assert!(
+            huge_pages(Some("always madvise [never]"))
+                .why
+                .contains("says 'never'")
+        );
+    }
 }

@@ -1,12 +1,12 @@
 //! Per-thread scratch: buffers that kernels reuse and that do not grow with the inputs.
 //!
-//! A thread's buffers lie side by side in one region, which is a huge page or two where there are such: products go
-//! through all of them all the time, and would look up an address a page otherwise. A buffer that grows gets memory of
-//! its own until the kernel is done, since the others are in use beside it.
+//! A thread's buffers lie one after the other in one region, which is a huge page where there are such: products go
+//! through all of them all the time, and would look up an address a page otherwise. Each kernel begins with none and
+//! takes what it needs from the front, so that they need no more together than the kernel that needs most. What does
+//! not fit is memory of its own until the kernel is done, and the next finds more room.
 
-use crate::isa::isa;
 use crate::memory::{HUGE_PAGE_BYTES, Region};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -17,6 +17,9 @@ const LINE_BYTES: usize = 64;
 
 /// Numbers of a cache line.
 const LINE: usize = LINE_BYTES / 4;
+
+/// What a thread keeps that only ever computes small things, as callers beside the pool's threads do.
+const LITTLE_BYTES: usize = 64 << 10;
 
 /// The buffers of one thread. Each kernel says which it uses for what.
 #[derive(Default)]
@@ -36,48 +39,36 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    fn buffers(&mut self) -> [&mut Buffer; 5] {
-        let Self {
-            panel,
-            weights,
-            sums,
-            stage,
-            small,
-            ..
-        } = self;
-        [panel, weights, sums, stage, small]
-    }
-
-    /// Puts buffers that grew beside the others. What was in them is lost.
-    fn settle(&mut self) {
-        if self.buffers().iter().all(|buffer| buffer.own.is_none()) {
-            return;
+    /// Takes all buffers back, and has room for as much as the kernel before needed.
+    fn begin(&mut self) {
+        for buffer in [
+            &mut self.panel,
+            &mut self.weights,
+            &mut self.sums,
+            &mut self.stage,
+            &mut self.small,
+        ] {
+            *buffer = Buffer::default();
         }
-        let bytes: usize = self.buffers().iter().map(|b| b.lines * LINE_BYTES).sum();
-        let whole = bytes.next_multiple_of(HUGE_PAGE_BYTES);
-        // Where little is used a huge page would be waste.
-        let bytes = if bytes < whole / 2 { bytes } else { whole };
-        for buffer in self.buffers() {
-            buffer.own = None;
-            buffer.at = NonNull::dangling();
+        let needed = NEEDED.replace(0).max(HUGE_PAGE_BYTES);
+        if self
+            .ground
+            .as_ref()
+            .is_none_or(|ground| ground.0.bytes < needed)
+        {
+            self.ground = None;
         }
-        self.ground = None;
-        let ground = Counted::new(bytes);
-        let mut at = ground.0.pointer.cast::<f32>();
-        for buffer in self.buffers() {
-            buffer.at = at;
-            // SAFETY: the region is as long as all buffers together.
-            at = unsafe { at.add(buffer.lines * LINE) };
-        }
-        self.ground = Some(ground);
+        let ground = self.ground.get_or_insert_with(|| Counted::new(needed));
+        let lines = ground.0.bytes / LINE_BYTES;
+        FREE.set((ground.0.pointer.cast(), lines));
     }
 }
 
-/// Aligned memory of f32, grown on demand and kept.
+/// Aligned memory of f32, of one kernel.
 pub(crate) struct Buffer {
     at: NonNull<f32>,
     lines: usize,
-    /// What it lies in since it grew.
+    /// What it lies in if there was no room beside the others.
     own: Option<Counted>,
 }
 
@@ -96,13 +87,26 @@ impl Buffer {
     pub(crate) fn take(&mut self, count: usize) -> &mut [f32] {
         let lines = count.div_ceil(LINE);
         if self.lines < lines {
-            let own = Counted::new(lines * LINE_BYTES);
-            self.at = own.0.pointer.cast();
-            self.lines = lines;
-            self.own = Some(own);
+            self.grow(lines);
         }
         // SAFETY: there are at least so many lines, initialised, in memory that belongs to this buffer alone.
         unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), lines * LINE) }
+    }
+
+    fn grow(&mut self, lines: usize) {
+        NEEDED.set(NEEDED.get() + lines * LINE_BYTES);
+        let (at, free) = FREE.get();
+        if lines <= free {
+            self.at = at;
+            self.own = None;
+            // SAFETY: so many lines are free behind.
+            FREE.set((unsafe { at.add(lines * LINE) }, free - lines));
+        } else {
+            let own = Counted::new(lines * LINE_BYTES);
+            self.at = own.0.pointer.cast();
+            self.own = Some(own);
+        }
+        self.lines = lines;
     }
 
     /// All that is there.
@@ -134,20 +138,24 @@ impl Drop for Counted {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// What is free of this thread's region: where, and how many lines.
+    static FREE: Cell<(NonNull<f32>, usize)> = const { Cell::new((NonNull::dangling(), 0)) };
+    /// Bytes that this thread's present kernel has taken.
+    static NEEDED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Lends this thread's scratch. Kernels never nest, so it is always free.
 pub(crate) fn with<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     SCRATCH.with(|scratch| {
         let mut scratch = scratch.borrow_mut();
-        scratch.settle();
+        scratch.begin();
         f(&mut scratch)
     })
 }
 
 /// An upper bound, in bytes, of the scratch that `threads` threads keep.
 pub fn scratch_bytes(threads: usize) -> usize {
-    threads * HUGE_PAGE_BYTES * if isa().has_tiles() { 2 } else { 1 }
+    threads * HUGE_PAGE_BYTES
 }
 
 /// Bytes of scratch that all threads keep now.
@@ -208,12 +216,38 @@ mod tests {
         for (isa, outputs) in [(isa(), 5000), (Isa::AmxEmulated, 1100)] {
             force_isa(isa).expect("it is here");
             run_all(outputs);
+            if isa != Isa::AmxEmulated {
+                // So deep that sums wait for the rest of k, where tiles multiply.
+                let (k, rows, outputs) = (6000, 600, 1000);
+                multiply([rows, k, outputs], Stored::Bf16, &vec![0; outputs * k * 2]);
+            }
         }
         let kept = kept_bytes();
         assert!(
             kept > 0 && kept <= scratch_bytes(1),
             "a thread keeps {kept} bytes"
         );
+        assert!(scratch_allocated() >= kept, "what is kept is counted");
+    }
+
+    /// Both products of rows, in both precisions.
+    fn multiply([m, k, n]: [usize; 3], stored: Stored, bytes: &[u8]) {
+        let w = Matrix {
+            stored,
+            bytes: &bytes[..n * k * stored.size()],
+            rows: n,
+            cols: k,
+            scales: None,
+        };
+        let x = vec![0.0; m * k];
+        let mut out = vec![0.0; m * n];
+        for precision in [Precision::F32, Precision::Bf16] {
+            let view = Rows::new(&x, m, k);
+            linear_swiglu(view, &w, &w, precision, RowsMut::new(&mut out, m, n));
+            let none = Activation::None;
+            let into = RowsMut::new(&mut out, m, n);
+            linear(view, &w, None, none, precision, into);
+        }
     }
 
     /// Kernels of all kinds, of shapes that need much.
@@ -224,28 +258,7 @@ mod tests {
             (64, outputs, Stored::F32),
             (700, 90, Stored::Bf16),
         ] {
-            let w = Matrix {
-                stored,
-                bytes: &bytes[..n * 600 * stored.size()],
-                rows: n,
-                cols: 600,
-                scales: None,
-            };
-            let x = vec![0.0; m * 600];
-            let mut out = vec![0.0; m * n];
-            for precision in [Precision::F32, Precision::Bf16] {
-                let view = Rows::new(&x, m, 600);
-                linear_swiglu(view, &w, &w, precision, RowsMut::new(&mut out, m, n));
-                let none = Activation::None;
-                linear(
-                    view,
-                    &w,
-                    None,
-                    none,
-                    precision,
-                    RowsMut::new(&mut out, m, n),
-                );
-            }
+            multiply([m, 600, n], stored, &bytes);
         }
         for (kernel, stride) in [(1, 1), (3, 1), (3, 2), (1, 2)] {
             convolve(300, 8, 40, 128, kernel, stride);

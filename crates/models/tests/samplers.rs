@@ -21,7 +21,7 @@ const SEED: u64 = 11;
 const TOLERANCE: f32 = 2e-5;
 
 /// Where a Brownian path is asked about a level that differs in its last bit, six decimals may round to other ones.
-const BROWNIAN_TOLERANCE: f32 = 1e-3;
+const BROWNIAN_TOLERANCE: f32 = 4e-4;
 
 /// Where a sample begins with a standard deviation of 4096, its last bits are large beside what becomes of it.
 const LARGE_SIGMA_TOLERANCE: f32 = 3e-4;

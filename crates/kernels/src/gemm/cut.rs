@@ -17,8 +17,8 @@ const SERIAL_PRODUCTS: usize = 400_000;
 /// have tiles have 2 MiB of second-level cache; sums and weights have to be there as well.
 const PACKED: usize = 160 * 1024;
 
-/// Sums of one block for tiles that wait for the rest of k: half of a second-level cache of 2 MiB.
-const TILED_SUMS: usize = 256 * 1024;
+/// Sums of one block for tiles that wait for the rest of k: 832 KiB. With what is packed and staged they fill a huge page.
+const TILED_SUMS: usize = 208 * 1024;
 
 /// Panels of a block for tiles. More were slower: what is packed and the sums crowd each other out.
 const TILED_PANELS: usize = 4;
