@@ -50,7 +50,10 @@ impl Scratch {
         ] {
             *buffer = Buffer::default();
         }
-        let needed = NEEDED.replace(0).max(HUGE_PAGE_BYTES);
+        let needed = match NEEDED.replace(0) {
+            little if little <= LITTLE_BYTES => LITTLE_BYTES,
+            much => much.next_multiple_of(HUGE_PAGE_BYTES),
+        };
         if self
             .ground
             .as_ref()
