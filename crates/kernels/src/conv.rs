@@ -3,19 +3,22 @@
 //! A convolution is a product whose lanes are pixels of the result and whose k runs over
 //! `[channel][ky][kx]`. No unrolled image is ever made: each block reads the few input rows and
 //! channels it needs into a stage (where normalisation and activation are applied once), and
-//! packs panels from there.
+//! packs panels from there. With AMX in bf16, convolutions of few channels read the stage itself, once
+//! for each tap of the kernel ([`taps`]).
 
 mod stage;
+mod taps;
 
 use crate::gemm::{self, PANEL, Problem, Sink};
 use crate::isa::{Isa, isa};
-use crate::math::Activation;
+use crate::math::{self, Activation};
 use crate::rows::Shared;
 use crate::simd::{LANES, Vector, per_isa};
 use crate::stored::{Format, Matrix, Precision};
 pub(crate) use stage::affine_in_place;
 use stage::{MapSource, Panels};
 use std::ops::Range;
+use taps::Taps;
 
 /// A horizontal slice of a feature map, laid out `[channels, count, width]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,17 +144,48 @@ pub enum Finish<'a> {
     Leaky(f32),
     /// The same with a number for each channel: PReLU.
     Slopes(&'a [f32]),
+    /// It is multiplied by its sigmoid.
+    Silu,
+    /// A norm reduced to channels, and an activation.
+    Affine(ChannelAffine<'a>),
+}
+
+/// What becomes of the results of one channel.
+#[derive(Clone, Copy)]
+enum Last {
+    /// Factors of positive numbers and of negative ones.
+    Factors(f32, f32),
+    /// An activation of what is multiplied and shifted.
+    Activated(f32, f32, Activation),
 }
 
 impl Finish<'_> {
-    /// What a channel's results are multiplied by, the positive ones and the negative ones.
-    fn factors(&self, channel: usize) -> [f32; 2] {
+    fn of(&self, channel: usize) -> Last {
         match *self {
-            Finish::Plain => [1.0; 2],
-            Finish::Scaled(factor) => [factor; 2],
-            Finish::Leaky(slope) => [1.0, slope],
-            Finish::Slopes(slopes) => [1.0, slopes[channel]],
+            Finish::Plain => Last::Factors(1.0, 1.0),
+            Finish::Scaled(factor) => Last::Factors(factor, factor),
+            Finish::Leaky(slope) => Last::Factors(1.0, slope),
+            Finish::Slopes(slopes) => Last::Factors(1.0, slopes[channel]),
+            Finish::Silu => Last::Activated(1.0, 0.0, Activation::Silu),
+            Finish::Affine(ChannelAffine { scale, shift, act }) => {
+                Last::Activated(scale[channel], shift[channel], act)
+            }
         }
+    }
+
+    /// Panics unless there are numbers for as many channels.
+    fn check(&self, channels: usize) {
+        let fits = match self {
+            Finish::Slopes(slopes) => slopes.len() == channels,
+            Finish::Affine(affine) => {
+                (affine.scale.len(), affine.shift.len()) == (channels, channels)
+            }
+            Finish::Plain | Finish::Scaled(_) | Finish::Leaky(_) | Finish::Silu => true,
+        };
+        assert!(
+            fits,
+            "what finishes results is for another number than {channels} channels"
+        );
     }
 }
 
@@ -225,7 +259,7 @@ pub fn conv2d_padded(
 /// `finish(conv(x)) + add`, otherwise as [`conv2d`].
 ///
 /// # Panics
-/// As [`conv2d`], and where there are slopes for another number of channels.
+/// As [`conv2d`], and where there are slopes or factors for another number of channels.
 #[allow(clippy::too_many_arguments)]
 pub fn conv2d_finished(
     conv: &Conv2d<'_>,
@@ -238,13 +272,7 @@ pub fn conv2d_finished(
     out: &mut [f32],
     out_rows: MapRows,
 ) {
-    if let Finish::Slopes(slopes) = finish {
-        assert_eq!(
-            slopes.len(),
-            conv.weight.rows,
-            "slopes of another number of channels"
-        );
-    }
+    finish.check(conv.weight.rows);
     let residual = match add {
         None => Residual::Nothing,
         Some(add) => {
@@ -326,7 +354,11 @@ fn convolve(
     let isa = isa();
     let format = Format::of(precision, isa);
     let source = MapSource::new(conv, padding, (x, x_rows, width), (out_rows, width_out));
-    let panels = Panels::new(out_rows.count, width_out);
+    let by_taps = taps::takes(conv, isa, format);
+    let panels = match by_taps {
+        true => Panels::of_rows(out_rows.count, width_out),
+        false => Panels::new(out_rows.count, width_out),
+    };
     let sink = PlaneSink {
         isa,
         panels,
@@ -336,6 +368,18 @@ fn convolve(
         out: Shared(out.as_mut_ptr()),
         plane,
     };
+    if by_taps {
+        conv.weight.check();
+        let taps = Taps {
+            isa,
+            weight: &conv.weight,
+            kernel: conv.kernel,
+            out_rows,
+            panels,
+            width_out,
+        };
+        return taps.run(&source, &sink);
+    }
     let channels_staged = format.stretch().div_ceil(conv.kernel.pow(2)) + 1;
     let problem = Problem {
         isa,
@@ -363,55 +407,99 @@ struct PlaneSink<'a> {
 
 impl Sink for PlaneSink<'_> {
     fn finish(&self, sums: &mut [f32], panels: Range<usize>, n: Range<usize>) {
-        for (i, channel) in n.clone().enumerate() {
-            let bias = self.bias.map_or(0.0, |bias| bias[channel]);
-            let how = (bias, self.finish.factors(channel));
-            for (p, panel) in panels.clone().enumerate() {
-                let pixels = self.panels.pixels(panel);
-                let sums = &sums[(p * n.len() + i) * PANEL..][..pixels.len()];
-                let at = channel * self.plane + pixels.start;
-                let out = self.out.at(at);
-                let residual = match self.residual {
+        for (p, panel) in panels.enumerate() {
+            let pixels = self.panels.pixels(panel);
+            let out = self.out.at(pixels.start);
+            let store = Store {
+                sums: sums[p * n.len() * PANEL..][..n.len() * PANEL].as_ptr(),
+                bias: self.bias,
+                finish: self.finish,
+                residual: match self.residual {
                     Residual::Nothing => None,
-                    Residual::Other(add) => Some(add.at(at).cast_const()),
+                    Residual::Other(add) => Some(add.at(pixels.start).cast_const()),
                     Residual::Out => Some(out.cast_const()),
-                };
-                // SAFETY: blocks are disjoint, and output and residual were checked to have all
-                // channels and pixels.
-                unsafe { store_pixels(self.isa, sums, how, residual, out) };
+                },
+                out,
+                plane: self.plane,
+                channels: n.clone(),
+                pixels: pixels.len(),
+            };
+            // SAFETY: blocks are disjoint, and output and residual were checked to have all channels and pixels.
+            unsafe { store_channels(self.isa, &store) };
+        }
+    }
+}
+
+/// Sums of a panel on their way to the planes of channels.
+struct Store<'a> {
+    /// `[channel][PANEL]`.
+    sums: *const f32,
+    bias: Option<&'a [f32]>,
+    finish: Finish<'a>,
+    /// The panel's pixels of channel 0 of what is added.
+    residual: Option<*const f32>,
+    /// Of the result.
+    out: *mut f32,
+    plane: usize,
+    channels: Range<usize>,
+    pixels: usize,
+}
+
+#[inline(always)]
+unsafe fn store_channels_generic<V: Vector>(store: &Store<'_>) {
+    for (i, channel) in store.channels.clone().enumerate() {
+        let sums = store.sums.wrapping_add(i * PANEL);
+        let at = channel * store.plane;
+        let to = (
+            store.residual.map(|residual| residual.wrapping_add(at)),
+            store.out.wrapping_add(at),
+        );
+        let bias = store.bias.map_or(0.0, |bias| bias[channel]);
+        // SAFETY: the caller promises sums, residual and output.
+        unsafe {
+            let bias = V::splat(bias);
+            match store.finish.of(channel) {
+                Last::Factors(positive, negative) => {
+                    let zero = V::splat(0.0);
+                    let (positive, negative) = (V::splat(positive), V::splat(negative));
+                    // Multiplying by one changes nothing, not even a NaN.
+                    let finished = |v: V| {
+                        let v = v.add(bias);
+                        v.where_below(zero, v.mul(negative), v.mul(positive))
+                    };
+                    store_pixels(sums, store.pixels, finished, to);
+                }
+                Last::Activated(scale, shift, act) => {
+                    let (scale, shift) = (V::splat(scale), V::splat(shift));
+                    let finished = |v: V| math::activate(act, v.add(bias).fma(scale, shift));
+                    store_pixels(sums, store.pixels, finished, to);
+                }
             }
         }
     }
 }
 
+/// The pixels of one channel.
 #[inline(always)]
-unsafe fn store_pixels_generic<V: Vector>(
-    sums: &[f32],
-    (bias, [positive, negative]): (f32, [f32; 2]),
-    residual: Option<*const f32>,
-    out: *mut f32,
+unsafe fn store_pixels<V: Vector>(
+    sums: *const f32,
+    pixels: usize,
+    finished: impl Fn(V) -> V,
+    (residual, out): (Option<*const f32>, *mut f32),
 ) {
-    // SAFETY: the caller promises `sums.len()` numbers of residual and output.
+    // SAFETY: the caller promises so many numbers of sums, residual and output.
     unsafe {
-        let bias = V::splat(bias);
-        let (zero, positive) = (V::splat(0.0), V::splat(positive));
-        let negative = V::splat(negative);
-        // Multiplying by one changes nothing, not even a NaN.
-        let finished = |v: V| {
-            let v = v.add(bias);
-            v.where_below(zero, v.mul(negative), v.mul(positive))
-        };
-        let whole = sums.len() / LANES * LANES;
+        let whole = pixels / LANES * LANES;
         for i in (0..whole).step_by(LANES) {
-            let mut v = finished(V::load(sums.as_ptr().add(i)));
+            let mut v = finished(V::load(sums.add(i)));
             if let Some(residual) = residual {
                 v = v.add(V::load(residual.add(i)));
             }
             v.store(out.add(i));
         }
-        let rest = sums.len() - whole;
+        let rest = pixels - whole;
         if rest > 0 {
-            let mut v = finished(V::load_part(sums.as_ptr().add(whole), rest));
+            let mut v = finished(V::load_part(sums.add(whole), rest));
             if let Some(residual) = residual {
                 v = v.add(V::load_part(residual.add(whole), rest));
             }
@@ -421,9 +509,9 @@ unsafe fn store_pixels_generic<V: Vector>(
 }
 
 per_isa! {
-    /// Stores sums with a bias and what else is added.
+    /// Stores sums with a bias, finished, and what else is added.
     ///
     /// # Safety
-    /// Residual and output must be good for `sums.len()` numbers.
-    fn store_pixels(sums: &[f32], how: (f32, [f32; 2]), residual: Option<*const f32>, out: *mut f32) = store_pixels_generic;
+    /// Sums, residual and output must be good for the channels and pixels.
+    fn store_channels(store: &Store<'_>) = store_channels_generic;
 }

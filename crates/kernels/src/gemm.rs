@@ -12,6 +12,7 @@
 
 pub(crate) mod amx;
 mod cut;
+pub(crate) mod taps;
 pub(crate) mod tile;
 mod tiled;
 

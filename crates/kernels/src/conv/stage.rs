@@ -32,6 +32,28 @@ impl Panels {
         }
     }
 
+    /// The same with panels that never have parts of two rows.
+    pub(super) fn of_rows(rows: usize, width: usize) -> Self {
+        let strip = width.div_ceil(width.div_ceil(PANEL).max(1));
+        Self {
+            rows,
+            width,
+            strip: Some(strip.next_multiple_of(LANES)),
+        }
+    }
+
+    /// Strips of columns, and the columns of the widest.
+    pub(super) fn strips(&self) -> (usize, usize) {
+        let strip = self.strip.unwrap_or(self.width).max(1);
+        (self.width.div_ceil(strip), strip)
+    }
+
+    /// The columns of a strip.
+    pub(super) fn columns(&self, strip: usize) -> Range<usize> {
+        let (_, columns) = self.strips();
+        strip * columns..((strip + 1) * columns).min(self.width)
+    }
+
     pub(super) fn count(&self) -> usize {
         match self.strip {
             Some(strip) => self.width.div_ceil(strip) * self.rows,
@@ -179,6 +201,45 @@ impl<'a> MapSource<'a> {
             rows: (last_row - row) * self.stride + self.kernel,
             columns: end - column + (self.kernel - 1) / self.stride,
         }
+    }
+
+    /// A row of a channel as [`MapSource::line`] sees it, and the first column in it, where nothing is done to numbers as
+    /// they are read. `None` inside: it is not in the map.
+    pub(super) fn plain_line(
+        &self,
+        channel: usize,
+        at: (usize, usize),
+    ) -> Option<Option<(&[f32], isize)>> {
+        let plain = !self.upsample && self.input.is_none();
+        plain.then(|| self.row(channel, at))
+    }
+
+    /// A row of a channel, and its first column.
+    fn row(&self, channel: usize, (row, column): (usize, usize)) -> Option<(&[f32], isize)> {
+        let doubled = usize::from(self.upsample);
+        let row = (self.first_out + row) as isize - self.padding.top as isize;
+        if row < 0 || row >= (self.x_rows.total << doubled) as isize {
+            return None;
+        }
+        let real = (row as usize >> doubled) - self.x_rows.first;
+        let plane = self.x_rows.count * self.width;
+        let line = &self.x[channel * plane + real * self.width..][..self.width];
+        let left = column as isize - self.padding.left as isize;
+        // The same row of the next pair is far away: nothing foresees it.
+        let next = line.as_ptr().wrapping_add(2 * plane).wrapping_offset(left);
+        // SAFETY: nothing is read through a prefetch.
+        unsafe { ask_for(self.isa, next, PANEL >> doubled) };
+        Some((line, left))
+    }
+
+    /// Reads a row of a channel from a row and a column of the slice of the result on, as a kernel of a stride of one
+    /// sees it: its first row and column. Whether it is in the map; nothing is written where it is not.
+    pub(super) fn line(&self, channel: usize, at: (usize, usize), to: &mut [f32]) -> bool {
+        let Some((line, left)) = self.row(channel, at) else {
+            return false;
+        };
+        self.stage_row(line, left, channel, to);
+        true
     }
 
     /// Fills one staged row of one phase from an input row.

@@ -323,6 +323,24 @@ fn results_are_finished_before_anything_is_added() {
                 conv2d(
                     &conv, &case.x, map, width, precision, None, &mut plain, out_rows,
                 );
+                let act = Activation::Silu;
+                let (scale, shift) = (&case.bias[..], &slopes[..]);
+                let affine = ChannelAffine { scale, shift, act };
+                for finish in [Finish::Silu, Finish::Affine(affine)] {
+                    let mut want = plain.clone();
+                    match finish {
+                        Finish::Affine(affine) => {
+                            let pixels = plain.len() / shape.cout;
+                            channel_affine_in_place(&mut want, shape.cout, pixels, &affine);
+                        }
+                        _ => activate(&mut want, act),
+                    }
+                    let mut out = vec![0.0; plain.len()];
+                    conv2d_finished(
+                        &conv, finish, &case.x, map, width, precision, None, &mut out, out_rows,
+                    );
+                    assert!(out == want, "{finish:?} {precision:?}");
+                }
                 for finish in finish {
                     let expected = |(at, &value): (usize, &f32)| {
                         let factor = match finish {
@@ -332,7 +350,7 @@ fn results_are_finished_before_anything_is_added() {
                             Finish::Slopes(slopes) if value < 0.0 => {
                                 slopes[at * shape.cout / plain.len()]
                             }
-                            Finish::Leaky(_) | Finish::Slopes(_) => 1.0,
+                            _ => 1.0,
                         };
                         value * factor
                     };
@@ -346,6 +364,61 @@ fn results_are_finished_before_anything_is_added() {
                             let want = finished[at] + add.map_or(0.0, |add| add[at]);
                             assert_eq!(*got, want, "{finish:?} {precision:?} at {at}");
                         }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn columns_of_a_map_have_the_bits_they_have_in_the_whole() {
+    on_every_isa(|| {
+        let mut random = Random::new(17);
+        for (cin, cout, stored) in [
+            (32, 48, Stored::F32),
+            (19, 5, Stored::Bf16),
+            (80, 33, Stored::F16),
+        ] {
+            let (rows, width) = (11, 90);
+            let act = Some(Activation::Silu).filter(|_| cin == 80);
+            let case = Case::new(
+                &mut random,
+                shape(cin, cout, rows, width, 3, 1, 1, false),
+                stored,
+                act,
+            );
+            for precision in [Precision::F32, Precision::Bf16] {
+                let whole = case.whole(precision);
+                for columns in [0..9, 3..20, 20..90, 41..89] {
+                    let crop = |map: &[f32]| -> Vec<f32> {
+                        let lines = map.chunks_exact(width);
+                        lines
+                            .flat_map(|line| line[columns.clone()].to_vec())
+                            .collect()
+                    };
+                    let (x, add) = (crop(&case.x), crop(&case.add));
+                    let mut out = vec![0.0; add.len()];
+                    let map = MapRows::whole(rows);
+                    let wide = columns.len();
+                    conv2d(
+                        &case.conv(),
+                        &x,
+                        map,
+                        wide,
+                        precision,
+                        Some(&add),
+                        &mut out,
+                        map,
+                    );
+                    let expected = crop(&whole);
+                    for (at, (got, want)) in out.iter().zip(&expected).enumerate() {
+                        // Where the part's edge is not the map's, what is beyond it was there in the whole.
+                        let inside = (1..wide - 1).contains(&(at % wide));
+                        assert!(
+                            !inside || got == want,
+                            "{precision:?} {columns:?} at {at}: {got} {want}"
+                        );
                     }
                 }
             }

@@ -3,7 +3,7 @@
 
 use lowtide_kernels as kernels;
 use lowtide_kernels::memory::Buffer;
-use lowtide_kernels::{Activation, ChannelAffine, MapRows, Matrix, Padding, Stored};
+use lowtide_kernels::{Activation, ChannelAffine, Finish, MapRows, Matrix, Stored};
 
 use super::{Config, Does, HEAD, Level, MODULES, Output, SEEN, STRIDES, Width};
 use crate::Result;
@@ -103,6 +103,17 @@ impl Conv<'_> {
 
     /// Of the planes `x`, which are `size` each, into `out`.
     fn write(&self, compute: Compute, x: &[f32], size: Size, out: &mut [f32]) {
+        self.write_with(compute, (x, size), None, out);
+    }
+
+    /// The same, and `add` is added.
+    fn write_with(
+        &self,
+        compute: Compute,
+        (x, size): (&[f32], Size),
+        add: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
         let kernel = self.layer.kernel;
         let conv = kernels::Conv2d {
             weight: self.layer.weight,
@@ -113,27 +124,24 @@ impl Conv<'_> {
             upsample: false,
             input: None,
         };
-        let (height, width) = self.size_out(size);
-        kernels::conv2d_padded(
+        let (height, _) = self.size_out(size);
+        let act = Activation::Silu;
+        let finish = match &self.norm {
+            Some((scale, shift)) => Finish::Affine(ChannelAffine { scale, shift, act }),
+            None if self.active => Finish::Silu,
+            None => Finish::Plain,
+        };
+        kernels::conv2d_finished(
             &conv,
-            Padding::all(kernel / 2),
+            finish,
             x,
             MapRows::whole(size.0),
             size.1,
             compute.precision,
-            None,
+            add,
             out,
             MapRows::whole(height),
         );
-        match &self.norm {
-            Some((scale, shift)) => {
-                let act = Activation::Silu;
-                let affine = ChannelAffine { scale, shift, act };
-                kernels::channel_affine_in_place(out, self.channels_out(), height * width, &affine);
-            }
-            None if self.active => kernels::activate(out, Activation::Silu),
-            None => {}
-        }
     }
 
     fn forward(&self, compute: Compute, x: &Tensor) -> Result<Tensor> {
@@ -242,10 +250,8 @@ impl Split<'_> {
                 let (before, after) = all.data_mut().split_at_mut((2 + k) * part);
                 let (from, to) = (&before[(1 + k) * part..], &mut after[..part]);
                 cv1.write(compute, from, size, between.data_mut());
-                cv2.write(compute, between.data(), size, to);
-                if self.add {
-                    kernels::add(to, from);
-                }
+                let add = self.add.then_some(from);
+                cv2.write_with(compute, (between.data(), size), add, to);
             }
         }
         self.cv2.forward(compute, &all)
