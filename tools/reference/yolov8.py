@@ -2,6 +2,7 @@
 
     python yolov8.py fixtures                                  # writes crates/engine/tests/fixtures/yolov8
     python yolov8.py boxes MODEL.onnx PICTURE [--size 640]     # boxes by onnxruntime, as `lowtide detect --json` has them
+    python yolov8.py real MODEL.onnx FOLDER                    # the same of the photographs in crates/engine/tests/fixtures/yolov8/real
 
 Written from the published architecture (https://docs.ultralytics.com/models/yolov8/), under the names of its checkpoints. The networks of the
 fixtures are narrow, and random but for norms that keep their maps near one.
@@ -310,6 +311,15 @@ def boxes(model, picture, size):
     return found
 
 
+def real(model, folder):
+    """What onnxruntime finds in the photographs of `folder`, for the tests."""
+    cases = []
+    for picture in sorted(folder.glob("*.png")):
+        for side in (320, 640):
+            cases.append({"picture": picture.name, "side": side, "things": boxes(model, picture, side)})
+    (folder / "expected.json").write_text(json.dumps(cases, indent=1) + "\n")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -318,8 +328,13 @@ if __name__ == "__main__":
     verb.add_argument("model", type=Path)
     verb.add_argument("picture", type=Path)
     verb.add_argument("--size", type=int, default=640)
+    verb = verbs.add_parser("real")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("folder", type=Path)
     args = parser.parse_args()
     if args.verb == "fixtures":
         fixtures()
+    elif args.verb == "real":
+        real(args.model, args.folder)
     else:
         print(json.dumps(boxes(args.model, args.picture, args.size), indent=1))
