@@ -1,11 +1,13 @@
-"""A chain of two checkpoints under budgets that hold both, one and a half, and one: the same picture, and where the time goes.
+"""Chains under budgets that hold their models together, in part, and not: the same picture, and where the time goes.
 
     python chain.py --lowtide ../../target/release/lowtide --folder DIR [--preset sd15] [--rounds 3]
+    python chain.py … --detector 320n.onnx --upscaler REALESRGAN_X4PLUSANIME_UP4X.param
 
 Standard library only. DIR gets two checkpoints, `a` and `b`, of the same shapes and different random weights, unless they are there.
-Each run is a process of its own that draws with A and draws over that with B; before it the files are read once, so that they are
-in the page cache, and their read bandwidth into fresh memory is measured, which is what weights that stay are read into. The steps
-are done one by one by hand first, and every chain has to give the same bytes.
+Each run is a process of its own that draws with A and draws over that with B; with a detector and an upscaler it draws with A,
+repairs with B what the detector likes best (at a confidence so low that it likes something in any picture), and makes that larger.
+Before it the files are read once, so that they are in the page cache, and their read bandwidth into fresh memory is measured, which is
+what weights that stay are read into. The steps are done one by one by hand first, and every chain has to give the same bytes.
 """
 
 import argparse
@@ -33,6 +35,23 @@ def run(program: Path, arguments: list) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def steps_of(arguments, models: dict, drawn: Path, folder: Path) -> list[tuple[list, dict]]:
+    """The steps after the first: the command that does it by hand, and what a chain calls it."""
+    common = {"steps": arguments.steps, "guidance": 1, "seed": 2}
+    options = ["--steps", arguments.steps, "--guidance", 1, "--seed", 2, "--prompt", PROMPT, "--model", models["b"]]
+    if not arguments.detector:
+        by_hand = ["generate", PROMPT, *options[:6], "--model", models["b"], "--image", drawn, "--strength", arguments.strength]
+        return [(by_hand, {"kind": "text-to-image", "model": str(models["b"]), "request": {**common, "strength": arguments.strength}})]
+    detector = f"{arguments.detector.resolve()}"
+    one = {"detector": detector, "confidence": 0.001, "mask_k": 1, "strength": arguments.strength}
+    thing = f"{detector},confidence=0.001,mask_k=1,strength={arguments.strength}"
+    upscaler = str(arguments.upscaler.resolve())
+    return [
+        (["detail", drawn, *options, "--detail", thing], {"kind": "detail", "model": str(models["b"]), "request": {**common, "passes": [one]}}),
+        (["upscale", folder / "step-1.png", "--model", upscaler], {"kind": "upscale", "model": upscaler, "request": {}}),
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lowtide", type=Path, required=True)
@@ -43,6 +62,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--shares", type=float, nargs="+", default=[2.6, 1.7, 1.25], help="budgets, of one model's weights")
+    parser.add_argument("--detector", type=Path, help="a step repairs")
+    parser.add_argument("--upscaler", type=Path, help="and a last one enlarges")
     parser.add_argument("--out", type=Path, help="folder of the page")
     arguments = parser.parse_args()
     program = arguments.lowtide.resolve()
@@ -51,27 +72,34 @@ def main() -> int:
         if not (folder / "model_index.json").exists():
             write_checkpoint(folder, arguments.preset, seed)
     weights = weight_bytes(models["a"])
+    if bool(arguments.detector) != bool(arguments.upscaler):
+        parser.error("a detector and an upscaler come together")
     page = Page("chain", arguments.out)
+    what = f"B draws over it with strength {arguments.strength}"
+    if arguments.detector:
+        what = f"B repairs a thing in it with strength {arguments.strength}, {arguments.upscaler.stem} enlarges it"
     page.add(
-        f"Two {arguments.preset} checkpoints of {weights / MIB:.0f} MiB each: A draws {arguments.size}x{arguments.size} in {arguments.steps} steps, B draws",
-        f"over it with strength {arguments.strength}. Files in the page cache. Load of the machine at the start: {os.getloadavg()[0]:.1f}.",
+        f"Two {arguments.preset} checkpoints of {weights / MIB:.0f} MiB each: A draws {arguments.size}x{arguments.size} in {arguments.steps} steps, {what}.",
+        f"Files in the page cache. Load of the machine at the start: {os.getloadavg()[0]:.1f}.",
         "",
     )
     side = f"{arguments.size}x{arguments.size}"
     first = [PROMPT, "--model", models["a"], "--steps", arguments.steps, "--guidance", 1, "--size", side, "--seed", 1]
     common = ["--local", "--json"]
     with tempfile.TemporaryDirectory() as folder:
-        drawn, by_hand, chained = (Path(folder) / f"{name}.png" for name in ("drawn", "by-hand", "chained"))
-        one = run(program, ["generate", *first, "-o", drawn, *common])
-        over = [PROMPT, "--model", models["b"], "--steps", arguments.steps, "--guidance", 1, "--seed", 2]
-        two = run(program, ["generate", *over, "--image", drawn, "--strength", arguments.strength, "-o", by_hand, *common])
-        reference = by_hand.read_bytes()
+        drawn, chained = (Path(folder) / f"{name}.png" for name in ("drawn", "chained"))
+        by_hand = [run(program, ["generate", *first, "-o", drawn, *common])]
+        reference, then = drawn, []
+        for number, (command, step) in enumerate(steps_of(arguments, models, drawn, Path(folder)), 1):
+            reference = Path(folder) / f"step-{number}.png"
+            by_hand.append(run(program, [*command, "-o", reference, *common]))
+            then += ["--then", json.dumps(step)]
+        reference = reference.read_bytes()
         # What each step reads when it is alone and nothing is cut short: every byte it uses, once.
-        used = [one["bytes_read"], two["bytes_read"]]
-        request = {"steps": arguments.steps, "guidance": 1, "seed": 2, "strength": arguments.strength}
-        then = json.dumps({"kind": "text-to-image", "model": str(models["b"]), "request": request})
+        used = [one["bytes_read"] for one in by_hand]
+        names = "ABCDEFGH"[: len(used)]
         page.table(
-            ["budget", "total", "work", "loading", "waiting", "share", "read A", "read B", "of it ahead", "bandwidth", "waiting, of the bar", "peak"]
+            ["budget", "total", "work", "loading", "waiting", "share", *(f"read {name}" for name in names), "of it ahead", "bandwidth", "waiting, of the bar", "peak"]
         )
         checks = {"same bytes as by hand": True, "each byte read once, or as the plan says": True, "peak within the budget": True}
         shares, bars = {}, {}
@@ -80,7 +108,7 @@ def main() -> int:
             for _ in range(arguments.rounds):
                 rates = [read_rate(model, fresh=True) for model in models.values()]
                 bandwidth = statistics.mean(rates)
-                told = run(program, ["generate", *first, "--then", then, "--budget", budget, "-o", chained, *common])
+                told = run(program, ["generate", *first, *then, "--budget", budget, "-o", chained, *common])
                 seconds, steps = told["chain"]["seconds"], told["chain"]["steps"]
                 read = [step["bytes_read"] + step["bytes_ahead"] for step in steps]
                 peak = max(told["memory"]["measured_peak"].values())
@@ -98,12 +126,12 @@ def main() -> int:
                 bars.setdefault(share, []).append(bar)
                 page.row(
                     f"{budget / MIB:.0f} MiB", *(f"{seconds[part]:.2f} s" for part in ("total", "work", "loading", "waiting")),
-                    f"{100 * shares[share][-1]:.1f} %", *(f"{count / MIB:.0f} MiB" for count in read), f"{steps[1]['bytes_ahead'] / MIB:.0f} MiB",
+                    f"{100 * shares[share][-1]:.1f} %", *(f"{count / MIB:.0f} MiB" for count in read), f"{sum(step['bytes_ahead'] for step in steps) / MIB:.0f} MiB",
                     f"{bandwidth / 1024 / MIB:.2f} GiB/s", f"{bar:.2f}", f"{peak / MIB:.0f} MiB",
                 )  # fmt: skip
     page.add(
         "",
-        f"By hand A reads {used[0] / MIB:.0f} MiB and B {used[1] / MIB:.0f} MiB; a job of A uses {used_bytes(models['a']) / MIB:.0f} MiB of its files.",
+        f"By hand the steps read {', '.join(f'{count / MIB:.0f}' for count in used)} MiB; a job of A uses {used_bytes(models['a']) / MIB:.0f} MiB of its files.",
         "The bar is bytes / bandwidth * 1.1, less what was overlapped.",
         "",
     )

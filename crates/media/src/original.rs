@@ -245,6 +245,53 @@ impl Original {
         channels * self.depth().bytes() * self.width as usize * self.height as usize
     }
 
+    /// Its values from byte `at` on, little endian: the colours, or, with `alpha`, how solid it is.
+    ///
+    /// # Panics
+    /// When there are not so many, or values of 16 bits would be cut.
+    pub fn read(&self, alpha: bool, at: usize, to: &mut [u8]) {
+        match self.values(alpha) {
+            Values::Eight(values) => to.copy_from_slice(&values[at..at + to.len()]),
+            Values::Sixteen(values) => {
+                let (pairs, rest) = to.as_chunks_mut::<2>();
+                assert!(at.is_multiple_of(2) && rest.is_empty(), "a value is cut");
+                let from = &values[at / 2..at / 2 + pairs.len()];
+                for (pair, value) in pairs.iter_mut().zip(from) {
+                    *pair = value.to_le_bytes();
+                }
+            }
+        }
+    }
+
+    /// Puts values there as [`Original::read`] gives them.
+    ///
+    /// # Panics
+    /// As [`Original::read`].
+    pub fn write(&mut self, alpha: bool, at: usize, from: &[u8]) {
+        let values = match alpha {
+            true => self.alpha.as_mut().expect("it can be seen through"),
+            false => &mut self.colours,
+        };
+        match values {
+            Values::Eight(values) => values[at..at + from.len()].copy_from_slice(from),
+            Values::Sixteen(values) => {
+                let (pairs, rest) = from.as_chunks::<2>();
+                assert!(at.is_multiple_of(2) && rest.is_empty(), "a value is cut");
+                let to = &mut values[at / 2..at / 2 + pairs.len()];
+                for (value, pair) in to.iter_mut().zip(pairs) {
+                    *value = u16::from_le_bytes(*pair);
+                }
+            }
+        }
+    }
+
+    fn values(&self, alpha: bool) -> &Values {
+        match alpha {
+            true => self.alpha.as_ref().expect("it can be seen through"),
+            false => &self.colours,
+        }
+    }
+
     /// Planes of a part of it, 0 to 1, as networks take them: the colours, or, with `alpha`, how solid it is three times.
     /// Beyond its right and lower edge it is mirrored, the edge itself not repeated.
     ///

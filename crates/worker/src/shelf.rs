@@ -512,7 +512,8 @@ impl Shelf {
                 device_bytes: here.0,
                 shared_bytes: model.held().saturating_sub(here).0,
                 host_bytes: 0,
-                bytes: model.card.bytes.0,
+                // Steps may use weights beside the model's own, such as those of detectors.
+                bytes: model.card.bytes.max(model.held()).0,
                 in_flight: model.life.in_flight(),
                 idle_s: model.life.idle_s(now).filter(|_| model.was_used),
                 leaves_in_s: model.wake.map(|wake| wake.seconds_since(now)),

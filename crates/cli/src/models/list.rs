@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lowtide_core::{Budget, Bytes, Plan};
+use lowtide_engine::detector::Detector;
 use lowtide_engine::processor::{Opened, Processor};
 use lowtide_engine::{Error, Options, processors};
 use lowtide_kernels::memory;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use super::{Library, Model, Place};
 use crate::console::{self, Table};
 use crate::failure::{Failure, one_line};
+use crate::named_files::Found;
 use crate::service::{Surroundings, models_settings};
 
 /// A prompt of usual length, for the plan.
@@ -26,6 +28,41 @@ struct Listed {
     least: Option<Result<Least, String>>,
 }
 
+/// A detector, which steps of the kinds `detect` and `detail` name.
+struct Looks {
+    found: Found,
+    /// Its architecture, its bytes and what it looks for; or why it is none.
+    opened: Result<(String, Bytes, Vec<String>), String>,
+}
+
+impl Looks {
+    fn of(found: Found) -> Looks {
+        let opened = match Detector::open(&found.path) {
+            Ok(opened) => {
+                let labels = opened.labels().to_vec();
+                Ok((opened.architecture(), opened.bytes(), labels))
+            }
+            Err(cause) => Err(one_line(&cause.to_string())),
+        };
+        Looks { found, opened }
+    }
+
+    fn json(&self) -> Value {
+        let mut shown = json!({
+            "name": self.found.name, "place": self.found.path.display().to_string(), "kinds": ["detect", "detail"],
+        });
+        match &self.opened {
+            Ok((class, bytes, labels)) => {
+                shown["class"] = json!(class);
+                shown["bytes"] = json!(bytes.0);
+                shown["labels"] = json!(labels);
+            }
+            Err(why) => shown["error"] = json!(why),
+        }
+        shown
+    }
+}
+
 /// The smallest budget and how it would run in it.
 struct Least {
     /// At its native size.
@@ -36,7 +73,7 @@ struct Least {
 
 /// Prints the list.
 pub(super) fn run(dir: Option<&Path>, as_json: bool, plans: bool) -> Result<(), Failure> {
-    let library = match dir {
+    let (library, detectors) = match dir {
         Some(dir) => {
             std::fs::read_dir(dir).map_err(|cause| {
                 Failure::mistake(format!(
@@ -44,21 +81,25 @@ pub(super) fn run(dir: Option<&Path>, as_json: bool, plans: bool) -> Result<(), 
                     dir.display()
                 ))
             })?;
-            Library::of_dirs(vec![dir.to_owned()])
+            (Library::of_dirs(vec![dir.to_owned()]), Vec::new())
         }
         None => {
             let around = Surroundings::of_process();
-            Library::new(&models_settings(&around)?, &around)?
+            let settings = models_settings(&around)?;
+            let detectors = settings.places.detectors();
+            (Library::new(&settings, &around)?, detectors)
         }
     };
+    let detectors: Vec<Looks> = detectors.into_iter().map(Looks::of).collect();
     let processors = processors::all();
     let look = |model: Model| Listed::look(model, plans.then_some(&processors[..]));
     let listed: Vec<Listed> = library.all().into_iter().map(look).collect();
     let text = if as_json {
         let models: Vec<Value> = listed.iter().map(Listed::json).collect();
-        format!("{}\n", json!({ "models": models }))
+        let detectors: Vec<Value> = detectors.iter().map(Looks::json).collect();
+        format!("{}\n", json!({ "models": models, "detectors": detectors }))
     } else {
-        text(&listed)
+        text(&listed, &detectors)
     };
     Ok(console::print(&text)?)
 }
@@ -181,7 +222,7 @@ impl Least {
     }
 }
 
-fn text(listed: &[Listed]) -> String {
+fn text(listed: &[Listed], detectors: &[Looks]) -> String {
     let mut table = Table::new(&[2, 3]);
     for one in listed {
         let (class, bytes) = match &one.summary {
@@ -194,6 +235,14 @@ fn text(listed: &[Listed]) -> String {
         };
         table.row([one.model.name.clone(), class, bytes, budget, one.place()]);
     }
+    for one in detectors {
+        let (class, bytes) = match &one.opened {
+            Ok((class, bytes, _)) => (format!("{class} detector"), bytes.to_string()),
+            Err(_) => ("unusable".to_owned(), "-".to_owned()),
+        };
+        let place = one.found.path.display().to_string();
+        table.row([one.found.name.clone(), class, bytes, "-".to_owned(), place]);
+    }
     let mut text = table.text();
     let mut about =
         |name: &str, sentence: &str| text.push_str(&format!("\n  {name}: {sentence}\n"));
@@ -203,6 +252,11 @@ fn text(listed: &[Listed]) -> String {
             (_, Some(Ok(least))) => about(&one.model.name, &least.sentence()),
             (_, Some(Err(why))) => about(&one.model.name, &format!("does not run: {why}")),
             (_, None) => {}
+        }
+    }
+    for one in detectors {
+        if let Err(why) = &one.opened {
+            about(&one.found.name, why);
         }
     }
     text

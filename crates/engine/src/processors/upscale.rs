@@ -174,6 +174,16 @@ impl Studio {
         })
     }
 
+    /// What a saved session belongs to.
+    fn about(&self, request: &Request) -> String {
+        let about = json!({
+            "model": self.name,
+            "precision": precision_word(self.enlarger.precision()),
+            "request": request.json(),
+        });
+        about.to_string()
+    }
+
     /// Bytes of the result while its file is written.
     fn writing(&self, size: &Size, asked: &Enlargement) -> Result<Bytes> {
         let (width, height) = self.enlarger.result_size(size, asked)?;
@@ -268,7 +278,10 @@ impl Opened for Upscaler {
         let studio = self.0.clone();
         let picture = studio.file(&request, |file| decode_original(file, &Limits::default()))?;
         let writing = studio.writing(&picture.size(), &request.asked)?;
-        let run = studio.enlarger.start(Arc::new(picture), request.asked)?;
+        let mut run = studio.enlarger.start(Arc::new(picture), request.asked)?;
+        if let Some(file) = order.resume {
+            run.restore(&studio.about(&request), file)?;
+        }
         Ok(Box::new(Upscaling {
             studio,
             request,
@@ -389,8 +402,8 @@ impl Run for Upscaling {
         self.run.park();
     }
 
-    fn save(&self, _: usize, _: &Path) -> Result<bool> {
-        Ok(false)
+    fn save(&self, _: usize, file: &Path) -> Result<bool> {
+        self.run.save(&self.studio.about(&self.request), file)
     }
 
     fn drop_member(&mut self, _: usize) {

@@ -27,17 +27,17 @@ pub struct Enlarging {
     picture: Arc<Original>,
     size: Size,
     asked: Enlargement,
-    planned: Planned,
+    pub(super) planned: Planned,
     seat: Seat,
-    windows: Vec<Window>,
-    at: At,
+    pub(super) windows: Vec<Window>,
+    pub(super) at: At,
     /// The window that is on its way.
     state: Option<State>,
     stream: Option<Stream>,
     /// The block that the stream gives next, where it is not whole in memory.
     next_block: usize,
-    made: Original,
-    over: bool,
+    pub(super) made: Original,
+    pub(super) over: bool,
     report: EnlargingReport,
     predicted_s: f64,
     /// Bytes that others may take beside it.
@@ -46,10 +46,10 @@ pub struct Enlarging {
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct At {
+pub(super) struct At {
     /// 0 for the colours, 1 for what can be seen through.
-    pass: usize,
-    window: usize,
+    pub(super) pass: usize,
+    pub(super) window: usize,
     /// 0 before a window was taken; then how many steps it went, and one.
     step: usize,
     /// Rows of what is wanted of the window that are finished.
@@ -228,7 +228,7 @@ impl Enlarging {
         self.ceded
     }
 
-    fn passes(&self) -> usize {
+    pub(super) fn passes(&self) -> usize {
         if self.size.alpha { 2 } else { 1 }
     }
 
