@@ -51,9 +51,9 @@ pub(super) struct At {
     pub(super) pass: usize,
     pub(super) window: usize,
     /// 0 before a window was taken; then how many steps it went, and one.
-    step: usize,
+    pub(super) step: usize,
     /// Rows of what is wanted of the window that are finished.
-    rows: usize,
+    pub(super) rows: usize,
 }
 
 /// What an enlargement did.
