@@ -308,19 +308,16 @@ pub fn conv2d_in_place_add(
     );
 }
 
-#[allow(clippy::too_many_arguments)]
-fn convolve(
+/// Columns of the result.
+///
+/// # Panics
+/// When shapes do not fit.
+fn fits(
     conv: &Conv2d<'_>,
     padding: Padding,
-    finish: Finish<'_>,
-    x: &[f32],
-    x_rows: MapRows,
-    width: usize,
-    precision: Precision,
-    residual: Residual,
-    out: &mut [f32],
-    out_rows: MapRows,
-) {
+    (x, x_rows, width): (&[f32], MapRows, usize),
+    (out, out_rows): (&[f32], MapRows),
+) -> usize {
     x_rows.check("input");
     out_rows.check("output");
     let channels = conv.channels_in();
@@ -351,6 +348,24 @@ fn convolve(
             "scale and shift of another length than {channels} channels"
         );
     }
+    width_out
+}
+
+#[allow(clippy::too_many_arguments)]
+fn convolve(
+    conv: &Conv2d<'_>,
+    padding: Padding,
+    finish: Finish<'_>,
+    x: &[f32],
+    x_rows: MapRows,
+    width: usize,
+    precision: Precision,
+    residual: Residual,
+    out: &mut [f32],
+    out_rows: MapRows,
+) {
+    let width_out = fits(conv, padding, (x, x_rows, width), (out, out_rows));
+    let plane = out_rows.count * width_out;
     let isa = isa();
     let format = Format::of(precision, isa);
     let source = MapSource::new(conv, padding, (x, x_rows, width), (out_rows, width_out));
