@@ -311,11 +311,7 @@ impl Job<'_> {
                     None,
                     None,
                     none,
-                    To {
-                        out,
-                        stride,
-                        streamed: false,
-                    },
+                    To::near(out, stride),
                 );
             }
         }

@@ -338,6 +338,17 @@ pub(crate) struct To {
     pub(crate) streamed: bool,
 }
 
+impl To {
+    /// Through the caches.
+    pub(crate) fn near(out: *mut f32, stride: usize) -> Self {
+        Self {
+            out,
+            stride,
+            streamed: false,
+        }
+    }
+}
+
 /// Stores lanes as rows.
 struct RowSink<'a> {
     isa: Isa,

@@ -39,6 +39,15 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
+    /// A region of at least so many bytes.
+    fn make_room(&mut self, bytes: usize) {
+        let there = self.ground.as_ref().map_or(0, |ground| ground.0.bytes);
+        if there < bytes {
+            self.ground = None;
+            self.ground = Some(Counted::new(bytes));
+        }
+    }
+
     /// Takes all buffers back, and has room for as much as the kernel before needed.
     fn begin(&mut self) {
         for buffer in [
@@ -54,16 +63,53 @@ impl Scratch {
             little if little <= LITTLE_BYTES => LITTLE_BYTES,
             much => much.next_multiple_of(HUGE_PAGE_BYTES),
         };
-        if self
-            .ground
-            .as_ref()
-            .is_none_or(|ground| ground.0.bytes < needed)
-        {
-            self.ground = None;
+        let reserved = RESERVED.get();
+        if reserved == 0 {
+            self.make_room(needed);
         }
         let ground = self.ground.get_or_insert_with(|| Counted::new(needed));
-        let lines = ground.0.bytes / LINE_BYTES;
+        let lines = ground.0.bytes / LINE_BYTES - reserved;
         FREE.set((ground.0.pointer.cast(), lines));
+    }
+}
+
+/// Memory at the end of a thread's region that stays through several loans, until it is dropped.
+pub(crate) struct Reserved {
+    at: NonNull<f32>,
+    count: usize,
+}
+
+/// Reserves `count` numbers, with whatever was left in them; one reservation a thread.
+pub(crate) fn reserve(count: usize) -> Reserved {
+    let lines = count.div_ceil(LINE);
+    assert_eq!(RESERVED.get(), 0, "kernels never nest");
+    SCRATCH.with(|scratch| {
+        let mut scratch = scratch.borrow_mut();
+        scratch.make_room((lines * LINE_BYTES).next_multiple_of(HUGE_PAGE_BYTES));
+        let ground = scratch.ground.as_ref().expect("room was made");
+        RESERVED.set(lines);
+        let first = ground.0.bytes / 4 - lines * LINE;
+        // SAFETY: the region is at least as long as what is reserved at its end.
+        let at = unsafe { ground.0.pointer.cast::<f32>().add(first) };
+        Reserved { at, count }
+    })
+}
+
+impl Reserved {
+    pub(crate) fn all(&self) -> &[f32] {
+        // SAFETY: while it is reserved nobody else is given it, and the region is not replaced.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.count) }
+    }
+
+    pub(crate) fn all_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `all`, and borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.count) }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        RESERVED.set(0);
     }
 }
 
@@ -143,6 +189,8 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
     /// What is free of this thread's region: where, and how many lines.
     static FREE: Cell<(NonNull<f32>, usize)> = const { Cell::new((NonNull::dangling(), 0)) };
+    /// Lines at the end of this thread's region that are not free.
+    static RESERVED: Cell<usize> = const { Cell::new(0) };
     /// Bytes that this thread's present kernel has taken.
     static NEEDED: Cell<usize> = const { Cell::new(0) };
 }

@@ -121,10 +121,10 @@ fn core_needs_nothing_but_its_error_derive() {
 }
 
 #[test]
-fn kernels_need_numbers_and_threads() {
+fn kernels_need_numbers_threads_and_pages() {
     assert_eq!(
         Graph::resolved().direct("lowtide-kernels"),
-        set(&["half", "rayon"])
+        set(&["half", "libc", "rayon"])
     );
 }
 

@@ -19,7 +19,7 @@ use crate::gemm::{PANEL, Sink};
 use crate::isa::Isa;
 use crate::rows::Shared;
 use crate::scaled;
-use crate::scratch::{self, Buffer};
+use crate::scratch::{self, Buffer, Reserved};
 use crate::simd::{LANES, Vector, per_isa};
 use crate::stored::{Format, Matrix, to_bf16_pairs};
 use crate::threads::{parallel, threads};
@@ -92,8 +92,8 @@ impl Taps<'_> {
         if outputs == 0 || self.out_rows.count == 0 || self.width_out == 0 {
             return;
         }
-        // Kernels never nest, so that the caller's buffer is free until the call ends.
-        let mut room = scratch::with(|scratch| std::mem::take(&mut scratch.weights));
+        let outputs_padded = outputs.next_multiple_of(LANES);
+        let mut room = scratch::reserve(outputs_padded * self.steps());
         self.arrange(&mut room);
         let weights = room.all();
         let (strips, strip) = self.panels.strips();
@@ -119,15 +119,14 @@ impl Taps<'_> {
             true => (0..tasks).for_each(work),
             false => parallel(tasks, work),
         }
-        scratch::with(|scratch| scratch.weights = room);
     }
 
     /// The weights in the order of the products, `[output][group][tap][channel]`, zeros where there are no channels and
     /// no outputs.
-    fn arrange(&self, room: &mut Buffer) {
+    fn arrange(&self, room: &mut Reserved) {
         let steps = self.steps();
         let outputs = self.weight.rows.next_multiple_of(LANES);
-        let to = Shared(room.take(outputs * steps)[..outputs * steps].as_mut_ptr());
+        let to = Shared(room.all_mut()[..outputs * steps].as_mut_ptr());
         parallel(outputs / LANES, |block| {
             scratch::with(|scratch| {
                 let row = scratch.small.take(self.weight.cols.div_ceil(2));
