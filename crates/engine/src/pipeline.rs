@@ -34,7 +34,7 @@ use pictures::Vae;
 pub(crate) const F32: f64 = 4.0;
 
 /// Stacks, channels, names and other small things of a phase, in bytes.
-pub(crate) const SMALL_THINGS_BYTES: f64 = 640.0 * 1024.0;
+pub(crate) const SMALL_THINGS_BYTES: f64 = 512.0 * 1024.0;
 
 /// Most passes of denoising a job has.
 pub(crate) const PASSES_MAX: usize = 2;

@@ -363,10 +363,13 @@ fn a_saved_enlargement_goes_on_with_the_next_window_to_the_same_bytes() {
         let refused = run.restore("b", &file).unwrap_err().to_string();
         assert!(refused.contains("belongs to another request"), "{refused}");
         run.restore("a", &file).unwrap();
-        if let EnlargingStep::Progress(progress) = run.step().unwrap() {
-            assert!(progress.done > done, "it begins with what is not finished");
-        }
-        let went_on = finished(run);
+        let went_on = match run.step().unwrap() {
+            EnlargingStep::Progress(progress) => {
+                assert!(progress.done > done, "it begins with what is not finished");
+                finished(run)
+            }
+            EnlargingStep::Finished(enlarged) => *enlarged,
+        };
         assert!(went_on.picture == whole.picture, "{depth:?}");
         // Cut otherwise it begins anew, rather than with pieces of two kinds.
         let other = Enlargement {

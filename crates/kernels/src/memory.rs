@@ -43,7 +43,7 @@ static TAKING: Mutex<()> = Mutex::new(());
 /// The system's allocator, counted. The engine installs it as the global one.
 pub struct CountingAllocator;
 
-fn count_up(bytes: usize) {
+pub(crate) fn count_up(bytes: usize) {
     if bytes >= UNKEPT_BYTES_MIN {
         give_way(bytes as u64);
     }
@@ -94,7 +94,7 @@ fn take_largest(kept: &mut Vec<Region>) -> Option<Region> {
     Some(kept.swap_remove(largest))
 }
 
-fn count_down(bytes: usize) {
+pub(crate) fn count_down(bytes: usize) {
     LIVE.fetch_sub(bytes as u64, Relaxed);
 }
 

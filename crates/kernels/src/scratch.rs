@@ -5,7 +5,7 @@
 //! takes what it needs from the front, so that they need no more together than the kernel that needs most. What does
 //! not fit is memory of its own until the kernel is done, and the next finds more room.
 
-use crate::memory::{HUGE_PAGE_BYTES, Region};
+use crate::memory::{HUGE_PAGE_BYTES, Region, count_down, count_up};
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -41,10 +41,10 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// A region of at least so many bytes.
     fn make_room(&mut self, bytes: usize) {
-        let there = self.ground.as_ref().map_or(0, |ground| ground.0.bytes);
+        let there = self.ground.as_ref().map_or(0, |ground| ground.region.bytes);
         if there < bytes {
             self.ground = None;
-            self.ground = Some(Counted::new(bytes));
+            self.ground = Some(Counted::unused(bytes));
         }
     }
 
@@ -67,9 +67,10 @@ impl Scratch {
         if reserved == 0 {
             self.make_room(needed);
         }
-        let ground = self.ground.get_or_insert_with(|| Counted::new(needed));
-        let lines = ground.0.bytes / LINE_BYTES - reserved;
-        FREE.set((ground.0.pointer.cast(), lines));
+        let ground = self.ground.get_or_insert_with(|| Counted::unused(needed));
+        ground.count(USED.get());
+        let lines = ground.region.bytes / LINE_BYTES - reserved;
+        FREE.set((ground.region.pointer.cast(), lines));
     }
 }
 
@@ -88,9 +89,9 @@ pub(crate) fn reserve(count: usize) -> Reserved {
         scratch.make_room((lines * LINE_BYTES).next_multiple_of(HUGE_PAGE_BYTES));
         let ground = scratch.ground.as_ref().expect("room was made");
         RESERVED.set(lines);
-        let first = ground.0.bytes / 4 - lines * LINE;
+        let first = ground.region.bytes / 4 - lines * LINE;
         // SAFETY: the region is at least as long as what is reserved at its end.
-        let at = unsafe { ground.0.pointer.cast::<f32>().add(first) };
+        let at = unsafe { ground.region.pointer.cast::<f32>().add(first) };
         Reserved { at, count }
     })
 }
@@ -143,7 +144,9 @@ impl Buffer {
     }
 
     fn grow(&mut self, lines: usize) {
-        NEEDED.set(NEEDED.get() + lines * LINE_BYTES);
+        let needed = NEEDED.get() + lines * LINE_BYTES;
+        NEEDED.set(needed);
+        USED.set(USED.get().max(needed + RESERVED.get() * LINE_BYTES));
         let (at, free) = FREE.get();
         if lines <= free {
             self.at = at;
@@ -152,7 +155,7 @@ impl Buffer {
             FREE.set((unsafe { at.add(lines * LINE) }, free - lines));
         } else {
             let own = Counted::new(lines * LINE_BYTES);
-            self.at = own.0.pointer.cast();
+            self.at = own.region.pointer.cast();
             self.own = Some(own);
         }
         self.lines = lines;
@@ -165,23 +168,47 @@ impl Buffer {
     }
 }
 
-/// A region that counts as scratch.
-struct Counted(Region);
+/// A region that counts as scratch, as far as it was used.
+struct Counted {
+    region: Region,
+    counted: usize,
+}
 
 impl Counted {
+    /// Counts whole.
     fn new(bytes: usize) -> Self {
+        let mut new = Self::unused(bytes);
+        new.count(bytes);
+        new
+    }
+
+    /// Counts nothing yet.
+    fn unused(bytes: usize) -> Self {
         let Some(region) = Region::allocate(bytes) else {
             let layout = std::alloc::Layout::from_size_align(bytes, LINE_BYTES);
             std::alloc::handle_alloc_error(layout.expect("scratch is small"));
         };
-        ALLOCATED.fetch_add(bytes, Relaxed);
-        Self(region)
+        count_down(bytes);
+        Self { region, counted: 0 }
+    }
+
+    /// Counts at least so many of its bytes.
+    fn count(&mut self, bytes: usize) {
+        let more = bytes.min(self.region.bytes).saturating_sub(self.counted);
+        if more > 0 {
+            self.counted += more;
+            ALLOCATED.fetch_add(more, Relaxed);
+            count_up(more);
+        }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        ALLOCATED.fetch_sub(self.0.bytes, Relaxed);
+        ALLOCATED.fetch_sub(self.counted, Relaxed);
+        count_down(self.counted);
+        // The region counts itself down.
+        count_up(self.region.bytes);
     }
 }
 
@@ -191,6 +218,8 @@ thread_local! {
     static FREE: Cell<(NonNull<f32>, usize)> = const { Cell::new((NonNull::dangling(), 0)) };
     /// Lines at the end of this thread's region that are not free.
     static RESERVED: Cell<usize> = const { Cell::new(0) };
+    /// The most bytes that a kernel of this thread has taken.
+    static USED: Cell<usize> = const { Cell::new(0) };
     /// Bytes that this thread's present kernel has taken.
     static NEEDED: Cell<usize> = const { Cell::new(0) };
 }
@@ -219,7 +248,7 @@ mod tests {
     use crate::*;
 
     fn kept_bytes() -> usize {
-        super::with(|s| s.ground.as_ref().map_or(0, |ground| ground.0.bytes))
+        super::with(|s| s.ground.as_ref().map_or(0, |ground| ground.region.bytes))
     }
 
     /// Runs a convolution of zeros.
