@@ -229,7 +229,10 @@ pub(crate) fn with<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     SCRATCH.with(|scratch| {
         let mut scratch = scratch.borrow_mut();
         scratch.begin();
-        f(&mut scratch)
+        let result = f(&mut scratch);
+        // What it grew by is settled and counted now, not when the next begins.
+        scratch.begin();
+        result
     })
 }
 
