@@ -217,7 +217,8 @@ mod tests {
         let keys = [mine.clone(), other.clone()];
         let found = recognise(&keys, token.reveal(), Moment(2)).unwrap();
         assert_eq!(found.name, "me");
-        let wrong = format!("{}0", &token.reveal()[..token.reveal().len() - 1]);
+        let (most, last) = token.reveal().split_at(token.reveal().len() - 1);
+        let wrong = format!("{most}{}", if last == "0" { "1" } else { "0" });
         let swapped = token.reveal().replace(&mine.id, &other.id);
         for text in ["", "lt_", "lt__", &wrong, &swapped, &mine.sum, &mine.id] {
             if text == token.reveal() {

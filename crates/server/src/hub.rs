@@ -151,6 +151,22 @@ pub(crate) fn pump(app: &Inner) {
     }
 }
 
+/// How far a model on its way here is, said to everybody or to a job that waits for it.
+pub(crate) fn download(one: &Download, job: Option<JobId>) -> Line {
+    let mut data = one.view();
+    data["event"] = "download".into();
+    if let Some(job) = job {
+        data["job"] = job.to_string().into();
+    }
+    Line {
+        id: None,
+        job,
+        name: "download".to_owned(),
+        data: data.to_string(),
+        over: false,
+    }
+}
+
 /// What was said of models on their way here.
 #[derive(Default)]
 struct Told {
@@ -168,19 +184,9 @@ impl Told {
         self.at = Some(Instant::now());
         let all = downloads.all();
         for one in all.iter().filter(|one| !self.all.contains(one)) {
-            let mut data = one.view();
-            data["event"] = "download".into();
-            let line = |job: Option<JobId>, data: &Value| Line {
-                id: None,
-                job,
-                name: "download".to_owned(),
-                data: data.to_string(),
-                over: false,
-            };
-            let _ = app.hub.lines.send(Arc::new(line(None, &data)));
+            let _ = app.hub.lines.send(Arc::new(download(one, None)));
             for &job in &one.jobs {
-                data["job"] = job.to_string().into();
-                let _ = app.hub.lines.send(Arc::new(line(Some(job), &data)));
+                let _ = app.hub.lines.send(Arc::new(download(one, Some(job))));
             }
         }
         self.all = all;

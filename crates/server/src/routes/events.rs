@@ -95,6 +95,7 @@ async fn of_job(
         feed.over = true;
     } else if job.state == JobState::Queued {
         feed.say_position(id);
+        feed.say_download(id);
     }
     Ok(feed.respond())
 }
@@ -225,6 +226,14 @@ impl Feed {
         if let Some(place) = self.app.forecasts.latest().place(id) {
             self.ready
                 .push_back(text(&hub::position(&self.app, id, place)));
+        }
+    }
+
+    /// How far the model is that the job waits for; else that is told when it changes.
+    fn say_download(&mut self, id: JobId) {
+        let all = self.app.door.downloads().map(|downloads| downloads.all());
+        for one in all.iter().flatten().filter(|one| one.jobs.contains(&id)) {
+            self.ready.push_back(text(&hub::download(one, Some(id))));
         }
     }
 
