@@ -1,5 +1,6 @@
 //! Events on their way from the store to clients: one thread reads them once, however many listen.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -175,7 +176,7 @@ struct Told {
 }
 
 impl Told {
-    /// Says what changed since: once to who listens to everything, and to each job that waits for it.
+    /// Says what changed since: once to who listens to everything, and to each job that waits for it or just did.
     fn renew(&mut self, app: &Inner) {
         let early = self.at.is_some_and(|at| at.elapsed() < DOWNLOADS_EVERY);
         let Some(downloads) = app.door.downloads().filter(|_| !early) else {
@@ -185,7 +186,14 @@ impl Told {
         let all = downloads.all();
         for one in all.iter().filter(|one| !self.all.contains(one)) {
             let _ = app.hub.lines.send(Arc::new(download(one, None)));
-            for &job in &one.jobs {
+            // A job that no longer waits, since the model is here, is told so as well.
+            let before = self.all.iter().filter(|before| before.model == one.model);
+            let jobs: BTreeSet<JobId> = before
+                .chain([one])
+                .flat_map(|one| &one.jobs)
+                .copied()
+                .collect();
+            for job in jobs {
                 let _ = app.hub.lines.send(Arc::new(download(one, Some(job))));
             }
         }

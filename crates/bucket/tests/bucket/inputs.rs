@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lowtide_bucket::Bucket;
+use lowtide_bucket::{Bucket, BucketInputs};
 use lowtide_core::Bytes;
 use lowtide_core::job::Moment;
 use lowtide_jobs::{InputId, InputStore, StoreError};
@@ -16,17 +16,17 @@ fn later(ms: u64) -> Moment {
     Moment(AT.0 + ms)
 }
 
+/// What another server of the same bucket has.
+fn inputs(s3: &S3, most: Bytes) -> BucketInputs {
+    Bucket::open(&s3.options("i")).unwrap().inputs(most)
+}
+
 #[test]
 fn the_same_content_is_one_input_of_one_name() {
     let Some(s3) = S3::start("the_same_content_is_one_input_of_one_name") else {
         return;
     };
-    let open = || {
-        Bucket::open(&s3.options("i"))
-            .unwrap()
-            .inputs(Bytes::mib(1))
-    };
-    let (one, other) = (open(), open());
+    let (one, other) = (inputs(&s3, Bytes::mib(1)), inputs(&s3, Bytes::mib(1)));
     let input = one.put(b"abc", AT).unwrap();
     assert_eq!(input, InputId::of(b"abc"));
     assert_eq!(other.put(b"abc", later(1)), Ok(input));
@@ -60,12 +60,7 @@ fn what_nobody_named_goes_after_a_while_and_not_when_somebody_just_asked_for_it(
     let Some(s3) = S3::start("what_nobody_named_goes_after_a_while") else {
         return;
     };
-    let open = || {
-        Bucket::open(&s3.options("i"))
-            .unwrap()
-            .inputs(Bytes::mib(1))
-    };
-    let (one, other) = (open(), open());
+    let (one, other) = (inputs(&s3, Bytes::mib(1)), inputs(&s3, Bytes::mib(1)));
     let old = one.put(b"old", AT).unwrap();
     let fresh = one.put(b"fresh", later(5_000)).unwrap();
     assert_eq!(other.idle_since(AT), Ok(vec![]));
@@ -92,12 +87,7 @@ fn whoever_was_told_that_an_input_is_there_finds_it() {
     let Some(s3) = S3::start("whoever_was_told_that_an_input_is_there_finds_it") else {
         return;
     };
-    let open = || {
-        Bucket::open(&s3.options("i"))
-            .unwrap()
-            .inputs(Bytes::mib(1))
-    };
-    let (one, other) = (open(), open());
+    let (one, other) = (inputs(&s3, Bytes::mib(1)), inputs(&s3, Bytes::mib(1)));
     let input = one.put(b"wanted", AT).unwrap();
     let over = AtomicBool::new(false);
     let (mut told, mut gone) = (0, 0);
@@ -145,7 +135,7 @@ fn together_they_have_a_bound_that_removal_frees() {
     let Some(s3) = S3::start("together_they_have_a_bound_that_removal_frees") else {
         return;
     };
-    let open = || Bucket::open(&s3.options("i")).unwrap().inputs(Bytes(10));
+    let open = || inputs(&s3, Bytes(10));
     let input = open().put(&[1; 6], AT).unwrap();
     // Counted again by the next process.
     let inputs = open();

@@ -5,9 +5,9 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::Http;
-use super::picture::{self, Errand, Place};
+use super::hand_over::{first_given, server_for};
+use super::picture::{self, Errand};
 use crate::args::{DetailArgs, DetailVerb};
-use crate::console;
 use crate::detail;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -15,14 +15,10 @@ use crate::interrupt::Interrupt;
 /// Repairs the picture, here or there.
 pub(crate) fn detail(verb: &DetailVerb) -> Result<(), Failure> {
     let DetailVerb { args, hand_over } = verb;
-    match picture::place(hand_over, local_option(args), Some(&args.model))? {
-        Place::Here(why) => {
-            if let Some(why) = why.filter(|_| !args.quiet && !args.json) {
-                console::note(&format!("runs here: {why}"));
-            }
-            detail::run(args)
-        }
-        Place::Server(server) => through(&server, verb),
+    let quiet = args.quiet || args.json;
+    match server_for(hand_over, local_option(args), Some(&args.model), quiet)? {
+        None => detail::run(args),
+        Some(server) => through(&server, verb),
     }
 }
 
@@ -32,15 +28,13 @@ fn local_option(args: &DetailArgs) -> Option<&'static str> {
         let name = pass["detector"].as_str().or(pass["ad_model"].as_str());
         name.is_some_and(|name| std::path::Path::new(name).is_file())
     };
-    let options = [
+    first_given(&[
         ("--budget", args.budget.is_some()),
         ("--reserve", args.reserve.is_some()),
         ("--threads", args.threads.is_some()),
         ("--precision", args.precision.is_some()),
         ("a detector's file", args.repair.detail.iter().any(is_file)),
-    ];
-    let mut given = options.into_iter().filter(|(_, given)| *given);
-    given.next().map(|(name, _)| name)
+    ])
 }
 
 fn through(server: &Http, verb: &DetailVerb) -> Result<(), Failure> {

@@ -29,64 +29,80 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Makes the pictures: through a running server where there is one and nothing is asked that only this process can do.
 pub(crate) fn generate(verb: &GenerateVerb) -> Result<(), Failure> {
     let GenerateVerb { args, hand_over } = verb;
-    let note = |line: String| {
-        if !args.quiet && !args.json {
-            console::note(&line);
-        }
-    };
-    if let Some(option) = local_option(args) {
-        if let Some(asked) = explicit(hand_over) {
-            return Err(Failure::mistake(format!(
-                "{option} is for a run in this process; leave it out, or {asked}"
-            )));
-        }
-        if !hand_over.local {
-            note(format!("runs here: {option} is for this process"));
-        }
-        return run::generate(args);
-    }
-    if hand_over.local {
-        return run::generate(args);
-    }
-    let Some(server) = find(&hand_over.server)? else {
-        if let Some(asked) = explicit(hand_over) {
-            return Err(Failure::mistake(format!(
-                "no server is running; start one with 'lowtide serve', or {asked}"
-            )));
-        }
-        note("runs here: no server is running".to_owned());
-        return run::generate(args);
-    };
-    if explicit(hand_over).is_none() && !offers(&server, &args.model)? {
-        note(format!(
-            "runs here: the server at {} has no model '{}'",
-            server.url(),
-            args.model
-        ));
-        return run::generate(args);
-    }
-    note(format!("handed over to the server at {}", server.url()));
-    through(&server, verb)
-}
-
-/// An option that only means something in this process.
-fn local_option(args: &GenerateArgs) -> Option<&'static str> {
-    let options = [
+    let quiet = args.quiet || args.json;
+    let option = first_given(&[
         ("--dump", args.dump.is_some()),
         ("--noise", args.noise.is_some()),
         ("--budget", args.budget.is_some()),
         ("--reserve", args.reserve.is_some()),
         ("--threads", args.threads.is_some()),
         ("--precision", args.precision.is_some()),
-    ];
-    options
-        .into_iter()
-        .find(|(_, given)| *given)
-        .map(|(name, _)| name)
+    ]);
+    let Some(server) = server_for(hand_over, option, Some(&args.model), quiet)? else {
+        return run::generate(args);
+    };
+    if !quiet {
+        console::note(&format!("handed over to the server at {}", server.url()));
+    }
+    through(&server, verb)
+}
+
+/// The first option that was given.
+pub(super) fn first_given(options: &[(&'static str, bool)]) -> Option<&'static str> {
+    let given = options.iter().find(|(_, given)| *given);
+    given.map(|(name, _)| *name)
+}
+
+/// The server that a verb goes through; `None` where it runs in this process, and why is said unless `quiet`. `option`:
+/// one that only means something in this process; `model`: the one a server has to have, `None` where the server has its
+/// own idea of which is meant.
+pub(super) fn server_for(
+    hand_over: &HandOverArgs,
+    option: Option<&str>,
+    model: Option<&str>,
+    quiet: bool,
+) -> Result<Option<Http>, Failure> {
+    let here = |why: String| {
+        if !quiet {
+            console::note(&format!("runs here: {why}"));
+        }
+        Ok(None)
+    };
+    let asked = explicit(hand_over);
+    if let Some(option) = option {
+        if let Some(asked) = asked {
+            return Err(Failure::mistake(format!(
+                "{option} is for a run in this process; leave it out, or {asked}"
+            )));
+        }
+        if hand_over.local {
+            return Ok(None);
+        }
+        return here(format!("{option} is for this process"));
+    }
+    if hand_over.local {
+        return Ok(None);
+    }
+    let Some(server) = find(&hand_over.server)? else {
+        return match asked {
+            Some(asked) => Err(Failure::mistake(format!(
+                "no server is running; start one with 'lowtide serve', or {asked}"
+            ))),
+            None => here("no server is running".to_owned()),
+        };
+    };
+    if let Some(model) = model
+        && asked.is_none()
+        && !offers(&server, model)?
+    {
+        let url = server.url();
+        return here(format!("the server at {url} has no model '{model}'"));
+    }
+    Ok(Some(server))
 }
 
 /// What shows that a server is meant, as something to leave out.
-pub(super) fn explicit(hand_over: &HandOverArgs) -> Option<&'static str> {
+fn explicit(hand_over: &HandOverArgs) -> Option<&'static str> {
     if hand_over.server.server.is_some() {
         Some("leave --server out")
     } else if hand_over.no_wait {
@@ -97,7 +113,7 @@ pub(super) fn explicit(hand_over: &HandOverArgs) -> Option<&'static str> {
 }
 
 /// Whether the server has a model of this name or alias, or fetches such a one.
-pub(super) fn offers(server: &Http, model: &str) -> Result<bool, Failure> {
+fn offers(server: &Http, model: &str) -> Result<bool, Failure> {
     let list = server.get("/v1/models")?;
     let fetches = list["downloads"]["allowed"] == true;
     let path = std::path::Path::new(model).exists();

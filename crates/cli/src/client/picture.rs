@@ -1,4 +1,4 @@
-//! Verbs that make one picture of another: where they run, and how such a job is handed over.
+//! Verbs that make one picture of another: how such a job is handed over.
 
 use std::path::Path;
 
@@ -6,59 +6,13 @@ use anyhow::Context;
 use lowtide_media::Format;
 use serde_json::{Map, Value, json};
 
-use super::hand_over::{explicit, fetch, offers, wait};
-use super::{Http, find};
+use super::Http;
+use super::hand_over::{fetch, wait};
 use crate::args::HandOverArgs;
 use crate::console;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::request::read_picture;
-
-/// Where a verb runs.
-pub(super) enum Place {
-    /// In this process; why, where that is to be said.
-    Here(Option<String>),
-    /// There.
-    Server(Http),
-}
-
-/// Chooses. `option`: one that only means something in this process; `model`: the one a server has to have, `None` where
-/// the server has its own idea of which is meant.
-pub(super) fn place(
-    hand_over: &HandOverArgs,
-    option: Option<&str>,
-    model: Option<&str>,
-) -> Result<Place, Failure> {
-    let asked = explicit(hand_over);
-    if let Some(option) = option {
-        if let Some(asked) = asked {
-            return Err(Failure::mistake(format!(
-                "{option} is for a run in this process; leave it out, or {asked}"
-            )));
-        }
-        let why = (!hand_over.local).then(|| format!("{option} is for this process"));
-        return Ok(Place::Here(why));
-    }
-    if hand_over.local {
-        return Ok(Place::Here(None));
-    }
-    let Some(server) = find(&hand_over.server)? else {
-        return match asked {
-            Some(asked) => Err(Failure::mistake(format!(
-                "no server is running; start one with 'lowtide serve', or {asked}"
-            ))),
-            None => Ok(Place::Here(Some("no server is running".to_owned()))),
-        };
-    };
-    if let Some(model) = model
-        && asked.is_none()
-        && !offers(&server, model)?
-    {
-        let why = format!("the server at {} has no model '{model}'", server.url());
-        return Ok(Place::Here(Some(why)));
-    }
-    Ok(Place::Server(server))
-}
 
 /// A picture on its way.
 pub(super) struct Errand<'a> {

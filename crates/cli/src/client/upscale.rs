@@ -5,9 +5,9 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::Http;
-use super::picture::{self, Errand, Place};
+use super::hand_over::{first_given, server_for};
+use super::picture::{self, Errand};
 use crate::args::{UpscaleArgs, UpscaleVerb};
-use crate::console;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::upscale;
@@ -15,27 +15,21 @@ use crate::upscale;
 /// Makes the picture larger, here or there.
 pub(crate) fn upscale(verb: &UpscaleVerb) -> Result<(), Failure> {
     let UpscaleVerb { args, hand_over } = verb;
-    match picture::place(hand_over, local_option(args), args.model.as_deref())? {
-        Place::Here(why) => {
-            if let Some(why) = why.filter(|_| !args.quiet && !args.json) {
-                console::note(&format!("runs here: {why}"));
-            }
-            upscale::run(args)
-        }
-        Place::Server(server) => through(&server, verb),
+    let quiet = args.quiet || args.json;
+    match server_for(hand_over, local_option(args), args.model.as_deref(), quiet)? {
+        None => upscale::run(args),
+        Some(server) => through(&server, verb),
     }
 }
 
 /// An option that only means something in this process.
 fn local_option(args: &UpscaleArgs) -> Option<&'static str> {
-    let options = [
+    first_given(&[
         ("--budget", args.budget.is_some()),
         ("--reserve", args.reserve.is_some()),
         ("--threads", args.threads.is_some()),
         ("--precision", args.precision.is_some()),
-    ];
-    let mut given = options.into_iter().filter(|(_, given)| *given);
-    given.next().map(|(name, _)| name)
+    ])
 }
 
 fn through(server: &Http, verb: &UpscaleVerb) -> Result<(), Failure> {

@@ -480,7 +480,8 @@ mod tests {
 
     use super::*;
 
-    fn from_text(text: &str) -> Result<Settings, Failure> {
+    /// The settings of a file with this text.
+    pub(super) fn from_text(text: &str) -> Result<Settings, Failure> {
         let mut resolved = Resolved::defaults();
         resolved.text("server.data_dir", "data", &Origin::Default)?;
         resolved.file(Path::new("lowtide.toml"), text)?;

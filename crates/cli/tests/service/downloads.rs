@@ -79,11 +79,39 @@ fn told(server: &Server, what: &str, is: impl Fn(&Value) -> bool) -> Value {
     }
 }
 
-/// Waits until the hub holds the download back.
+/// Waits until the hub holds the download back, and everything else is there.
 fn held(server: &Server) -> Value {
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    let weights = weights.join(WEIGHTS).metadata().unwrap().len();
     told(server, "it comes that far", |now| {
-        now["there"].as_u64() >= Some(GATE as u64)
+        let all = now["bytes"].as_u64();
+        all.is_some_and(|all| now["there"].as_u64() >= Some(all - weights + GATE as u64))
     })
+}
+
+/// Waits until somebody else listens to a job's events, and it was said of the download that a job waits for it.
+fn listened(server: &Server, events: &mut impl BufRead) {
+    let deadline = Instant::now() + LONG;
+    let listens = || {
+        let mut answer = ureq::get(format!("{}/metrics", server.url)).call().unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        text.contains("\nlowtide_event_streams 2\n")
+    };
+    while !listens() {
+        assert!(Instant::now() < deadline, "nobody listens");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let said = events
+        .lines()
+        .map_while(Result::ok)
+        .any(|line| line.contains("\"event\":\"download\"") && !line.contains("\"jobs\":[]"));
+    assert!(said, "nothing was said of the download");
+}
+
+/// A stream of events.
+fn events(server: &Server, path: &str) -> impl BufRead + use<> {
+    let answer = ureq::get(format!("{}{path}", server.url)).call().unwrap();
+    BufReader::new(answer.into_body().into_reader())
 }
 
 /// An answer of any status.
@@ -117,13 +145,7 @@ fn a_job_waits_for_its_model_and_then_runs() {
         (&json!("queued"), &json!(0))
     );
     assert_eq!(job["download"]["state"], "fetching");
-    let mut events = BufReader::new(
-        ureq::get(format!("{}/v1/jobs/{id}/events", server.url))
-            .call()
-            .unwrap()
-            .into_body()
-            .into_reader(),
-    );
+    let mut events = events(&server, &format!("/v1/jobs/{id}/events"));
     hub.release();
     let done = server.over(&id);
     assert_eq!(done["state"], "done", "{done}");
@@ -286,8 +308,18 @@ fn what_is_not_allowed_is_said_with_the_way_to_it() {
 #[test]
 fn the_command_line_hands_both_over() {
     let (place, hub) = (Place::new(), hub());
+    hub.fault(WEIGHTS, Fault::Gate(GATE));
     let server = server(&place, &hub, "");
-    let said = place.run("generate heart --model org/name --steps 1 --seed 5 -o coming.png");
+    let mut events = events(&server, "/v1/events");
+    let said = std::thread::scope(|scope| {
+        let said = scope.spawn(|| {
+            place.run("generate heart --model org/name --steps 1 --seed 5 -o coming.png")
+        });
+        held(&server);
+        listened(&server, &mut events);
+        hub.release();
+        said.join().unwrap()
+    });
     let stderr = String::from_utf8_lossy(&said.stderr);
     assert!(said.status.success(), "{stderr}");
     assert!(

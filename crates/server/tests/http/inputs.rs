@@ -176,7 +176,8 @@ fn a_name_of_nothing_is_refused_with_its_field() {
 #[test]
 fn what_no_job_names_goes_and_what_one_names_stays_as_long_as_the_job() {
     let options = Options {
-        input_grace: Duration::ZERO,
+        // As long as it may take from storing what came with a job until the job is there.
+        input_grace: Duration::from_secs(1),
         retention: Some(Retention {
             jobs_max: Some(0),
             ..Retention::default()

@@ -68,8 +68,11 @@ fn a_member_of_a_batch_can_be_cancelled_alone() {
     rig.stage.let_go("b0");
     rig.wait_state(jobs[0], JobState::Done);
     rig.wait_state(jobs[2], JobState::Done);
-    let state = rig.job(jobs[1]).state;
     // It may have been finished before the worker looked, or stopped.
+    let state = until("an end of the cancelled", || {
+        let state = rig.job(jobs[1]).state;
+        state.is_final().then_some(state)
+    });
     assert!(
         matches!(state, JobState::Cancelled | JobState::Done),
         "{state}"

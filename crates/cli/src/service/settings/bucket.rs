@@ -49,17 +49,8 @@ impl BucketSettings {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use super::super::{Origin, Settings};
+    use super::super::tests::from_text;
     use super::*;
-
-    fn from_text(text: &str) -> Result<Settings, Failure> {
-        let mut resolved = Resolved::defaults();
-        resolved.text("server.data_dir", "data", &Origin::Default)?;
-        resolved.file(Path::new("lowtide.toml"), text)?;
-        Settings::of(resolved)
-    }
 
     #[test]
     fn a_bucket_is_named_by_its_url() {
