@@ -123,6 +123,12 @@ impl Case {
 
     /// The input as the products see it, zero outside the map.
     fn input(&self, c: usize, y: isize, x: isize, precision: Precision) -> f64 {
+        self.input_between(c, y, x, precision).0
+    }
+
+    /// The same, and how far the kernels' may lie from it: an activated number next to the middle of two bf16 may be
+    /// rounded to either.
+    fn input_between(&self, c: usize, y: isize, x: isize, precision: Precision) -> (f64, f64) {
         let s = &self.shape;
         let (y, x) = if s.upsample {
             (y.div_euclid(2), x.div_euclid(2))
@@ -130,14 +136,21 @@ impl Case {
             (y, x)
         };
         if y < 0 || x < 0 || y >= s.rows as isize || x >= s.width as isize {
-            return 0.0;
+            return (0.0, 0.0);
         }
         let v = self.x[(c * s.rows + y as usize) * s.width + x as usize];
         match self.act {
-            None => rounded(v, precision),
+            None => (rounded(v, precision), 0.0),
             Some(act) => {
-                let v = f64::from(v) * f64::from(self.scale[c]) + f64::from(self.shift[c]);
-                rounded(act_f64(act, v) as f32, precision)
+                let (scaled, shift) = (
+                    f64::from(v) * f64::from(self.scale[c]),
+                    f64::from(self.shift[c]),
+                );
+                let exact = act_f64(act, scaled + shift);
+                let error = 2e-6 * exact.abs() + 3e-7 * (scaled.abs() + shift.abs());
+                let round = |v: f64| rounded(v as f32, precision);
+                let apart = round(exact + error) - round(exact - error);
+                (round(exact), apart)
             }
         }
     }
@@ -146,11 +159,6 @@ impl Case {
         let s = &self.shape;
         let out = self.whole(precision);
         let (out_rows, out_width) = (s.out(s.rows), s.out(s.width));
-        // The rounding of an activated input may fall the other way in f64.
-        let unit = match (precision, self.act) {
-            (Precision::F32, _) | (_, None) => 3e-6,
-            (Precision::Bf16, Some(_)) => 4e-4,
-        };
         for (i, got) in out.iter().enumerate() {
             let (n, y, x) = (
                 i / (out_rows * out_width),
@@ -158,19 +166,21 @@ impl Case {
                 i % out_width,
             );
             let (mut sum, mut size) = (f64::from(self.bias[n]) + f64::from(self.add[i]), 1.0);
+            let mut undecided = 0.0;
             for c in 0..s.cin {
                 for tap in 0..s.kernel * s.kernel {
                     let (ky, kx) = (tap / s.kernel, tap % s.kernel);
                     let at = |o: usize, k: usize| (o * s.stride + k) as isize - s.padding as isize;
                     let w = self.weights.values[(n * s.cin + c) * s.kernel * s.kernel + tap];
-                    let product =
-                        self.input(c, at(y, ky), at(x, kx), precision) * rounded(w, precision);
-                    sum += product;
-                    size += product.abs();
+                    let w = rounded(w, precision);
+                    let (input, apart) = self.input_between(c, at(y, ky), at(x, kx), precision);
+                    sum += input * w;
+                    size += (input * w).abs();
+                    undecided += apart * w.abs();
                 }
             }
             assert!(
-                (f64::from(*got) - sum).abs() <= unit * size,
+                (f64::from(*got) - sum).abs() <= 3e-6 * size + undecided,
                 "{s:?} {precision:?} {:?} at [{n}, {y}, {x}]: {got} for {sum}",
                 self.act
             );
