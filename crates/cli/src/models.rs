@@ -6,6 +6,7 @@ mod library;
 mod list;
 mod remove;
 mod show;
+mod variants;
 mod verify;
 
 use std::path::Path;
@@ -21,6 +22,7 @@ use crate::pull;
 use crate::service::{ModelsSettings, Surroundings, models_settings};
 
 pub(crate) use library::{Library, Model, Place, hub_settings, programs_of};
+pub(crate) use variants::variants_of;
 
 /// Runs a verb of `models`.
 pub(crate) fn run(command: &ModelsCommand) -> Result<(), Failure> {
@@ -109,6 +111,15 @@ pub(crate) fn find(name: &str) -> Result<Model, Failure> {
     let name = settings.aliases.get(name).map_or(name, String::as_str);
     let found = as_path(name).or(Library::new(&settings, &around)?.find(name));
     found.ok_or_else(|| not_found(name, &settings))
+}
+
+/// Paths of the smaller variants of the model called `name` that are installed.
+pub(crate) fn smaller(name: &str) -> Result<Vec<String>, Failure> {
+    let around = Surroundings::of_process();
+    let library = Library::new(&models_settings(&around)?, &around)?;
+    let variants = variants_of(&library, name).into_iter();
+    let paths = variants.filter_map(|model| Some(model.path()?.to_str()?.to_owned()));
+    Ok(paths.collect())
 }
 
 /// Whether a name says nothing by itself. The demo and paths need no settings, so that wrong ones do not stop them.

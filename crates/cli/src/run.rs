@@ -1,6 +1,6 @@
 //! `lowtide generate` and `lowtide plan`: from arguments to a session, from its outcome to files.
 
-use crate::args::{GenerateArgs, PrecisionArg};
+use crate::args::{GenerateArgs, PrecisionArg, QualityArg};
 use crate::config::{Config, Destination, Size, check_early};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -32,8 +32,7 @@ pub(crate) fn plan(args: &GenerateArgs) -> Result<(), Failure> {
     if args.steps_after.any() {
         return chain::plan(args);
     }
-    let job = Job::open(args)?;
-    let plan = job.prepared.plan(&job.engine).map_err(in_options)?;
+    let (_, plan) = fitting(args, |job| job.prepared.plan(&job.engine))?;
     let text = if args.json {
         format!(
             "{}\n",
@@ -55,17 +54,14 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let interrupt = Interrupt::install()?;
     check_early(args)?;
-    let job = Job::open(args)?;
+    let keep_values = args.dump.is_some();
+    let start = |job: &Job| {
+        let keep_values = keep_values || job.prepared.refiner.is_some();
+        job.engine.start(job.prepared.request.clone(), keep_values)
+    };
+    let (job, session) = fitting(args, start)?;
     let destination = Destination::new(args, &job.config)?;
-    let keep_values = destination.dump.is_some();
     let refiner = job.prepared.refiner.as_deref();
-    let session = job
-        .engine
-        .start(
-            job.prepared.request.clone(),
-            keep_values || refiner.is_some(),
-        )
-        .map_err(in_options)?;
     let load_seconds = started.elapsed().as_secs_f64();
     let progress = || match args.json || args.quiet {
         true => Progress::silent(),
@@ -107,6 +103,34 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The job of these arguments, and what `attempt` makes of it; of a smaller variant of the model where the model itself
+/// fits in no way and approximate means are allowed.
+fn fitting<T>(
+    args: &GenerateArgs,
+    attempt: impl Fn(&Job) -> Result<T, Error>,
+) -> Result<(Job, T), Failure> {
+    let job = Job::open(args)?;
+    let unfit = match attempt(&job) {
+        Ok(made) => return Ok((job, made)),
+        Err(unfit) => unfit,
+    };
+    if matches!(unfit, Error::DoesNotFit(_)) && args.quality == QualityArg::Auto {
+        for model in models::smaller(&job.model)? {
+            let of_variant = GenerateArgs {
+                model,
+                ..args.clone()
+            };
+            let smaller = Job::open(&of_variant)?;
+            match attempt(&smaller) {
+                Ok(made) => return Ok((smaller, made)),
+                Err(Error::DoesNotFit(_)) => {}
+                Err(other) => return Err(in_options(other)),
+            }
+        }
+    }
+    Err(in_options(unfit))
 }
 
 /// The whole job in one line.

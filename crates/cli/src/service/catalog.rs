@@ -5,7 +5,7 @@ use lowtide_weights::ModelFolder;
 use super::folders::Surroundings;
 use super::settings::ModelsSettings;
 use crate::failure::one_line;
-use crate::models::{Library, Model};
+use crate::models::{Library, Model, variants_of};
 
 /// The models that can be named. A name is only ever looked for among those found: no text of a client becomes a path.
 #[derive(Clone, Debug)]
@@ -40,6 +40,12 @@ impl Catalog {
     pub(crate) fn names(&self) -> Vec<String> {
         let models = self.library.all().into_iter();
         models.map(|model| model.name).collect()
+    }
+
+    /// The names of the smaller variants of a model.
+    pub(crate) fn variants_of(&self, name: &str) -> Vec<String> {
+        let variants = variants_of(&self.library, name).into_iter();
+        variants.map(|model| model.name).collect()
     }
 
     /// Opens the model of one of these names.

@@ -311,7 +311,12 @@ impl Desk {
         let opened = self.opened(processor.as_ref(), &model)?;
         let request = opened.check(&request).map_err(refused)?;
         self.find_loras(&request)?;
-        let forecast = opened.forecast(&request, budget).map_err(refused)?;
+        let (model, request, forecast) = match opened.forecast(&request, budget) {
+            Ok(forecast) => (model, request, forecast),
+            Err(unfit) => self
+                .smaller(processor.as_ref(), &model, (&request, budget), &unfit)
+                .ok_or_else(|| refused(unfit))?,
+        };
         let hints = hints(&forecast);
         let checked = Checked {
             model,
@@ -319,6 +324,30 @@ impl Desk {
             hints,
         };
         Ok(Looked::Here(Box::new((checked, forecast))))
+    }
+}
+
+impl Desk {
+    /// The largest variant of a model that fits where the model itself does not, if the request takes what is approximate.
+    fn smaller(
+        &self,
+        processor: &dyn Processor,
+        model: &str,
+        (request, budget): (&Value, Option<Budget>),
+        unfit: &Error,
+    ) -> Option<(String, Value, Forecast)> {
+        if !matches!(unfit, Error::DoesNotFit(_)) || request["quality"] != "auto" {
+            return None;
+        }
+        self.catalog
+            .variants_of(model)
+            .into_iter()
+            .find_map(|name| {
+                let opened = self.opened(processor, &name).ok()?;
+                let request = opened.check(request).ok()?;
+                let forecast = opened.forecast(&request, budget).ok()?;
+                Some((name, request, forecast))
+            })
     }
 }
 

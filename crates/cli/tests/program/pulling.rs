@@ -372,14 +372,14 @@ fn a_smaller_variant_is_a_model_of_its_own_and_says_so() {
 #[test]
 fn q8_0_is_nearer_to_the_original_than_fp8_and_half_as_large() {
     let place = Place::new();
-    let generate = |model: &str| {
+    let generate = |model: &str, more: &str| {
         let line = format!(
-            "generate heart --model {model} --steps 2 --seed 1 -o {model}.png --local --json"
+            "generate heart --model {model} --steps 2 --seed 1 -o {model}.png --local --json {more}"
         );
         let told = place.line(&line).json();
         (told, place.pixels(&format!("{model}.png")))
     };
-    let (_, demo) = generate("demo");
+    let (_, demo) = generate("demo", "");
     let apart = |pixels: &[u8]| -> f64 {
         let both = pixels.iter().zip(&demo);
         let sum: f64 = both.map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
@@ -390,7 +390,7 @@ fn q8_0_is_nearer_to_the_original_than_fp8_and_half_as_large() {
         place
             .line(&format!("models convert --to {to} demo {to}"))
             .ok();
-        let (told, pixels) = generate(to);
+        let (told, pixels) = generate(to, "");
         assert_eq!(
             told["approximate"],
             serde_json::json!([format!("{to} variant")])
@@ -405,9 +405,65 @@ fn q8_0_is_nearer_to_the_original_than_fp8_and_half_as_large() {
             .to_string();
         assert!(transformer.contains(dtype), "{transformer}");
         distances.push(apart(&pixels));
+        // Streamed through a small budget, to the same bytes.
+        let peaks = told["memory"]["measured_peak"].as_object().unwrap();
+        let peak = peaks
+            .values()
+            .map(|peak| peak.as_u64().unwrap())
+            .max()
+            .unwrap();
+        let (less, again) = generate(to, &format!("--budget {}", peak * 9 / 10));
+        assert!(
+            less["bytes_read"].as_u64() > told["bytes_read"].as_u64(),
+            "{less}"
+        );
+        assert_eq!(again, pixels, "{less}");
     }
     assert!(
         distances[0] > 0.0 && distances[0] * 1.5 < distances[1],
         "q8_0 and fp8 are {distances:?} of 255 away"
     );
+}
+
+#[test]
+fn auto_takes_the_variant_where_the_model_fits_in_no_way() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("shelf")).unwrap();
+    place.line("models convert --to q8_0 demo shelf/small").ok();
+    let run = |line: &str| {
+        let mut command = place.command();
+        command.env("LOWTIDE_MODELS", place.path("shelf"));
+        Ended::of(command.args(line.split_whitespace()).output().unwrap())
+    };
+    // The smallest budget each runs in.
+    let smallest = |model: &str| {
+        let fits = |kib: u64| {
+            let line = format!(
+                "plan heart --model {model} --quality {} --quiet --budget {kib}KiB",
+                match model {
+                    "demo" => "exact",
+                    _ => "auto",
+                }
+            );
+            run(&line).code == Some(0)
+        };
+        let (mut too_little, mut enough) = (0, 1 << 20);
+        while enough - too_little > 64 {
+            let middle = (too_little + enough) / 2;
+            match fits(middle) {
+                true => enough = middle,
+                false => too_little = middle,
+            }
+        }
+        enough
+    };
+    let (original, variant) = (smallest("demo"), smallest("small"));
+    assert!(variant + 256 < original, "{variant} KiB and {original} KiB");
+    let line = format!(
+        "generate heart --steps 1 --seed 1 -o heart.png --local --budget {}KiB",
+        (original + variant) / 2
+    );
+    let told = run(&format!("{line} --json")).json();
+    assert_eq!(told["approximate"], serde_json::json!(["q8_0 variant"]));
+    run(&format!("{line} --quality exact")).error(3);
 }
