@@ -140,10 +140,11 @@ pub(crate) fn pump(app: &Inner) {
             // The next look may do better; without a pause it would come at once.
             Err(_) => std::thread::park_timeout(OUTLOOK_EVERY),
         }
+        // Before what jobs do next: a model that came is heard of first.
+        told.renew(app);
         // Errors of the store are told to whoever asks it; here the next round tries again.
         let _ = pass_on(app);
         hub.tick.send_replace(seen);
-        told.renew(app);
         let due = looked.is_none_or(|at| at.elapsed() >= OUTLOOK_EVERY);
         if stale && due {
             looked = Some(Instant::now());
@@ -176,14 +177,22 @@ struct Told {
 }
 
 impl Told {
-    /// Says what changed since: once to who listens to everything, and to each job that waits for it or just did.
+    /// Says what changed since: once to who listens to everything, and to each job that waits for it or just did. That
+    /// more bytes came is not said as often as what becomes of it.
     fn renew(&mut self, app: &Inner) {
-        let early = self.at.is_some_and(|at| at.elapsed() < DOWNLOADS_EVERY);
-        let Some(downloads) = app.door.downloads().filter(|_| !early) else {
+        let Some(downloads) = app.door.downloads() else {
             return;
         };
-        self.at = Some(Instant::now());
         let all = downloads.all();
+        let early = self.at.is_some_and(|at| at.elapsed() < DOWNLOADS_EVERY);
+        let states = |all: &[Download]| -> Vec<_> {
+            let state = |one: &Download| (one.model.clone(), one.state);
+            all.iter().map(state).collect()
+        };
+        if early && states(&all) == states(&self.all) {
+            return;
+        }
+        self.at = Some(Instant::now());
         for one in all.iter().filter(|one| !self.all.contains(one)) {
             let _ = app.hub.lines.send(Arc::new(download(one, None)));
             // A job that no longer waits, since the model is here, is told so as well.

@@ -10,9 +10,10 @@ use lowtide_jobs::{Artifact, Job};
 use serde_json::{Map, Value, json};
 
 use self::edits::Edit;
+use super::Routes;
 use super::catalog::seconds;
 use super::submit::{Draft, KIND_DEFAULT, draft, key_of};
-use super::{Routes, waiting};
+use super::waiting::Patron;
 use crate::app::{App, Inner};
 use crate::base64;
 use crate::fields::Fields;
@@ -139,16 +140,17 @@ async fn made(
     ask: impl FnOnce(&Inner) -> Result<(Wanted, Draft), Refusal> + Send + 'static,
 ) -> Result<Response, Foreign> {
     let key = key_of(&headers)?;
-    let (wanted, job, existed) = app
+    let desk = App::clone(&app);
+    let (wanted, patron) = app
         .blocking(move |app| {
             let (wanted, mut draft) = ask(app)?;
             draft.submission.idempotency_key = key;
             let accepted = app.store.submit(draft.submission, app.now())?;
             app.caller().made(accepted.job);
-            Ok((wanted, accepted.job, accepted.existed))
+            Ok((wanted, Patron::new(desk, accepted.job, accepted.existed)))
         })
         .await?;
-    let over = waiting::until_over_for_client(&app, job, existed).await?;
+    let over = patron.until_over().await?;
     let base = base_of(&headers);
     Ok(app
         .blocking(move |app| result(app, over, &wanted, &base))

@@ -51,11 +51,35 @@ pub(crate) async fn until_over(
     }
 }
 
-/// Cancels a job whose client went away: dropped while waiting, it is told to the store.
-struct Patron {
+/// A client that asked for a job and nothing else: dropped before the job is over, it has gone away, and the job is
+/// cancelled. It is made where the job is submitted, so that a client that goes away at that moment is one as well.
+pub(crate) struct Patron {
     app: App,
     job: JobId,
     content: bool,
+}
+
+impl Patron {
+    /// The client of a job that was just submitted; of one that `existed` before, somebody else may be waiting.
+    pub(crate) fn new(app: App, job: JobId, existed: bool) -> Patron {
+        Patron {
+            app,
+            job,
+            content: existed,
+        }
+    }
+
+    /// Its job.
+    pub(crate) fn job(&self) -> JobId {
+        self.job
+    }
+
+    /// Waits until the job is over.
+    pub(crate) async fn until_over(mut self) -> Result<Job, Refusal> {
+        let over = until_over(&self.app, self.job, None).await;
+        self.content = true;
+        over
+    }
 }
 
 impl Drop for Patron {
@@ -71,21 +95,4 @@ impl Drop for Patron {
             runtime.spawn_blocking(move || app.store.cancel(job, app.now()).map(drop));
         }
     }
-}
-
-/// Waits until a job is over for a client that asked for it and nothing else; a client that goes away cancels it. Of a
-/// job that `existed` before, somebody else may be waiting.
-pub(crate) async fn until_over_for_client(
-    app: &App,
-    job: JobId,
-    existed: bool,
-) -> Result<Job, Refusal> {
-    let mut patron = Patron {
-        app: App::clone(app),
-        job,
-        content: existed,
-    };
-    let over = until_over(app, job, None).await;
-    patron.content = true;
-    over
 }

@@ -14,8 +14,9 @@ use crate::base64;
 use crate::fields::Fields;
 use crate::incoming::{Asked, JsonWithPictures};
 use crate::refusal::Refusal;
+use crate::routes::Routes;
 use crate::routes::submit::{KIND_DEFAULT, draft};
-use crate::routes::{Routes, waiting};
+use crate::routes::waiting::Patron;
 
 pub(super) fn routes(routes: Routes) -> Routes {
     let drawing = |summary, body| exchange(summary, body).refuses(&[404, 409, 429]);
@@ -69,7 +70,8 @@ async fn draw(
     JsonWithPictures(body, turn): JsonWithPictures,
     begins: Begins,
 ) -> Result<Response, Foreign> {
-    let (wanted, job, existed) = app
+    let desk = App::clone(&app);
+    let (wanted, patron) = app
         .blocking(move |app| {
             let parameters = without_pictures(&body);
             let translated = translate(app, body, &app.sdapi.choice(&app.caller()), begins)?;
@@ -90,12 +92,12 @@ async fn draw(
                 send_images,
                 notes,
             };
-            Ok((wanted, accepted.job, accepted.existed))
+            Ok((wanted, Patron::new(desk, accepted.job, accepted.existed)))
         })
         .await?;
     let desk = App::clone(&app);
-    let waiting = desk.sdapi.wait_for(&desk.caller(), job);
-    let over = waiting::until_over_for_client(&app, job, existed).await?;
+    let waiting = desk.sdapi.wait_for(&desk.caller(), patron.job());
+    let over = patron.until_over().await?;
     drop(waiting);
     Ok(app.blocking(move |app| result(app, over, wanted)).await?)
 }
