@@ -6,7 +6,7 @@ use lowtide_core::Bytes;
 use lowtide_core::job::Moment;
 use serde_json::Value;
 
-use crate::{Job, Policy, Result, StoreError, Submission};
+use crate::{Job, Policy, Result, StoreError, Submission, Webhook};
 
 /// Longest name of a kind, a model, an owner or a key.
 const NAME_LEN_MAX: Bytes = Bytes(256);
@@ -65,6 +65,9 @@ impl Policy {
             }
             fits(field, text.len(), NAME_LEN_MAX)?;
         }
+        if let Some(webhook) = &submission.webhook {
+            fits("webhook", webhook.url.len(), Webhook::URL_LEN_MAX)?;
+        }
         Ok(())
     }
 
@@ -83,6 +86,7 @@ impl Job {
             && self.model == submission.model
             && self.owner == submission.owner
             && self.idempotency_key == submission.idempotency_key
+            && self.webhook == submission.webhook
             && same_json(&self.request, &submission.request)
     }
 }

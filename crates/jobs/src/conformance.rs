@@ -13,6 +13,7 @@
 //! ```
 
 mod access;
+mod calls;
 mod control;
 mod leases;
 mod log;
@@ -30,6 +31,10 @@ use crate::{Claimed, Job, JobStore, Policy, StoreError, Submission, WorkerId};
 pub use access::{
     an_owner_keeps_to_its_quota, keys_are_known_to_every_process, owners_have_turns,
     usage_is_counted_by_name,
+};
+pub use calls::{
+    a_webhook_is_part_of_what_was_asked, an_end_is_owed_until_it_was_told,
+    an_end_that_was_taken_back_is_not_told, another_end_is_told_anew,
 };
 pub use control::{
     a_cancelled_run_stops_at_its_next_look, a_failed_job_can_be_requeued,
@@ -104,6 +109,10 @@ macro_rules! for_each_promise {
             usage_is_counted_by_name,
             an_owner_keeps_to_its_quota,
             owners_have_turns,
+            an_end_is_owed_until_it_was_told,
+            another_end_is_told_anew,
+            an_end_that_was_taken_back_is_not_told,
+            a_webhook_is_part_of_what_was_asked,
             random_histories_agree_with_a_simple_model,
         }
     };

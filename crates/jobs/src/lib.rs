@@ -30,6 +30,7 @@ mod sessions;
 mod sqlite;
 mod store;
 mod turns;
+mod webhook;
 mod words;
 
 pub use access::{AccessKey, Limits, NoAccess, Token, Usage, recognise};
@@ -51,4 +52,5 @@ pub use store::{
     Accepted, Candidates, Claimed, Directive, JobStore, Listing, Minute, Move, Policy, Removed,
     Retention, Stats, Swept,
 };
+pub use webhook::{Call, Delivery, DeliveryState, Settled, Webhook};
 pub use words::random_job_id;

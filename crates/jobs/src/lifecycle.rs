@@ -49,6 +49,8 @@ impl Job {
             owner: submission.owner,
             running_max: submission.quota.running_max,
             idempotency_key: submission.idempotency_key,
+            webhook: submission.webhook,
+            delivery: None,
             wishes: submission.wishes,
             submitted: now,
             started: None,
@@ -389,6 +391,8 @@ impl Job {
                 self.finished = None;
                 self.error = None;
                 self.progress = None;
+                // There will be another end, which is told anew.
+                self.delivery = None;
                 // One that passed would end it at once.
                 self.start_by = None;
                 Ok(Happening::Requeued)

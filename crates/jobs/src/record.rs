@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use lowtide_core::job::{JobId, JobState, Moment, Priority, Setbacks};
 use lowtide_core::lifecycle::{AfterJob, KeepAlive};
 
-use crate::{ArtifactId, InputId, WorkerId};
+use crate::{ArtifactId, Delivery, InputId, Webhook, WorkerId};
 
 /// What a client wants done with the model afterwards; where it says nothing, the configuration does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,8 @@ pub struct Submission {
     pub owner: Option<String>,
     /// How much of the queue its owner may have.
     pub quota: Quota,
+    /// Whom to tell of it.
+    pub webhook: Option<Webhook>,
     /// What to do with the model afterwards.
     pub wishes: Wishes,
     /// The inputs its request names; they are kept as long as the job is known.
@@ -76,6 +78,7 @@ impl Submission {
             idempotency_key: None,
             owner: None,
             quota: Quota::default(),
+            webhook: None,
             wishes: Wishes::default(),
             inputs: Vec::new(),
         }
@@ -211,6 +214,10 @@ pub struct Job {
     pub running_max: Option<u64>,
     /// The key it was submitted under.
     pub idempotency_key: Option<String>,
+    /// Whom to tell of it.
+    pub webhook: Option<Webhook>,
+    /// How far telling its end got; `None` before the first try.
+    pub delivery: Option<Delivery>,
     /// What to do with the model afterwards.
     pub wishes: Wishes,
     /// When it was accepted.

@@ -13,6 +13,7 @@
 
 mod access;
 mod address;
+mod calls;
 mod connect;
 mod guard;
 mod link;
@@ -35,10 +36,10 @@ use self::rows::{Memory, Versions};
 use self::watch::{Ear, Mark};
 use self::wire::Command;
 use crate::{
-    Accepted, AccessKey, Acknowledgement, Artifact, ArtifactId, Candidates, Claimed, CommandId,
-    Directive, Durability, EventId, Events, Heartbeat, InputId, Job, JobStore, Lease, Listing,
-    Move, Order, Outcome, Policy, Preview, Progress, Removed, Result, Retention, SavedSession,
-    Stats, StoreError, Submission, Swept, Usage, WorkerId, WorkerStatus,
+    Accepted, AccessKey, Acknowledgement, Artifact, ArtifactId, Call, Candidates, Claimed,
+    CommandId, Directive, Durability, EventId, Events, Heartbeat, InputId, Job, JobStore, Lease,
+    Listing, Move, Order, Outcome, Policy, Preview, Progress, Removed, Result, Retention,
+    SavedSession, Settled, Stats, StoreError, Submission, Swept, Usage, WorkerId, WorkerStatus,
 };
 
 pub use self::address::redacted;
@@ -372,6 +373,18 @@ impl JobStore for RedisStore {
 
     fn workers(&self) -> Result<Vec<WorkerStatus>> {
         self.all_workers()
+    }
+
+    fn take_calls(&self, limit: usize, hold_for: Duration, now: Moment) -> Result<Vec<Call>> {
+        self.get_calls(limit, hold_for, now)
+    }
+
+    fn settle_call(&self, call: &Call, settled: &Settled, now: Moment) -> Result<()> {
+        self.end_call(call, settled, now)
+    }
+
+    fn next_call(&self) -> Result<Option<Moment>> {
+        self.first_call()
     }
 
     fn keep_key(&self, key: &AccessKey) -> Result<()> {

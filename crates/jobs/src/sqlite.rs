@@ -4,6 +4,7 @@
 //! neither wait for it nor keep it waiting. Between processes, [`turn`] decides who writes next.
 
 mod access;
+mod calls;
 mod fault;
 mod read;
 mod rows;
@@ -28,10 +29,10 @@ use self::watch::Watch;
 use self::write::Tx;
 use self::writer::{Desk, Sync, Writer};
 use crate::{
-    Accepted, AccessKey, Acknowledgement, Artifact, ArtifactId, Candidates, Claimed, Command,
+    Accepted, AccessKey, Acknowledgement, Artifact, ArtifactId, Call, Candidates, Claimed, Command,
     CommandId, Directive, EventId, Events, Heartbeat, InputId, Job, JobStore, Lease, Listing, Move,
-    Order, Outcome, Policy, Preview, Progress, Removed, Result, Retention, SavedSession, Stats,
-    StoreError, Submission, Swept, Usage, WorkerId, WorkerStatus,
+    Order, Outcome, Policy, Preview, Progress, Removed, Result, Retention, SavedSession, Settled,
+    Stats, StoreError, Submission, Swept, Usage, WorkerId, WorkerStatus,
 };
 
 /// Pages that a backup copies at a time: all.
@@ -386,6 +387,19 @@ impl JobStore for SqliteStore {
 
     fn workers(&self) -> Result<Vec<WorkerStatus>> {
         self.read(workers::workers)
+    }
+
+    fn take_calls(&self, limit: usize, hold_for: Duration, now: Moment) -> Result<Vec<Call>> {
+        self.write(move |tx| tx.take_calls(limit, hold_for, now))
+    }
+
+    fn settle_call(&self, call: &Call, settled: &Settled, now: Moment) -> Result<()> {
+        let (call, settled) = (*call, settled.clone());
+        self.write(move |tx| tx.settle_call(&call, &settled, now))
+    }
+
+    fn next_call(&self) -> Result<Option<Moment>> {
+        self.read(calls::next)
     }
 
     fn keep_key(&self, key: &AccessKey) -> Result<()> {

@@ -8,9 +8,9 @@ use lowtide_core::job::{JobId, JobState, Moment, Priority, RetryPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AccessKey, Acknowledgement, Artifact, ArtifactId, Candidate, Command, CommandId, EventId,
+    AccessKey, Acknowledgement, Artifact, ArtifactId, Call, Candidate, Command, CommandId, EventId,
     Events, Heartbeat, InputId, Job, Lease, Order, Outcome, Preview, Progress, Result,
-    SavedSession, StoreError, Submission, Usage, WorkerId, WorkerStatus,
+    SavedSession, Settled, StoreError, Submission, Usage, WorkerId, WorkerStatus,
 };
 
 /// Limits and rules of a queue. Every process that opens a store brings its own; they should agree.
@@ -442,6 +442,16 @@ pub trait JobStore: Send + Sync {
 
     /// All workers known, also those that count as gone.
     fn workers(&self) -> Result<Vec<WorkerStatus>>;
+
+    /// Takes jobs that are over and whose end is still to be told, those first that are due first; nobody else gets them
+    /// for so long, or until [`JobStore::settle_call`]. What is not settled is due again then.
+    fn take_calls(&self, limit: usize, hold_for: Duration, now: Moment) -> Result<Vec<Call>>;
+
+    /// Notes with the job what came of a call, durably; nothing, if somebody else has it meanwhile.
+    fn settle_call(&self, call: &Call, settled: &Settled, now: Moment) -> Result<()>;
+
+    /// When the next call is due.
+    fn next_call(&self) -> Result<Option<Moment>>;
 
     /// Keeps a key, in the place of an earlier one of this id: durable before this returns, and known to every process
     /// that has this store. What becomes of the jobs of its name is counted from then on.

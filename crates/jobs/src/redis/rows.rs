@@ -8,7 +8,10 @@ use lowtide_core::job::{JobId, JobState, Moment, Priority, Setbacks};
 use serde::{Deserialize, Serialize};
 
 use super::wire::Reply;
-use crate::{Attempt, Holder, Job, Outcome, Progress, SavedSession, Wishes, WorkerId, words};
+use crate::{
+    Attempt, Delivery, Holder, Job, Outcome, Progress, SavedSession, Webhook, Wishes, WorkerId,
+    words,
+};
 
 /// Records kept in memory, at most twice as many for a while: as many as may wait, and some that run.
 const KNOWN_MAX: usize = 8_192;
@@ -30,6 +33,10 @@ struct Record {
     running_max: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    webhook: Option<Webhook>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    delivery: Option<Delivery>,
     #[serde(default, skip_serializing_if = "is_default")]
     wishes: Wishes,
     submitted: u64,
@@ -84,6 +91,8 @@ pub(super) fn text(job: &Job) -> String {
         owner,
         running_max,
         idempotency_key,
+        webhook,
+        delivery,
         wishes,
         submitted,
         started,
@@ -112,6 +121,8 @@ pub(super) fn text(job: &Job) -> String {
         owner,
         running_max,
         key: idempotency_key,
+        webhook,
+        delivery,
         wishes,
         submitted: submitted.0,
         started: ms(started),
@@ -173,6 +184,8 @@ pub(super) fn read(fields: &[Reply]) -> Result<Option<Known>, String> {
         owner: record.owner,
         running_max: record.running_max,
         idempotency_key: record.key,
+        webhook: record.webhook,
+        delivery: record.delivery,
         wishes: record.wishes,
         submitted: Moment(record.submitted),
         started: at(record.started),

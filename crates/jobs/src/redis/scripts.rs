@@ -48,7 +48,7 @@ macro_rules! scripts {
 scripts! {
     SUBMIT "submit", SAVE "save", CANDIDATES "candidates", AHEAD "ahead", LIST "list", STATS "stats", HOLD "hold",
     SWEEP "sweep", RETAIN "retain", SEND "send", ORDERS "orders", ACKNOWLEDGE "acknowledge", HEARTBEAT "heartbeat",
-    FORGET "forget", WORKERS "workers",
+    FORGET "forget", WORKERS "workers", TAKE_CALLS "take_calls",
 }
 
 #[cfg(test)]

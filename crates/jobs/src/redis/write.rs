@@ -16,8 +16,9 @@ use super::scripts;
 use crate::accept::{LINES_MAX, fits, millis};
 use crate::turns::SERVED_KEPT_MS;
 use crate::{
-    ArtifactId, Claimed, Directive, Happening, Job, Lease, Move, Outcome, Passed, Preview,
-    Progress, Removed, Result, Retention, SavedSession, StoreError, Swept, Unclaimable, WorkerId,
+    ArtifactId, Call, Claimed, Directive, Happening, Job, Lease, Move, Outcome, Passed, Preview,
+    Progress, Removed, Result, Retention, SavedSession, Settled, StoreError, Swept, Unclaimable,
+    WorkerId,
 };
 
 /// How often others may be faster before a caller is told that the store is busy.
@@ -51,6 +52,8 @@ struct Also {
     with_request: bool,
     /// Nobody is told.
     quietly: bool,
+    /// A call that was held until then and is due again then, or never: written if it is still held so.
+    settles: Option<(Moment, Option<Moment>)>,
 }
 
 impl Also {
@@ -381,6 +384,23 @@ impl RedisStore {
             };
             Ok(((), Some(also)))
         })
+    }
+
+    pub(super) fn end_call(&self, call: &Call, settled: &Settled, now: Moment) -> Result<()> {
+        let ended = self.change(call.job, (true, now), |job| {
+            job.settle(call, settled, now);
+            let also = Also {
+                quietly: true,
+                settles: Some((call.until, settled.due())),
+                ..Also::default()
+            };
+            Ok(((), Some(also)))
+        });
+        match ended {
+            // Somebody else has it meanwhile.
+            Err(StoreError::NotFound { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     pub(super) fn hold_queue(&self, held: bool, now: Moment) -> Result<()> {

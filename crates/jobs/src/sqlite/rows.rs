@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::fault::Sql;
 use crate::numbers::Numbered;
-use crate::{ArtifactId, Attempt, Holder, Job, Outcome, Progress, SavedSession, Wishes, WorkerId};
+use crate::{
+    ArtifactId, Attempt, Delivery, Holder, Job, Outcome, Progress, SavedSession, Webhook, Wishes,
+    WorkerId,
+};
 
 /// What is only read whole.
 #[derive(Serialize, Deserialize)]
@@ -22,6 +25,10 @@ struct Rest {
     outcome: Option<Outcome>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    webhook: Option<Webhook>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    delivery: Option<Delivery>,
 }
 
 /// The columns [`read`] expects.
@@ -151,6 +158,8 @@ pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Job> {
         owner: row.get("owner")?,
         running_max: row.get("running_max")?,
         idempotency_key: row.get("idempotency_key")?,
+        webhook: rest.webhook,
+        delivery: rest.delivery,
         wishes: rest.wishes,
         submitted: row.get::<_, At>("submitted")?.0,
         started: at("started")?,
@@ -201,6 +210,8 @@ fn rest(job: &Job) -> Json<Rest> {
         session: job.session.clone(),
         outcome: job.outcome.clone(),
         error: job.error.clone(),
+        webhook: job.webhook.clone(),
+        delivery: job.delivery.clone(),
     })
 }
 

@@ -12,11 +12,12 @@ use crate::{Result, StoreError};
 const APPLICATION_ID: i32 = 0x6c74_6a62;
 
 /// Every schema there was, as steps from the one before. `user_version` counts the steps taken.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("schema_v1.sql"),
     include_str!("schema_v2.sql"),
     include_str!("schema_v3.sql"),
     include_str!("schema_v4.sql"),
+    include_str!("schema_v5.sql"),
 ];
 
 /// The schema this version writes.

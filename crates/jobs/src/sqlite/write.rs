@@ -276,6 +276,9 @@ impl Tx<'_> {
             .map_or(0, |outcome| outcome.artifacts.len());
         let work = (files as u64, job.worked_ms());
         self.charge(job.owner.as_deref(), counter.column(), work)?;
+        if job.calls() {
+            self.owe_call(job.seq, now)?;
+        }
         let mut statement = self
             .connection
             .prepare_cached("DELETE FROM previews WHERE seq = ?1")?;

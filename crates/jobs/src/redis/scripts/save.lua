@@ -1,7 +1,8 @@
 -- Writes a job's new record, if the job is still as it was when the record was made. ARGV: id, the version it was made
 -- from, its own version, now, sender, record, state, class, turn ('front': before all others), not_before, late, lease,
 -- started, finished, event, counter, waited, ran, flags, room, preview's type, preview, artifacts, their bytes,
--- milliseconds that workers had it, how many jobs of its owner may run ('' for any number).
+-- milliseconds that workers had it, how many jobs of its owner may run ('' for any number),
+-- whether its end is to be told, until when a call is held that this ends ('' for none), when it is due again ('' never).
 -- Flags: h not while the queue is held, w the answer has the request, x the preview goes, n not a matter of the queue,
 -- s nobody is told.
 local id, from, version, now, sender = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -25,6 +26,11 @@ if not old.version then return { 'none' } end
 -- This very write, whose answer was lost on its way.
 if old.version == version then return saved() end
 if old.version ~= from then return { 'stale', is[1], is[4], is[5], is[8], is[9] or '' } end
+if ARGV[28] ~= '' then
+    -- Somebody else has the call meanwhile, or there is another end.
+    local held = redis.call('ZSCORE', Q .. 'calls', id)
+    if not held or tonumber(held) ~= tonumber(ARGV[28]) then return { 'none' } end
+end
 if has('h') and redis.call('HGET', Q .. 'meta', 'held') == '1' then return { 'held' } end
 if ARGV[26] ~= '' and old.owner then
     local runs = of_owner(old.owner, '2', '3')
@@ -72,6 +78,18 @@ if has('x') then
     redis.call('DEL', Q .. 'preview:' .. id)
 elseif ARGV[21] ~= '' then
     redis.call('HSET', Q .. 'preview:' .. id, 'type', ARGV[21], 'content', ARGV[22])
+end
+if ARGV[27] == '1' then
+    redis.call('ZADD', Q .. 'calls', now, id)
+    redis.call('HDEL', Q .. 'call_tries', id)
+end
+if ARGV[28] ~= '' then
+    if ARGV[29] ~= '' then
+        redis.call('ZADD', Q .. 'calls', ARGV[29], id)
+    else
+        redis.call('ZREM', Q .. 'calls', id)
+        redis.call('HDEL', Q .. 'call_tries', id)
+    end
 end
 if ARGV[23] ~= '' then
     local files = 0

@@ -57,14 +57,19 @@ impl RedisStore {
         let event = happening.map(|what| serde_json::to_string(what).expect("an event has JSON"));
         // What was begun goes on, however late.
         let late = job.start_by.filter(|_| job.session.is_none());
-        let (counter, waited, ran) = counter(job, also, now);
+        // Numbers and files are counted once, when it ends.
+        let ended = known.job.state.is_final();
+        let (counter, waited, ran) = match ended && job.state.is_final() {
+            true => ("", 0, 0),
+            false => counter(job, also, now),
+        };
         let turn = match (also.to_front, job.turn == known.job.turn) {
             (true, _) => "front".to_owned(),
             (false, true) => String::new(),
             (false, false) => job.turn.to_string(),
         };
         let mut artifacts = (String::new(), 0u64);
-        if let (JobState::Done, Some(outcome)) = (job.state, &job.outcome) {
+        if let (JobState::Done, Some(outcome), false) = (job.state, &job.outcome, ended) {
             let ids = outcome.artifacts.iter().map(|file| file.id.to_string());
             artifacts.0 = ids.collect::<Vec<_>>().join(" ");
             let bytes = outcome.artifacts.iter().map(|file| file.bytes);
@@ -99,7 +104,10 @@ impl RedisStore {
             .arg(&artifacts.0)
             .number(artifacts.1)
             .number(job.worked_ms().min(i64::MAX as u64 / 2))
-            .number_or_none(also.running_max);
+            .number_or_none(also.running_max)
+            .arg(if job.calls() && !ended { "1" } else { "" })
+            .number_or_none(also.settles.map(|(until, _)| until.0))
+            .number_or_none(also.settles.and_then(|(_, due)| due).map(|due| due.0));
         (command, version)
     }
 

@@ -102,7 +102,8 @@ impl Tx<'_> {
             .map(|age| Moment(now.0.saturating_sub(millis(age))));
         let mut statement = self.connection.prepare_cached(
             "SELECT seq, finished, id, (SELECT ifnull(sum(bytes), 0) FROM artifacts WHERE artifacts.seq = jobs.seq)
-             FROM jobs WHERE finished IS NOT NULL ORDER BY finished, seq LIMIT ?1",
+             FROM jobs WHERE finished IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM calls WHERE calls.seq = jobs.seq) ORDER BY finished, seq LIMIT ?1",
         )?;
         let (mut finished, mut bytes) = self.totals()?;
         let over = statement.query_map([JOBS_MAX + 1], |row| {
