@@ -14,7 +14,7 @@ use crate::hub::Hub;
 use crate::outlook::Forecasts;
 use crate::refusal::Refusal;
 use crate::routes::{Board, Desktop};
-use crate::{Door, Kind, Options};
+use crate::{Door, Kind, Options, webhooks};
 
 /// What every route can reach.
 pub(crate) type App = Arc<Inner>;
@@ -49,6 +49,8 @@ pub(crate) struct Inner {
     pub(crate) sdapi: Desktop,
     /// The graphs that ComfyUI's clients sent.
     pub(crate) comfy: Board,
+    /// Who is told what becomes of jobs.
+    pub(crate) calls: webhooks::Desk,
     /// When the server began.
     pub(crate) started: Moment,
     /// The description of all routes, as text.

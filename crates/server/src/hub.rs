@@ -91,6 +91,19 @@ impl Hub {
         self.ending.send_replace(true);
     }
 
+    /// Whoever listens from now on is told of everything after this event.
+    pub(crate) fn follow(
+        &self,
+        latest: impl FnOnce() -> Result<EventId, StoreError>,
+    ) -> Result<(), StoreError> {
+        let known = self.cursor().is_some();
+        if !known {
+            let latest = latest()?;
+            self.cursor().get_or_insert(latest);
+        }
+        Ok(())
+    }
+
     fn cursor(&self) -> std::sync::MutexGuard<'_, Option<EventId>> {
         self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,7 +147,10 @@ pub(crate) fn pump(app: &Inner) {
         };
         match app.store.wait_change(seen, wait) {
             Ok(mark) => {
-                stale |= mark != seen;
+                if mark != seen {
+                    stale = true;
+                    app.calls.stir();
+                }
                 seen = mark;
             }
             // The next look may do better; without a pause it would come at once.
@@ -215,7 +231,7 @@ fn pass_on(app: &Inner) -> Result<(), StoreError> {
     loop {
         let after = {
             let mut cursor = hub.cursor();
-            if hub.lines.receiver_count() == 0 {
+            if hub.lines.receiver_count() == 0 && !app.calls.listens() {
                 *cursor = None;
             }
             match *cursor {
@@ -228,6 +244,9 @@ fn pass_on(app: &Inner) -> Result<(), StoreError> {
             return Ok(());
         };
         for event in &page {
+            if let Some(job) = event.job {
+                app.calls.heard(job, &event.what);
+            }
             // Nobody listening any more is no error.
             let _ = hub.lines.send(Arc::new(line(event)));
         }

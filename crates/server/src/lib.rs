@@ -32,6 +32,7 @@ mod routes;
 mod schemas;
 mod server;
 mod view;
+mod webhooks;
 mod words;
 
 pub use access::AccessMode;
@@ -40,3 +41,4 @@ pub use door::{Checked, Door, Extra, Kind, ModelEntry, Planned, Refused};
 pub use downloads::{Download, DownloadState, Downloads, NotFetched, Offer};
 pub use options::{Clock, Options};
 pub use server::{End, Server, end_signal};
+pub use webhooks::{NoticeSink, Reach, WebhookHosts, WebhookOptions, WebhookSecret};

@@ -8,6 +8,7 @@ use lowtide_jobs::Retention;
 
 use crate::access::AccessMode;
 use crate::access::audit::AuditSink;
+use crate::webhooks::WebhookOptions;
 
 /// Where the server has its time from.
 pub type Clock = fn() -> Moment;
@@ -48,6 +49,8 @@ pub struct Options {
     pub sdapi: bool,
     /// Whether ComfyUI's dialect is served.
     pub comfyui: bool,
+    /// Who may be told what becomes of jobs, and how.
+    pub webhooks: WebhookOptions,
     /// The program's version, for clients.
     pub version: String,
     /// How much of the past is kept; `None` leaves removing it to somebody else.
@@ -81,6 +84,7 @@ impl Default for Options {
             openai: true,
             sdapi: true,
             comfyui: true,
+            webhooks: WebhookOptions::default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             retention: None,
             retain_every: Duration::from_secs(60),

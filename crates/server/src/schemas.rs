@@ -155,7 +155,7 @@ fn submissions(kinds: &[Kind], more: &Value) -> Vec<Value> {
 /// The body of a submission.
 pub(crate) fn submission(kinds: &[Kind]) -> Value {
     let seconds = |about: &str| json!({ "type": "number", "minimum": 0, "maximum": 315_360_000, "description": about });
-    let more = json!({
+    let mut more = json!({
         "priority": priority(),
         "deadline_s": seconds("It should be done within so many seconds; schedulers hurry for it"),
         "start_by_s": seconds("After so many seconds it is no longer worth beginning"),
@@ -171,6 +171,9 @@ pub(crate) fn submission(kinds: &[Kind]) -> Value {
         "owner": { "type": "string", "minLength": 1, "maxLength": OWNER_LEN_MAX },
         "idempotency_key": key(),
     });
+    for (name, schema) in crate::webhooks::schema() {
+        more[name] = schema;
+    }
     let one = submissions(kinds, &more);
     let mut all = one.clone();
     all.push(json!({
@@ -266,6 +269,7 @@ fn jobs() -> Vec<(&'static str, Value)> {
         "preview_url": or_null(text()), "artifacts": list(artifact), "report": {}, "error": or_null(text()),
         "history": list(any_object()), "cancel_requested": { "type": "boolean" },
         "pause_requested": { "type": "boolean" }, "wishes": any_object(), "download": or_null(any_object()),
+        "webhook": or_null(any_object()),
     }));
     job["properties"]["request"] = any_object();
     vec![

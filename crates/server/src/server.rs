@@ -17,7 +17,7 @@ use crate::history::History;
 use crate::hub::{self, Hub};
 use crate::outlook::Forecasts;
 use crate::routes::{Board, Desktop};
-use crate::{Door, Options, keeper, listen, routes};
+use crate::{Door, Options, keeper, listen, routes, webhooks};
 
 /// Threads that wait for sockets.
 const THREADS: usize = 2;
@@ -85,6 +85,7 @@ impl Server {
             access: Access::default(),
             sdapi: Desktop::default(),
             comfy: Board::default(),
+            calls: webhooks::Desk::default(),
             started: (options.clock)(),
             openapi: OnceLock::new(),
             options,
@@ -125,6 +126,7 @@ impl Server {
             let ends = Ends(app);
             thread("events").spawn_scoped(scope, || hub::pump(app))?;
             let keeper = thread("keeper").spawn_scoped(scope, || keeper::keep(app))?;
+            thread("webhooks").spawn_scoped(scope, || webhooks::dispatch(app))?;
             let tidy = thread("tidy").spawn_scoped(scope, || keeper::forget(app))?;
             let result = runtime.block_on(async {
                 let (listener, _) = listen::adopt(listener)?;
@@ -145,6 +147,7 @@ struct Ends<'a>(&'a App);
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
         self.0.hub.end();
+        self.0.calls.stir();
         self.0.store.nudge();
     }
 }

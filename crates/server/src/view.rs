@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::Download;
 use crate::app::Inner;
 use crate::outlook::{Outlook, Place};
+use crate::webhooks;
 
 /// A job as JSON.
 #[derive(Debug, Serialize)]
@@ -37,6 +38,8 @@ pub(crate) struct JobView {
     cancel_requested: bool,
     pause_requested: bool,
     wishes: Value,
+    /// Whom it tells, and how far that got.
+    webhook: Option<Value>,
     /// How far its model is on its way here, while it waits for that.
     pub(crate) download: Option<Value>,
 }
@@ -87,6 +90,8 @@ impl JobView {
             Some(place) => place.finish.map(|finish| finish.seconds_since(now)),
             None => running_eta_s(),
         };
+        let webhook = job.webhook.as_ref();
+        let webhook = webhook.map(|webhook| webhooks::view(webhook, &job));
         let id = job.id.to_string();
         let outcome = job.outcome.unwrap_or_default();
         JobView {
@@ -116,6 +121,7 @@ impl JobView {
             history: job.history,
             cancel_requested: job.cancel_requested,
             pause_requested: job.pause_requested,
+            webhook,
             wishes: json!({
                 "after_job": job.wishes.after_job.map(crate::words::after_job),
                 "keep_alive": job.wishes.keep_alive.map(|keep| keep.to_string()),

@@ -14,7 +14,11 @@ mod life;
 mod manners;
 #[path = "http/pretend.rs"]
 mod pretend;
+#[path = "http/receiver.rs"]
+mod receiver;
 #[path = "http/sdapi.rs"]
 mod sdapi;
 #[path = "http/server.rs"]
 mod server;
+#[path = "http/webhooks.rs"]
+mod webhooks;

@@ -493,6 +493,17 @@ fn server(page: &mut Page, app: &Inner) {
         "Connections refused because there were too many.",
         count(&counters.refused),
     );
+    let help = "Calls of webhooks by what they told and what came of it.";
+    page.about("webhook_calls_total", "counter", help);
+    for (event, result, count) in app.calls.counts() {
+        let labels = [("event", event), ("result", result)];
+        page.value("webhook_calls_total", &labels, count as f64);
+    }
+    page.single(
+        ("webhooks_given_up_total", "counter"),
+        "Ends of jobs that were not told, and are not tried any more.",
+        app.calls.given_up() as f64,
+    );
     page.single(
         ("event_streams", "gauge"),
         "Open streams of events.",

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use lowtide_core::job::{JobId, JobState, Moment};
 use lowtide_jobs::report::Hints;
-use lowtide_jobs::{Accepted, Submission, Wishes, random_job_id};
+use lowtide_jobs::{Accepted, JobStore, StoreError, Submission, Wishes, random_job_id};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -18,6 +18,7 @@ use crate::openapi::{Operation, reference};
 use crate::pictures;
 use crate::refusal::Refusal;
 use crate::schemas::OWNER_LEN_MAX;
+use crate::webhooks;
 use crate::words;
 
 /// The kind where none is named.
@@ -106,7 +107,11 @@ fn one(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Refusa
     let now = app.now();
     let draft = draft(app, Fields::of(body)?, now)?.with_key(key)?;
     let (model, hints) = (draft.submission.model.clone(), draft.hints);
-    let accepted = app.store.submit(draft.submission, now)?;
+    let accepted = accept(app, vec![draft.submission], |store, mut all| {
+        let one = all.pop().expect("it is one");
+        Ok(vec![store.submit(one, now)?])
+    })?;
+    let accepted = accepted[0];
     let receipt = receipt(app, accepted, (&model, &hints), now)?;
     let status = if accepted.existed {
         StatusCode::OK
@@ -148,10 +153,8 @@ fn several(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Re
         .iter()
         .map(|draft| (draft.submission.model.clone(), draft.hints.clone()))
         .collect();
-    let accepted = app.store.submit_all(
-        drafts.into_iter().map(|draft| draft.submission).collect(),
-        now,
-    )?;
+    let all = drafts.into_iter().map(|draft| draft.submission).collect();
+    let accepted = accept(app, all, |store, all| store.submit_all(all, now))?;
     let receipts = accepted
         .iter()
         .zip(&known)
@@ -162,6 +165,35 @@ fn several(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Re
         false => StatusCode::ACCEPTED,
     };
     Ok(answer::json(status, &json!({ "jobs": receipts })))
+}
+
+/// Has jobs accepted, and listens to those whose webhooks want more than their end: from before they are in the store, so
+/// that nothing is missed.
+fn accept(
+    app: &Inner,
+    submissions: Vec<Submission>,
+    submit: impl FnOnce(&dyn JobStore, Vec<Submission>) -> Result<Vec<Accepted>, StoreError>,
+) -> Result<Vec<Accepted>, Refusal> {
+    let asked: Vec<JobId> = submissions
+        .iter()
+        .filter_map(|one| Some((one.id, one.webhook.as_ref()?)))
+        .filter(|(id, webhook)| app.calls.watch(*id, webhook))
+        .map(|(id, _)| id)
+        .collect();
+    let latest = || Ok(app.store.stats(app.now())?.last_event);
+    let followed = match asked.is_empty() {
+        true => Ok(()),
+        false => app.hub.follow(latest),
+    };
+    let accepted = followed.and_then(|()| submit(app.store.as_ref(), submissions));
+    let new = |id: &JobId| {
+        let all = accepted.as_ref().map_or(&[][..], Vec::as_slice);
+        all.iter().any(|one| one.job == *id && !one.existed)
+    };
+    for id in asked.iter().filter(|id| !new(id)) {
+        app.calls.forget(*id);
+    }
+    Ok(accepted?)
 }
 
 impl Draft {
@@ -216,6 +248,7 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
         .text("after_job")?
         .map(|word| words::read_after_job(&word))
         .transpose()?;
+    let webhook = webhooks::read(app, &mut fields)?;
     let (owner, idempotency_key) = (fields.text("owner")?, fields.text("idempotency_key")?);
     fields.done()?;
     let caller = app.caller();
@@ -248,6 +281,7 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
             idempotency_key,
             owner,
             quota: caller.quota(),
+            webhook,
             wishes: Wishes {
                 after_job,
                 keep_alive,

@@ -23,9 +23,10 @@ pub(crate) struct World {
     pub(crate) address: SocketAddr,
     pub(crate) store: Arc<dyn JobStore>,
     pub(crate) worker: Option<PretendWorker>,
+    artifacts: Arc<dyn ArtifactStore>,
     end: Option<End>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// An answer.
@@ -92,30 +93,39 @@ impl World {
             Arc::new(FolderArtifacts::open(&folder.path().join("artifacts")).unwrap());
         let worker = worker
             .map(|knobs| PretendWorker::start(Arc::clone(&store), Arc::clone(&artifacts), knobs));
+        let mut world = World {
+            address: ([127, 0, 0, 1], 0).into(),
+            store,
+            worker,
+            artifacts,
+            end: None,
+            thread: None,
+            folder,
+        };
+        world.start(options);
+        world
+    }
+
+    /// Starts a server on what is there, after [`World::end`] at the latest.
+    pub(crate) fn start(&mut self, options: Options) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        self.address = listener.local_addr().unwrap();
         let (end, ended) = end_signal();
         let options = Options {
             clock: pretend::now,
             grace: Duration::from_secs(1),
             ..options
         };
+        let inputs = self.folder.path().join("inputs");
         let server = Server::new(
-            Arc::clone(&store),
-            artifacts,
-            Arc::new(FolderInputs::open(&folder.path().join("inputs"), Bytes::mib(8)).unwrap()),
+            Arc::clone(&self.store),
+            Arc::clone(&self.artifacts),
+            Arc::new(FolderInputs::open(&inputs, Bytes::mib(8)).unwrap()),
             Arc::new(PretendDoor),
             options,
         );
-        let thread = std::thread::spawn(move || server.serve(listener, ended));
-        World {
-            address,
-            store,
-            worker,
-            end: Some(end),
-            thread: Some(thread),
-            _folder: folder,
-        }
+        self.end = Some(end);
+        self.thread = Some(std::thread::spawn(move || server.serve(listener, ended)));
     }
 
     /// Ends the server and waits for it.
