@@ -23,6 +23,7 @@ mod steps;
 mod store;
 mod supervisor;
 mod value;
+mod webhooks;
 mod work;
 
 use std::path::PathBuf;

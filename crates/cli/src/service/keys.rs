@@ -78,6 +78,11 @@ pub(crate) const KEYS: &[Key] = &[
     key("server.hosts", Kind::Texts, ""),
     key("server.body_max", Kind::Size, "1MiB"),
     key("server.input_max", Kind::Size, "64MiB"),
+    open(
+        "server.url",
+        Kind::Text,
+        "none: addresses begin with a slash",
+    ),
     key("server.connections_max", count(1, 100_000), "256"),
     open(
         "device.budget",
@@ -131,6 +136,20 @@ pub(crate) const KEYS: &[Key] = &[
         Kind::Word(&["urgent", "normal", "batch"]),
         "normal",
     ),
+    key(
+        "webhooks.allow",
+        Kind::Word(&["public", "listed", "nobody"]),
+        "public",
+    ),
+    key("webhooks.hosts", Kind::Texts, ""),
+    open("webhooks.secret", Kind::Secret, "what is in the file"),
+    open(
+        "webhooks.secret_file",
+        Kind::Path,
+        "webhooks.secret in the data folder",
+    ),
+    key("webhooks.retries", count(0, 100), "12"),
+    key("webhooks.timeout", Kind::Time { never: false }, "10s"),
     key("models.dirs", Kind::Paths, ""),
     key("models.programs", Kind::Paths, ""),
     key("models.elsewhere", Kind::Flag, "true"),

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::log::{Level, Logger};
 use super::settings::Settings;
+use super::webhooks;
 use crate::failure::Failure;
 
 /// A server that listens.
@@ -31,7 +32,7 @@ impl Net {
     /// Starts one on this listener.
     ///
     /// # Errors
-    /// When there is no thread for it.
+    /// When there is no thread for it, or no secret for webhooks.
     pub(crate) fn start(
         listener: TcpListener,
         subjects: Subjects,
@@ -43,7 +44,8 @@ impl Net {
             inputs,
             door,
         } = subjects;
-        let server = Server::new(store, artifacts, inputs, door, options(settings, log));
+        let options = options(settings, log)?;
+        let server = Server::new(store, artifacts, inputs, door, options);
         let (end, ended) = end_signal();
         let thread = std::thread::Builder::new()
             .name("server".to_owned())
@@ -86,10 +88,10 @@ fn audit(log: &Logger) -> AuditSink {
     })
 }
 
-fn options(settings: &Settings, log: &Logger) -> Options {
+fn options(settings: &Settings, log: &Logger) -> Result<Options, Failure> {
     let server = &settings.server;
     let queue = &settings.queue;
-    Options {
+    Ok(Options {
         access: server.access,
         audit: Some(audit(log)),
         hosts: server.hosts.clone(),
@@ -107,6 +109,7 @@ fn options(settings: &Settings, log: &Logger) -> Options {
             artifacts_max: Some(queue.retention_bytes),
             jobs_max: Some(queue.retention_jobs),
         }),
+        webhooks: webhooks::options(&settings.webhooks, log)?,
         ..Options::default()
-    }
+    })
 }

@@ -1,6 +1,7 @@
 //! What the settings mean, typed.
 
 mod bucket;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ use crate::failure::Failure;
 use crate::named_files::{Places, detectors_of};
 
 pub(crate) use bucket::BucketSettings;
+pub(crate) use webhooks::{SecretPlace, WebhookSettings};
 
 /// How the service is to be.
 #[derive(Clone, Debug)]
@@ -32,6 +34,7 @@ pub(crate) struct Settings {
     pub(crate) worker: WorkerSettings,
     pub(crate) queue: QueueSettings,
     pub(crate) models: ModelsSettings,
+    pub(crate) webhooks: WebhookSettings,
     /// Fields of a request by preset.
     pub(crate) presets: BTreeMap<String, Map<String, Value>>,
     /// The kinds of jobs that are done.
@@ -242,6 +245,7 @@ impl Settings {
             worker: WorkerSettings::of(&resolved),
             queue: QueueSettings::of(&resolved),
             models: ModelsSettings::of(&resolved),
+            webhooks: WebhookSettings::of(&resolved)?,
             presets: tables(&resolved, "presets"),
             kinds: texts(&resolved, "kinds.enabled"),
             log: LogSettings {

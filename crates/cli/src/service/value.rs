@@ -13,6 +13,8 @@ pub(crate) enum Kind {
     Text,
     /// A file or the URL of a server; what may be a password in it is never shown.
     Store,
+    /// A text that is never shown.
+    Secret,
     /// A file or a folder; `~` is the user's.
     Path,
     /// A whole number within bounds.
@@ -63,6 +65,11 @@ impl Kind {
             Kind::Text | Kind::Store => match written {
                 Value::String(text) if !text.trim().is_empty() => Ok(json!(text.trim())),
                 _ => Err(wrong()),
+            },
+            // What is there instead may be a secret, too, and is not repeated.
+            Kind::Secret => match written {
+                Value::String(text) if !text.trim().is_empty() => Ok(json!(text.trim())),
+                _ => Err(format!("is none; {}", self.right())),
             },
             Kind::Path => match written {
                 Value::String(text) if !text.is_empty() => Ok(json!(text)),
@@ -129,6 +136,7 @@ impl Kind {
         match self {
             Kind::Text => "write a text in quotes".to_owned(),
             Kind::Store => "write a file or a URL in quotes".to_owned(),
+            Kind::Secret => "write whsec_ and base64 in quotes".to_owned(),
             Kind::Path => "write a path in quotes".to_owned(),
             Kind::Count { min, max } => format!("write a whole number from {min} to {max}"),
             Kind::Size => "write a size such as \"600MiB\" or \"8GiB\"".to_owned(),
@@ -163,6 +171,7 @@ impl Kind {
                 format!("{}s", seconds.as_f64().unwrap_or_default())
             }
             (Kind::Store, Value::String(text)) => lowtide_jobs::redacted(text),
+            (Kind::Secret, _) => "***".to_owned(),
             (_, Value::String(text)) => text.clone(),
             (_, Value::Array(items)) => {
                 let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
@@ -180,7 +189,7 @@ impl Kind {
     /// A value for programs: as it is, but for what nobody else should know.
     pub(crate) fn told(self, value: &Value) -> Value {
         match self {
-            Kind::Store => json!(self.show(value)),
+            Kind::Store | Kind::Secret => json!(self.show(value)),
             _ => value.clone(),
         }
     }
