@@ -33,8 +33,9 @@ pub use access::{
     usage_is_counted_by_name,
 };
 pub use calls::{
-    a_webhook_is_part_of_what_was_asked, an_end_is_owed_until_it_was_told,
-    an_end_that_was_taken_back_is_not_told, another_end_is_told_anew,
+    a_vanished_caller_changes_nothing, a_webhook_is_part_of_what_was_asked,
+    an_end_is_owed_until_it_was_told, an_end_that_was_taken_back_is_not_told,
+    another_end_is_told_anew,
 };
 pub use control::{
     a_cancelled_run_stops_at_its_next_look, a_failed_job_can_be_requeued,
@@ -110,6 +111,7 @@ macro_rules! for_each_promise {
             an_owner_keeps_to_its_quota,
             owners_have_turns,
             an_end_is_owed_until_it_was_told,
+            a_vanished_caller_changes_nothing,
             another_end_is_told_anew,
             an_end_that_was_taken_back_is_not_told,
             a_webhook_is_part_of_what_was_asked,

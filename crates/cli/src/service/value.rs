@@ -60,16 +60,15 @@ impl Kind {
     /// # Errors
     /// What would be right, as the end of a sentence.
     pub(crate) fn read(self, written: &Value, strict: bool) -> Result<Value, String> {
-        let wrong = || format!("is {}; {}", shown(written), self.right());
+        let wrong = || match self {
+            // What is there instead may be a secret, too, and is not repeated.
+            Kind::Secret => format!("is none; {}", self.right()),
+            _ => format!("is {}; {}", shown(written), self.right()),
+        };
         match self {
-            Kind::Text | Kind::Store => match written {
+            Kind::Text | Kind::Store | Kind::Secret => match written {
                 Value::String(text) if !text.trim().is_empty() => Ok(json!(text.trim())),
                 _ => Err(wrong()),
-            },
-            // What is there instead may be a secret, too, and is not repeated.
-            Kind::Secret => match written {
-                Value::String(text) if !text.trim().is_empty() => Ok(json!(text.trim())),
-                _ => Err(format!("is none; {}", self.right())),
             },
             Kind::Path => match written {
                 Value::String(text) if !text.is_empty() => Ok(json!(text)),

@@ -85,27 +85,44 @@ pub fn an_end_is_owed_until_it_was_told(fixture: &dyn Fixture) {
         other.job(id(1)).is_ok() && other.job(id(3)).is_err(),
         "what is owed stays"
     );
-    let again = other.take_calls(9, HOLD, at(5_000)).expect("it answers");
-    assert_eq!((again[0].job, again[0].tries), (id(1), 2));
-    // Its caller vanished: somebody else tries, and the first one's word does not count any more.
-    let late = other
-        .take_calls(9, HOLD, at(5_000 + 30_000))
-        .expect("it answers");
-    assert_eq!((late[0].job, late[0].tries), (id(1), 3));
-    settle(&again[0], &Settled::Told, 36_000);
-    assert!(other.next_call().expect("it answers").is_some());
-    let noted = get(&*other, id(1)).delivery.expect("it was tried");
-    assert_eq!(noted, waits, "the vanished one changes nothing");
+}
+
+/// Of several who have the same end one after the other, since the others vanished, only the last one's word counts.
+pub fn a_vanished_caller_changes_nothing(fixture: &dyn Fixture) {
+    let store = fixture.open(Policy::default());
+    store.submit(told(1, true), at(0)).expect("room");
+    store.cancel(id(1), at(20)).expect("it waits");
+    let take = |now| store.take_calls(9, HOLD, at(now)).expect("it answers")[0];
+    let settle = |call, settled: &Settled, now| {
+        let done = store.settle_call(call, settled, at(now));
+        done.expect("it answers");
+    };
+    let gone = take(5_000);
+    assert!(
+        store
+            .take_calls(9, HOLD, at(34_999))
+            .is_ok_and(|none| none.is_empty()),
+        "somebody has it"
+    );
+    let late = take(35_000);
+    assert_eq!((gone.tries, late.tries), (1, 2));
+    settle(&gone, &Settled::Told, 36_000);
+    assert!(store.next_call().expect("it answers").is_some());
+    assert_eq!(get(&*store, id(1)).delivery, None);
     let stop = Settled::GivenUp {
         problem: "nobody answers".to_owned(),
     };
-    settle(&late[0], &stop, 37_000);
-    assert_eq!(other.next_call(), Ok(None));
-    let third = fixture.open(Policy::default());
-    let noted = get(&*third, id(1)).delivery.expect("it was tried");
-    assert_eq!((noted.state, noted.tries), (DeliveryState::GivenUp, 3));
+    settle(&late, &stop, 37_000);
+    assert_eq!(store.next_call(), Ok(None));
+    let other = fixture.open(Policy::default());
+    let noted = get(&*other, id(1)).delivery.expect("it was tried");
+    assert_eq!((noted.state, noted.tries), (DeliveryState::GivenUp, 2));
+    let forget = Retention {
+        jobs_max: Some(0),
+        ..Retention::default()
+    };
     other.retain(&forget, at(40_000)).expect("it answers");
-    assert!(other.job(id(1)).is_err());
+    assert!(other.job(id(1)).is_err(), "nothing is owed any more");
 }
 
 /// A failed job that goes through the queue again has another end, which is told as if there had been none before; and

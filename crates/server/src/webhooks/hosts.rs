@@ -266,14 +266,14 @@ mod tests {
             reach,
             listed: listed.iter().map(|&host| host.to_owned()).collect(),
         };
-        let public = hosts(Reach::Public, &["127.0.0.1:8080", "Hooks.internal", "::1"]);
+        let public = hosts(Reach::Public, &["127.0.0.1:8080", "Hooks.lan", "::1"]);
         for (url, may) in [
             ("https://example.org/hook?token=a", true),
             ("http://127.0.0.1:8080/hook", true),
             ("http://127.0.0.1/hook", false),
             ("http://127.0.0.1:8081/hook", false),
-            ("http://hooks.internal:9/hook", true),
-            ("http://hooks.internal.:9/hook", true),
+            ("http://hooks.lan:9/hook", true),
+            ("http://hooks.lan.:9/hook", true),
             ("http://[::1]:9/", true),
             ("http://[::2]:9/", false),
             ("http://localhost/", false),
@@ -298,7 +298,7 @@ mod tests {
         assert!(listed.check("https://other.example/").is_err());
         let nobody = hosts(Reach::Nobody, &["example.org"]);
         assert!(nobody.check("https://example.org/").is_err());
-        let uri: Uri = "http://hooks.internal/".parse().unwrap();
+        let uri: Uri = "http://hooks.lan/".parse().unwrap();
         let private = "10.0.0.1".parse().unwrap();
         assert!(public.allows(&uri, private) && !nobody.allows(&uri, private));
         let other: Uri = "http://innocent.example/".parse().unwrap();

@@ -61,7 +61,7 @@ impl WebhookSettings {
         if let Some(wrong) = listed.iter().find(|host| host.contains('/')) {
             return Err(Failure::mistake(format!(
                 "webhooks.hosts: '{wrong}' is no host; write a name or an address, with a port or without, such as \
-                 \"hooks.internal:8080\""
+                 \"hooks.lan:8080\""
             )));
         }
         let base = given("server.url").map(str::to_owned);
