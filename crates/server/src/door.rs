@@ -63,6 +63,12 @@ pub trait Door: Send + Sync {
     /// `Invalid` with the field `image`: it is no picture.
     fn parameters_of(&self, picture: &[u8]) -> Result<Option<String>, Refused>;
 
+    /// Width and height of a picture in pixels, upright.
+    ///
+    /// # Errors
+    /// `Invalid` with the field `image`: it is no picture.
+    fn size_of(&self, picture: &[u8]) -> Result<[u32; 2], Refused>;
+
     /// The LoRAs that requests can name.
     fn loras(&self) -> Vec<Extra>;
 

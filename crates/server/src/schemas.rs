@@ -1,5 +1,7 @@
 //! JSON Schemas of what goes in and out.
 
+mod sdapi;
+
 use lowtide_core::job::JobState;
 use serde_json::{Map, Value, json};
 
@@ -218,7 +220,7 @@ pub(crate) fn all() -> Map<String, Value> {
         .chain(models())
         .chain(service())
         .chain(openai())
-        .chain(sdapi())
+        .chain(sdapi::sdapi())
         .chain(comfyui())
     {
         all.insert(name.to_owned(), schema);
@@ -475,68 +477,6 @@ fn comfyui() -> Vec<(&'static str, Value)> {
                 "error": object(json!({ "type": text(), "message": text(), "details": text() })),
                 "node_errors": { "type": "object" },
             })),
-        ),
-    ]
-}
-
-/// What clients of the Stable Diffusion web UI send: they send everything they know, so that only the most important is
-/// described.
-fn sdapi() -> Vec<(&'static str, Value)> {
-    let drawing = |more: &[(&str, Value)]| {
-        let mut properties = json!({
-            "prompt": { "type": "string" },
-            "negative_prompt": text(),
-            "seed": { "type": "integer", "minimum": -1 },
-            "steps": { "type": "integer", "minimum": 1 },
-            "cfg_scale": { "type": "number", "minimum": 0, "description": "1 and less is no guidance" },
-            "width": { "type": "integer", "minimum": 8 },
-            "height": { "type": "integer", "minimum": 8 },
-            "sampler_name": text(),
-            "scheduler": text(),
-            "batch_size": whole(1, 256),
-            "n_iter": whole(1, 256),
-            "override_settings": { "type": "object" },
-        });
-        for (name, schema) in more {
-            properties[*name] = schema.clone();
-        }
-        json!({ "type": "object", "properties": properties })
-    };
-    let settings = json!({
-        "type": "object",
-        "properties": {
-            "sd_model_checkpoint": text(),
-            "CLIP_stop_at_last_layers": whole(1, 12),
-            "randn_source": { "type": "string", "enum": ["GPU", "NV", "CPU"] },
-            "samples_format": { "type": "string", "enum": ["png", "jpg", "webp"] },
-        },
-    });
-    let picture = json!({ "type": "string", "description": "Base64, with or without the head of a data URL" });
-    let share = json!({ "type": "number", "minimum": 0, "maximum": 1 });
-    let from_picture = [
-        (
-            "init_images",
-            json!({ "type": "array", "items": picture, "minItems": 1, "maxItems": 1 }),
-        ),
-        ("mask", picture.clone()),
-        ("denoising_strength", share.clone()),
-    ];
-    let second_pass = [
-        ("enable_hr", json!({ "type": "boolean" })),
-        ("hr_scale", json!({ "type": "number", "minimum": 1 })),
-        ("denoising_strength", share),
-    ];
-    vec![
-        (
-            "SdError",
-            object(json!({ "error": text(), "detail": text(), "body": text(), "errors": text() })),
-        ),
-        ("SdFromText", drawing(&second_pass)),
-        ("SdFromPicture", drawing(&from_picture)),
-        ("SdOptions", settings),
-        (
-            "SdPicture",
-            json!({ "type": "object", "required": ["image"], "properties": { "image": picture } }),
         ),
     ]
 }

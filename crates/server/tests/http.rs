@@ -18,7 +18,11 @@ mod pretend;
 mod receiver;
 #[path = "http/sdapi.rs"]
 mod sdapi;
+#[path = "http/sdapi_more.rs"]
+mod sdapi_more;
 #[path = "http/server.rs"]
 mod server;
+#[path = "http/studio.rs"]
+mod studio;
 #[path = "http/webhooks.rs"]
 mod webhooks;

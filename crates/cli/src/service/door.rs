@@ -465,6 +465,10 @@ impl Door for Desk {
         pictures::parameters_of(picture)
     }
 
+    fn size_of(&self, picture: &[u8]) -> Result<[u32; 2], Refused> {
+        pictures::size_of(picture)
+    }
+
     fn loras(&self) -> Vec<Extra> {
         extras(self.places.loras())
     }

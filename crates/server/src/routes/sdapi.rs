@@ -3,6 +3,7 @@
 //! says what is so anyway.
 
 mod drawing;
+mod extras;
 mod lists;
 mod picture;
 mod state;
@@ -19,6 +20,7 @@ pub(crate) use state::Desktop;
 
 pub(super) fn routes(mut routes: Routes) -> Routes {
     routes = drawing::routes(routes);
+    routes = extras::routes(routes);
     routes = state::routes(routes);
     routes = picture::routes(routes);
     lists::routes(routes)

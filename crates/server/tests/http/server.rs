@@ -10,7 +10,7 @@ use lowtide_core::Bytes;
 use lowtide_jobs::{
     ArtifactStore, FolderArtifacts, FolderInputs, JobStore, Policy, SqliteOptions, SqliteStore,
 };
-use lowtide_server::{End, Options, Server, end_signal};
+use lowtide_server::{Door, End, Options, Server, end_signal};
 use serde_json::Value;
 
 use super::pretend::{self, Knobs, PretendDoor, PretendWorker};
@@ -24,6 +24,7 @@ pub(crate) struct World {
     pub(crate) store: Arc<dyn JobStore>,
     pub(crate) worker: Option<PretendWorker>,
     artifacts: Arc<dyn ArtifactStore>,
+    door: Arc<dyn Door>,
     end: Option<End>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
     folder: tempfile::TempDir,
@@ -82,6 +83,16 @@ impl World {
     }
 
     pub(crate) fn with(options: Options, policy: Policy, worker: Option<Knobs>) -> World {
+        World::with_door(options, policy, worker, Arc::new(PretendDoor))
+    }
+
+    /// One that offers what this door knows.
+    pub(crate) fn with_door(
+        options: Options,
+        policy: Policy,
+        worker: Option<Knobs>,
+        door: Arc<dyn Door>,
+    ) -> World {
         let folder = tempfile::tempdir().unwrap();
         let sqlite = SqliteOptions {
             policy,
@@ -98,6 +109,7 @@ impl World {
             store,
             worker,
             artifacts,
+            door,
             end: None,
             thread: None,
             folder,
@@ -121,7 +133,7 @@ impl World {
             Arc::clone(&self.store),
             Arc::clone(&self.artifacts),
             Arc::new(FolderInputs::open(&inputs, Bytes::mib(8)).unwrap()),
-            Arc::new(PretendDoor),
+            Arc::clone(&self.door),
             options,
         );
         self.end = Some(end);

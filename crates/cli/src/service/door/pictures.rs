@@ -1,4 +1,4 @@
-//! What the server asks about pictures: a mask from one that can be seen through, its reverse, what one was made with.
+//! What the server asks about pictures: a mask from one that can be seen through, its reverse, what one was made with, how large it is.
 
 use lowtide_media::{Format, Limits, Pixels};
 use lowtide_server::Refused;
@@ -61,4 +61,14 @@ pub(super) fn parameters_of(picture: &[u8]) -> Result<Option<String>, Refused> {
         field: "image".to_owned(),
         problem: one_line(&error.to_string()),
     })
+}
+
+/// As [`lowtide_server::Door::size_of`].
+pub(super) fn size_of(picture: &[u8]) -> Result<[u32; 2], Refused> {
+    let size = lowtide_media::size_of(picture, &Limits::default());
+    let size = size.map_err(|error| Refused::Invalid {
+        field: "image".to_owned(),
+        problem: one_line(&error.to_string()),
+    })?;
+    Ok([size.width, size.height])
 }

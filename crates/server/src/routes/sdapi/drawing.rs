@@ -78,10 +78,12 @@ async fn draw(
             let Translated {
                 model,
                 request,
+                then,
                 send_images,
                 notes,
             } = translated;
-            let submission = json!({ "kind": KIND_DEFAULT, "model": model, "request": request });
+            let submission =
+                json!({ "kind": KIND_DEFAULT, "model": model, "request": request, "then": then });
             let now = app.now();
             let draft = draft(app, Fields::of(submission)?, now)?;
             drop(turn);
@@ -153,7 +155,13 @@ fn result(app: &Inner, job: Job, wanted: Wanted) -> Result<Response, Refusal> {
 
 /// What was drawn, as the web UI tells it: an object, sent as text.
 fn info(job: &Job, infotexts: &[String], notes: &[String]) -> Value {
-    let request: Value = serde_json::from_str(&job.request).unwrap_or_default();
+    let mut request: Value = serde_json::from_str(&job.request).unwrap_or_default();
+    let mut model = job.model.clone();
+    // Of a job of several steps the first is the one that draws.
+    if let Some(step) = request.get_mut("steps").and_then(|steps| steps.get_mut(0)) {
+        model = step["model"].as_str().unwrap_or_default().to_owned();
+        request = step["request"].take();
+    }
     let first = request["seed"].as_u64().unwrap_or_default();
     let count = infotexts.len() as u64;
     let seeds: Vec<u64> = (0..count).map(|place| first.wrapping_add(place)).collect();
@@ -177,7 +185,7 @@ fn info(job: &Job, infotexts: &[String], notes: &[String]) -> Value {
         "batch_size": count,
         "restore_faces": false,
         "face_restoration_model": null,
-        "sd_model_name": job.model,
+        "sd_model_name": model,
         "sd_model_hash": "",
         "sd_vae_name": null,
         "sd_vae_hash": null,

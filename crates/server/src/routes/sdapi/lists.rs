@@ -160,25 +160,26 @@ async fn embeddings(State(app): State<App>, asked: Asked) -> Result<Response, Fo
     .await
 }
 
-/// Names of models that enlarge pictures.
-pub(super) fn upscaling_models(app: &Inner) -> Vec<String> {
+/// Models that enlarge pictures.
+fn enlarging(app: &Inner) -> impl Iterator<Item = crate::ModelEntry> {
     let models = app.door.models().into_iter();
-    let enlarging = models.filter(|entry| entry.kinds.iter().any(|kind| kind == KIND_UPSCALE));
-    enlarging.map(|entry| entry.name).collect()
+    models.filter(|entry| entry.kinds.iter().any(|kind| kind == KIND_UPSCALE))
+}
+
+/// Their names.
+pub(super) fn upscaling_models(app: &Inner) -> Vec<String> {
+    enlarging(app).map(|entry| entry.name).collect()
 }
 
 async fn upscalers(State(app): State<App>, asked: Asked) -> Result<Response, Foreign> {
     answered(app, asked, |app| {
-        let view = |name: &str| {
+        let view = |name: &str, scale: &Value| {
             json!({
-                "name": name, "model_name": name, "model_path": null, "model_url": null, "scale": 4,
+                "name": name, "model_name": name, "model_path": null, "model_url": null, "scale": scale,
             })
         };
-        let models = upscaling_models(app);
-        std::iter::once("None")
-            .chain(models.iter().map(String::as_str))
-            .map(view)
-            .collect()
+        let networks = enlarging(app).map(|entry| view(&entry.name, &entry.defaults["scale"]));
+        std::iter::once(view("None", &json!(1))).chain(networks).collect()
     })
     .await
 }
