@@ -109,7 +109,7 @@ fn options(settings: &Settings, log: &Logger) -> Result<Options, Failure> {
             artifacts_max: Some(queue.retention_bytes),
             jobs_max: Some(queue.retention_jobs),
         }),
-        webhooks: webhooks::options(&settings.webhooks, log)?,
+        webhooks: webhooks::options(settings, log)?,
         ..Options::default()
     })
 }

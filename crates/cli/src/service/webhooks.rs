@@ -9,7 +9,8 @@ use lowtide_core::job::RetryPolicy;
 use lowtide_server::{NoticeSink, WebhookOptions, WebhookSecret};
 
 use super::log::{Level, Logger};
-use super::settings::{SecretPlace, WebhookSettings};
+use super::settings::{SecretPlace, Settings};
+use super::store::Place;
 use crate::failure::Failure;
 
 /// Bytes of the file at most: more is another file.
@@ -19,7 +20,8 @@ const FILE_MAX: u64 = 1 << 10;
 ///
 /// # Errors
 /// When the secret cannot be had.
-pub(super) fn options(settings: &WebhookSettings, log: &Logger) -> Result<WebhookOptions, Failure> {
+pub(super) fn options(settings: &Settings, log: &Logger) -> Result<WebhookOptions, Failure> {
+    let (store, settings) = (&settings.server.store, &settings.webhooks);
     let secret = match &settings.secret {
         SecretPlace::Given(secret) => secret.clone(),
         SecretPlace::File(path) => read(path)?.ok_or_else(|| {
@@ -28,7 +30,16 @@ pub(super) fn options(settings: &WebhookSettings, log: &Logger) -> Result<Webhoo
                 path.display()
             ))
         })?,
-        SecretPlace::Own(path) => own(path, log)?,
+        SecretPlace::Own(path) => {
+            if let Place::Server { .. } = store {
+                log.info(&format!(
+                    "webhooks are signed with the secret in '{}'; every server of this queue needs the same one \
+                     (webhooks.secret_file)",
+                    path.display()
+                ));
+            }
+            own(path, log)?
+        }
     };
     let (defaults, log) = (WebhookOptions::default(), log.named("webhooks"));
     Ok(WebhookOptions {

@@ -239,8 +239,9 @@ fn adetailers_settings_are_a_step_that_repairs() {
     hand["ad_cfg_scale"] = json!(1);
     let off = json!({ "ad_model": "None" });
     let untapped = json!({ "ad_model": "person", "ad_tap_enable": false });
+    let tabbed = json!({ "ad_model": "person", "ad_tab_enable": false });
     body["alwayson_scripts"] =
-        json!({ "ADetailer": { "args": [true, false, adetailer(), off, hand, untapped] } });
+        json!({ "ADetailer": { "args": [true, false, adetailer(), off, hand, untapped, tabbed] } });
     let answer = world.post("/sdapi/v1/txt2img", &body);
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.json()["images"], json!([base64(PNG)]));

@@ -54,12 +54,11 @@ const REFUSED: [(&str, &str); 2] = [
 ];
 
 /// Accepted whatever they say: they belong to what is refused, or to the extension's own screen.
-const IGNORED: [&str; 6] = [
+const IGNORED: [&str; 5] = [
     "ad_controlnet_module",
     "ad_controlnet_weight",
     "ad_controlnet_guidance_start",
     "ad_controlnet_guidance_end",
-    "ad_tab_enable",
     "is_api",
 ];
 
@@ -137,7 +136,9 @@ impl Unit {
         drawn: &Map<String, Value>,
     ) -> Result<Option<Unit>, Refusal> {
         let mut fields = Fields::of(Value::Object(unit))?;
-        let on = fields.flag("ad_tap_enable")?.unwrap_or(true);
+        // Earlier versions of the extension wrote it with a p.
+        let (tap, tab) = (fields.flag("ad_tap_enable")?, fields.flag("ad_tab_enable")?);
+        let on = tap.unwrap_or(true) && tab.unwrap_or(true);
         for name in IGNORED {
             fields.take(name);
         }
