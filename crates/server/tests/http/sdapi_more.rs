@@ -191,7 +191,9 @@ fn networks_are_listed_and_draw_second_passes() {
         json!({ "kind": "upscale", "model": "RealESRGAN_x4plus", "request": { "scale": 1.5 } })
     );
     assert!(steps[0]["request"].get("hires_scale").is_none());
-    let again = json!({ "steps": 7, "sampler": "Euler", "seed": 5, "strength": 0.4, "output_format": "png" });
+    let again = json!({
+        "steps": 7, "sampler": "Euler", "seed": 5, "width": 192, "height": 96, "strength": 0.4, "output_format": "png",
+    });
     assert_eq!(
         (&steps[2]["kind"], &steps[2]["request"]),
         (&json!("text-to-image"), &again)

@@ -94,13 +94,21 @@ pub(super) fn second_pass(
     Ok(Second::Within)
 }
 
+/// The side of a picture of which nobody says anything.
+const SIDE: f64 = 512.0;
+
 /// By how much the picture becomes larger.
 fn factor(
     request: &Map<String, Value>,
     scale: f64,
     (to_x, to_y): (u64, u64),
 ) -> Result<f64, Refusal> {
-    let side = |name: &str| request.get(name).and_then(Value::as_u64).unwrap_or(512);
+    let side = |name: &str| {
+        request
+            .get(name)
+            .and_then(Value::as_u64)
+            .unwrap_or(SIDE as u64)
+    };
     let (width, height) = (side("width"), side("height"));
     match (to_x, to_y) {
         (0, 0) => Ok(scale),
@@ -114,6 +122,35 @@ fn factor(
             ),
         )),
     }
+}
+
+/// Multiples of which sides of pictures are: of most models, and of all.
+const MULTIPLES: [f64; 2] = [8.0, 16.0];
+
+/// How large the picture is when it was enlarged, in sides that the model can draw.
+fn sides(app: &Inner, model: Option<&str>, request: &Map<String, Value>, scale: f64) -> [u64; 2] {
+    let models = app.door.models();
+    let default = || {
+        let kind = app.kinds.iter().find(|kind| kind.name == KIND_DEFAULT)?;
+        kind.model_default.as_deref()
+    };
+    let name = model.or_else(default);
+    let entry = models.iter().find(|entry| Some(&*entry.name) == name);
+    let side = |field: &str| {
+        let own = || entry.and_then(|entry| entry.defaults[field].as_f64());
+        let asked = request.get(field).and_then(Value::as_f64);
+        asked.or_else(own).unwrap_or(SIDE) * scale
+    };
+    let sides = [side("width"), side("height")];
+    let rounded = |multiple: f64| {
+        sides.map(|side| ((side / multiple).round() * multiple).max(multiple) as u64)
+    };
+    let can_draw = |&[width, height]: &[u64; 2]| {
+        let request = json!({ "prompt": "", "width": width, "height": height });
+        app.door.check(KIND_DEFAULT, model, request, None).is_ok()
+    };
+    let [most, all] = MULTIPLES.map(rounded);
+    if can_draw(&most) { most } else { all }
 }
 
 impl Second {
@@ -134,6 +171,10 @@ impl Second {
             return vec![enlarge];
         }
         let mut again = carried(app, KIND_DEFAULT, request);
+        // Left to itself the model would draw no more pixels than it was made for.
+        let [width, height] = sides(app, model, request, scale);
+        again.insert("width".to_owned(), json!(width));
+        again.insert("height".to_owned(), json!(height));
         again.insert("strength".to_owned(), json!(strength));
         if let Some(steps) = steps {
             again.insert("steps".to_owned(), json!(steps));
