@@ -135,7 +135,8 @@ fn answer(
         head,
         body: String::new(),
     };
-    let len: u64 = told.header("content-length").unwrap().parse().unwrap();
+    let len = told.header("content-length").unwrap_or("0");
+    let len: u64 = len.parse().unwrap();
     reader
         .by_ref()
         .take(len)
@@ -152,7 +153,7 @@ fn answer(
         Manner::Redirect(to) => {
             write!(
                 stream,
-                "HTTP/1.1 307 There\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"
+                "HTTP/1.1 302 There\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n"
             )
         }
         Manner::Hang => return Some(stream),
