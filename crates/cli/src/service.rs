@@ -3,7 +3,7 @@
 //! In reading order: [`keys`] (every setting), [`value`] (what may be written), [`layers`] (from where, the later
 //! winning), [`settings`] (what it means); [`store`] (where jobs are kept); [`catalog`] and [`door`] (what can be asked
 //! for), [`downloads`] (what is fetched for it), [`known`]; [`instance`] (one server a
-//! data folder), [`supervisor`], [`log`]; then the verbs, [`mod@access`] (keys) and [`backup`] among them.
+//! data folder), [`supervisor`], [`log`], [`traces`]; then the verbs, [`mod@access`] (keys) and [`backup`] among them.
 
 mod access;
 mod backup;
@@ -22,6 +22,7 @@ mod settings;
 mod steps;
 mod store;
 mod supervisor;
+mod traces;
 mod value;
 mod webhooks;
 mod work;

@@ -29,6 +29,7 @@ pub mod report;
 mod sessions;
 mod sqlite;
 mod store;
+mod trace;
 mod turns;
 mod webhook;
 mod words;
@@ -52,5 +53,6 @@ pub use store::{
     Accepted, Candidates, Claimed, Directive, JobStore, Listing, Minute, Move, Policy, Removed,
     Retention, Stats, Swept,
 };
+pub use trace::{NotATraceParent, Span, TraceParent, Tracer};
 pub use webhook::{Call, Delivery, DeliveryState, Settled, Webhook};
 pub use words::random_job_id;

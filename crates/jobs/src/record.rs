@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use lowtide_core::job::{JobId, JobState, Moment, Priority, Setbacks};
 use lowtide_core::lifecycle::{AfterJob, KeepAlive};
 
-use crate::{ArtifactId, Delivery, InputId, Webhook, WorkerId};
+use crate::{ArtifactId, Delivery, InputId, TraceParent, Webhook, WorkerId};
 
-/// What a client wants done with the model afterwards; where it says nothing, the configuration does.
+/// What a client wants beside the job itself: what is done with the model afterwards, where it is traced. Where it says
+/// nothing, the configuration does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wishes {
     /// After this job.
@@ -16,6 +17,9 @@ pub struct Wishes {
     /// From then on.
     #[serde(default, with = "crate::words::keep_alive_option")]
     pub keep_alive: Option<KeepAlive>,
+    /// What its work is traced as a part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceParent>,
 }
 
 /// How much of the queue its owner may have. Every submission says it anew: what holds is what is said last.

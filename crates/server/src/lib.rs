@@ -31,6 +31,7 @@ mod refusal;
 mod routes;
 mod schemas;
 mod server;
+mod traced;
 mod view;
 mod webhooks;
 mod words;

@@ -1,10 +1,11 @@
 //! What whoever wires the program decides about the server.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lowtide_core::Bytes;
 use lowtide_core::job::Moment;
-use lowtide_jobs::Retention;
+use lowtide_jobs::{Retention, Tracer};
 
 use crate::access::AccessMode;
 use crate::access::audit::AuditSink;
@@ -61,6 +62,8 @@ pub struct Options {
     pub history: Duration,
     /// Memory to imagine in addition, for "what would more buy".
     pub what_if: Vec<Bytes>,
+    /// Who hears what takes time.
+    pub tracer: Option<Arc<dyn Tracer>>,
     /// Where time comes from.
     pub clock: Clock,
 }
@@ -90,6 +93,7 @@ impl Default for Options {
             retain_every: Duration::from_secs(60),
             history: Duration::from_secs(3600),
             what_if: vec![Bytes::gib(1), Bytes::gib(3)],
+            tracer: None,
             clock: wall_clock,
         }
     }

@@ -23,6 +23,7 @@ mod setup;
 mod shelf;
 mod status;
 mod stop;
+mod stopwatch;
 mod worker;
 
 pub use error::{Error, Result};

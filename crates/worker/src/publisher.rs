@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use lowtide_core::job::Moment;
 use lowtide_engine::processor::Product;
-use lowtide_jobs::{Artifact, ArtifactStore, JobStore, Lease, Outcome, StoreError};
+use lowtide_jobs::{Artifact, ArtifactStore, JobStore, Lease, Outcome, StoreError, TraceParent};
 use serde_json::json;
 
 use crate::depot::Depot;
@@ -17,6 +17,7 @@ use crate::keeper::Keeper;
 use crate::log::{Level, Log};
 use crate::session::words;
 use crate::status::Tallies;
+use crate::stopwatch::Stopwatch;
 use crate::{Error, Result};
 
 /// Results that may wait to be written; then the computing thread waits, too.
@@ -34,6 +35,8 @@ const OUTAGE_MAX: Duration = Duration::from_secs(300);
 /// A result on its way out.
 pub(crate) struct Finished {
     pub(crate) lease: Lease,
+    /// What its work is a part of.
+    pub(crate) trace: Option<TraceParent>,
     pub(crate) product: Product,
     /// Files of saved sessions that are of no use afterwards.
     pub(crate) sessions: Vec<PathBuf>,
@@ -44,6 +47,7 @@ pub(crate) struct Finished {
 /// What publishing needs.
 #[derive(Clone)]
 pub(crate) struct Makings {
+    pub(crate) stopwatch: Stopwatch,
     pub(crate) depot: Depot,
     pub(crate) store: Arc<dyn JobStore>,
     pub(crate) artifacts: Arc<dyn ArtifactStore>,
@@ -106,7 +110,14 @@ impl Makings {
                 .recv();
             let Ok(finished) = next else { return };
             let lease = finished.lease.clone();
+            let (traced, began) = ((lease.job, finished.trace), self.stopwatch.begin());
             let published = catch_unwind(AssertUnwindSafe(|| self.publish(finished)));
+            let error = match &published {
+                Ok(kept) => kept.as_ref().err().cloned(),
+                Err(panic) => Some(words(&**panic)),
+            };
+            self.stopwatch
+                .note(traced, "publish", began, Vec::new(), error);
             if let Err(panic) = published {
                 let reason = format!("the program panicked: {}; this is a bug", words(&*panic));
                 self.try_again(&lease, &reason);
@@ -115,17 +126,22 @@ impl Makings {
         }
     }
 
-    fn publish(&self, finished: Finished) {
+    /// Publishes a result, or says why it was not.
+    fn publish(&self, finished: Finished) -> std::result::Result<(), String> {
         let Finished {
             lease,
             product,
             sessions,
             line,
+            trace: _,
         } = finished;
         let job = lease.job;
         let artifacts = match self.put(&product) {
             Ok(artifacts) => artifacts,
-            Err(error) => return self.try_again(&lease, &not_kept(&error)),
+            Err(error) => {
+                self.try_again(&lease, &not_kept(&error));
+                return Err(not_kept(&error));
+            }
         };
         let outcome = Outcome {
             artifacts: artifacts.clone(),
@@ -141,15 +157,20 @@ impl Makings {
                 self.log
                     .say(Level::Info, format!("job {job} done: {line}"), fields);
                 self.depot.remove(&sessions);
+                Ok(())
             }
             Err(error @ StoreError::LeaseLost { .. }) => {
                 let text = format!("the result of job {job} is dropped: {error}");
                 self.log
                     .say(Level::Warn, text, json!({ "job": job.to_string() }));
                 self.remove(&artifacts);
+                Err(error.to_string())
             }
             // Whether it was kept is not known: files that no job has are found and removed later.
-            Err(error) => self.try_again(&lease, &not_kept(&error)),
+            Err(error) => {
+                self.try_again(&lease, &not_kept(&error));
+                Err(not_kept(&error))
+            }
         }
     }
 

@@ -10,9 +10,10 @@ use lowtide_core::lifecycle::Event;
 use lowtide_core::schedule::{Session as View, SessionState};
 use lowtide_engine::processor::{Product, Run, Stage, Stepped};
 use lowtide_jobs::report::SessionStatus;
-use lowtide_jobs::{Job, Lease, Preview, Progress, SavedSession, WorkerId};
+use lowtide_jobs::{Job, Lease, Preview, Progress, SavedSession, TraceParent, WorkerId};
 
 use crate::chain::Uses;
+use crate::stopwatch::Traced;
 
 /// A preview is made no more often than this: it costs a moment of computing.
 const PREVIEW_EVERY: Duration = Duration::from_millis(400);
@@ -52,6 +53,7 @@ pub(crate) struct Member {
     priority: Priority,
     submitted: Moment,
     deadline: Option<Moment>,
+    trace: Option<TraceParent>,
 }
 
 /// A claimed job, and where its session was saved.
@@ -314,7 +316,13 @@ impl Member {
             priority: job.priority,
             submitted: job.submitted,
             deadline: job.deadline,
+            trace: job.wishes.trace,
         }
+    }
+
+    /// Who traces it.
+    pub(crate) fn traced(&self) -> Traced {
+        (self.lease.job, self.trace)
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lowtide_core::lifecycle::{AfterJob, IDLE_DEFAULT, KeepAlive};
 use lowtide_engine::Options;
 use lowtide_engine::processor::{Files, Processor};
-use lowtide_jobs::{ArtifactStore, JobStore, SessionStore, WorkerId};
+use lowtide_jobs::{ArtifactStore, JobStore, SessionStore, Tracer, WorkerId};
 use lowtide_weights::ModelFolder;
 
 use crate::Log;
@@ -62,6 +62,8 @@ pub struct Setup {
     pub options: WorkerOptions,
     /// Where lines go.
     pub log: Log,
+    /// Who hears what takes time.
+    pub tracer: Option<Arc<dyn Tracer>>,
 }
 
 /// How a worker works.

@@ -29,6 +29,7 @@ use crate::setup::{Setup, WorkerOptions};
 use crate::shelf::{self, Shelf};
 use crate::status::Tallies;
 use crate::stop::Stop;
+use crate::stopwatch::Stopwatch;
 use crate::{Error, Result};
 
 /// Candidates of each class that are looked at.
@@ -77,6 +78,7 @@ pub struct Worker {
     options: WorkerOptions,
     policy: Policy,
     log: Log,
+    stopwatch: Stopwatch,
     shelf: Shelf,
     keeper: Arc<Keeper>,
     publisher: Publisher,
@@ -128,7 +130,9 @@ impl Worker {
         let shelf = shelf_of(&setup, &profile)?;
         let tallies = Arc::new(Tallies::default());
         let depot = Depot::new(setup.sessions, setup.shared_sessions, setup.log.clone());
+        let stopwatch = Stopwatch(setup.tracer);
         let publisher = Publisher::start(&publisher::Makings {
+            stopwatch: stopwatch.clone(),
             depot: depot.clone(),
             store: setup.store.clone(),
             artifacts: setup.artifacts,
@@ -148,6 +152,7 @@ impl Worker {
             },
             options: setup.options,
             log: setup.log,
+            stopwatch,
             shelf,
             keeper,
             publisher,

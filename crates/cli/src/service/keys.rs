@@ -176,6 +176,7 @@ pub(crate) const KEYS: &[Key] = &[
         "text-to-image,noise,upscale,detail,detect",
     ),
     key("log.format", Kind::Word(&["text", "json"]), "text"),
+    open("log.traces", Kind::Text, "nobody"),
     key("log.level", Kind::Word(&["info", "debug", "quiet"]), "info"),
 ];
 

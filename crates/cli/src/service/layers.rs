@@ -70,6 +70,7 @@ const FOREIGN: &[(&str, &str, &str)] = &[
     ("AWS_ENDPOINT_URL_S3", "server.files_endpoint", ""),
     ("LOWTIDE_MODELS", "models.dirs", ""),
     ("LOWTIDE_MODEL_DIRS", "models.programs", ""),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "log.traces", ""),
     (crate::named_files::LORAS_VARIABLE, "models.loras", ""),
     (
         crate::named_files::EMBEDDINGS_VARIABLE,

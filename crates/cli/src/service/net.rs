@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
-use lowtide_jobs::{ArtifactStore, InputStore, JobStore, Retention};
+use lowtide_jobs::{ArtifactStore, InputStore, JobStore, Retention, Tracer};
 use lowtide_server::{AuditSink, Door, End, Options, Server, end_signal};
 use serde_json::json;
 
@@ -26,6 +26,7 @@ pub(crate) struct Subjects {
     pub(crate) artifacts: Arc<dyn ArtifactStore>,
     pub(crate) inputs: Arc<dyn InputStore>,
     pub(crate) door: Arc<dyn Door>,
+    pub(crate) tracer: Option<Arc<dyn Tracer>>,
 }
 
 impl Net {
@@ -43,8 +44,12 @@ impl Net {
             artifacts,
             inputs,
             door,
+            tracer,
         } = subjects;
-        let options = options(settings, log)?;
+        let options = Options {
+            tracer,
+            ..options(settings, log)?
+        };
         let server = Server::new(store, artifacts, inputs, door, options);
         let (end, ended) = end_signal();
         let thread = std::thread::Builder::new()

@@ -27,6 +27,7 @@ use super::net::{Net, Subjects};
 use super::settings::{ServerSettings, Settings};
 use super::store;
 use super::supervisor::{Plan, Supervisor};
+use super::traces;
 use super::work;
 use crate::args::ServeArgs;
 use crate::failure::{Failure, one_line};
@@ -72,6 +73,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         artifacts: files.artifacts,
         inputs: files.inputs,
         door: desk.clone(),
+        tracer: traces::start(&settings, "server", &around, &log)?,
     };
     let net = Net::start(listener, subjects, (&settings, &log))?;
     let url = format!("http://{}", reachable(address));

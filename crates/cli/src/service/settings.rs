@@ -40,6 +40,8 @@ pub(crate) struct Settings {
     /// The kinds of jobs that are done.
     pub(crate) kinds: Vec<String>,
     pub(crate) log: LogSettings,
+    /// The collector that spans are sent to.
+    pub(crate) traces: Option<String>,
     /// Every value with its origin.
     pub(crate) resolved: Resolved,
 }
@@ -248,6 +250,11 @@ impl Settings {
             webhooks: WebhookSettings::of(&resolved)?,
             presets: tables(&resolved, "presets"),
             kinds: texts(&resolved, "kinds.enabled"),
+            traces: resolved
+                .get("log.traces")
+                .and_then(Value::as_str)
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned),
             log: LogSettings {
                 json: text(&resolved, "log.format") == "json",
                 debug: text(&resolved, "log.level") == "debug",

@@ -20,6 +20,7 @@ use super::folders::Surroundings;
 use super::log::{Level, Logger};
 use super::settings::{Reserve, Settings};
 use super::store;
+use super::traces;
 use crate::args::WorkerArgs;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -125,6 +126,7 @@ fn work(
     let lines = log.clone();
     let around = Surroundings::of_process();
     let folders = Arc::new(Catalog::new(&settings.models, &around)?);
+    let tracer = traces::start(settings, id.as_str(), &around, log)?;
     let kept = store::open_files(settings, &around)?;
     let setup = Setup {
         store,
@@ -137,6 +139,7 @@ fn work(
         device: device(settings),
         files: files(settings, kept.inputs, folders),
         options: options(settings),
+        tracer,
         log: lowtide_worker::Log::new(move |line| {
             let level = match line.level {
                 lowtide_worker::Level::Debug => Level::Debug,

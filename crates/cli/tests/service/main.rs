@@ -11,6 +11,7 @@ mod hand_over;
 mod keys;
 mod serving;
 mod settings;
+mod traces;
 mod upscaling;
 mod verbs;
 
@@ -52,6 +53,7 @@ impl Place {
                 "MODEL_CACHE_DIR",
                 "PORT",
                 "AWS_",
+                "OTEL_",
                 "HF_",
                 "XDG_CACHE_HOME",
             ]

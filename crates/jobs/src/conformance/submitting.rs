@@ -8,7 +8,7 @@ use lowtide_core::job::{JobState, Priority};
 use lowtide_core::lifecycle::{AfterJob, KeepAlive};
 
 use super::{Fixture, at, candidates, claim, get, id, plain, submit};
-use crate::{Clash, Outcome, Policy, StoreError, Submission, Wishes};
+use crate::{Clash, Outcome, Policy, StoreError, Submission, TraceParent, Wishes};
 
 /// A job is there, with everything that was said about it, for every process, and after the store was closed.
 pub fn what_is_submitted_is_there(fixture: &dyn Fixture) {
@@ -25,6 +25,7 @@ pub fn what_is_submitted_is_there(fixture: &dyn Fixture) {
         idempotency_key: Some("k".to_owned()),
         owner: Some("me".to_owned()),
         wishes: Wishes {
+            trace: Some(TraceParent::random()),
             after_job: Some(AfterJob::Offload),
             keep_alive: Some(KeepAlive::For(Duration::from_millis(1_500))),
         },

@@ -18,6 +18,7 @@ use crate::openapi::{Operation, reference};
 use crate::pictures;
 use crate::refusal::Refusal;
 use crate::schemas::OWNER_LEN_MAX;
+use crate::traced::Traced;
 use crate::webhooks;
 use crate::words;
 
@@ -77,12 +78,15 @@ async fn submit(
     JsonWithPictures(body, turn): JsonWithPictures,
 ) -> Result<Response, Refusal> {
     let key = key_of(&headers)?;
+    let traced = Traced::begin(&headers);
     app.blocking(move |app| {
         // Held until the pictures are on the disk.
         let _turn = turn;
         match body {
-            Value::Object(ref fields) if fields.contains_key("jobs") => several(app, body, key),
-            body => one(app, body, key),
+            Value::Object(ref fields) if fields.contains_key("jobs") => {
+                several(app, body, key, traced)
+            }
+            body => one(app, body, key, traced),
         }
     })
     .await
@@ -103,11 +107,11 @@ fn is_key(text: &str) -> bool {
     (1..=KEY_LEN_MAX).contains(&text.len()) && text.bytes().all(|sign| sign.is_ascii_graphic())
 }
 
-fn one(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Refusal> {
+fn one(app: &Inner, body: Value, key: Option<String>, traced: Traced) -> Result<Response, Refusal> {
     let now = app.now();
     let draft = draft(app, Fields::of(body)?, now)?.with_key(key)?;
     let (model, hints) = (draft.submission.model.clone(), draft.hints);
-    let accepted = accept(app, vec![draft.submission], |store, mut all| {
+    let accepted = accept(app, traced, vec![draft.submission], |store, mut all| {
         let one = all.pop().expect("it is one");
         Ok(vec![store.submit(one, now)?])
     })?;
@@ -125,7 +129,12 @@ fn one(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Refusa
     Ok(response)
 }
 
-fn several(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Refusal> {
+fn several(
+    app: &Inner,
+    body: Value,
+    key: Option<String>,
+    traced: Traced,
+) -> Result<Response, Refusal> {
     let mut fields = Fields::of(body)?;
     let jobs = match fields.take("jobs") {
         Some(Value::Array(jobs)) if !jobs.is_empty() => jobs,
@@ -154,7 +163,7 @@ fn several(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Re
         .map(|draft| (draft.submission.model.clone(), draft.hints.clone()))
         .collect();
     let all = drafts.into_iter().map(|draft| draft.submission).collect();
-    let accepted = accept(app, all, |store, all| store.submit_all(all, now))?;
+    let accepted = accept(app, traced, all, |store, all| store.submit_all(all, now))?;
     let receipts = accepted
         .iter()
         .zip(&known)
@@ -171,9 +180,14 @@ fn several(app: &Inner, body: Value, key: Option<String>) -> Result<Response, Re
 /// that nothing is missed.
 fn accept(
     app: &Inner,
-    submissions: Vec<Submission>,
+    traced: Traced,
+    mut submissions: Vec<Submission>,
     submit: impl FnOnce(&dyn JobStore, Vec<Submission>) -> Result<Vec<Accepted>, StoreError>,
 ) -> Result<Vec<Accepted>, Refusal> {
+    let marked: Vec<_> = submissions
+        .iter_mut()
+        .map(|one| traced.mark(app, one))
+        .collect();
     let asked: Vec<JobId> = submissions
         .iter()
         .filter_map(|one| Some((one.id, one.webhook.as_ref()?)))
@@ -192,6 +206,9 @@ fn accept(
     };
     for id in asked.iter().filter(|id| !new(id)) {
         app.calls.forget(*id);
+    }
+    for marked in marked {
+        marked.note(app, accepted.as_ref().err());
     }
     Ok(accepted?)
 }
@@ -283,6 +300,7 @@ pub(crate) fn draft(app: &Inner, mut fields: Fields, now: Moment) -> Result<Draf
             quota: caller.quota(),
             webhook,
             wishes: Wishes {
+                trace: None,
                 after_job,
                 keep_alive,
             },

@@ -12,7 +12,7 @@ use lowtide_engine::Blame;
 use lowtide_engine::device::cpu;
 use lowtide_engine::processor::{Opened, Order, Product, Run};
 use lowtide_jobs::report::WorkerState;
-use lowtide_jobs::{Claimed, Lease, StoreError};
+use lowtide_jobs::{Claimed, Lease, Progress, StoreError};
 use serde_json::json;
 
 use super::{Worker, clock};
@@ -21,6 +21,7 @@ use crate::log::Level;
 use crate::publisher::Finished;
 use crate::publisher::patiently;
 use crate::session::{Claim, Open, words};
+use crate::stopwatch::Began;
 
 impl Worker {
     pub(super) fn switch(&mut self, switch: &Switch) {
@@ -85,6 +86,7 @@ impl Worker {
         self.status.state = WorkerState::Loading;
         self.say(true);
         let keep_alive = wishes.keep_alive;
+        let began = self.stopwatch.begin();
         let told = self.shelf.tell(model, Event::JobBegins { keep_alive });
         for model in uses.expected() {
             self.shelf.tell(model, Event::JobExpects);
@@ -110,6 +112,7 @@ impl Worker {
         {
             run = self.begin(kind, model, &claims);
         }
+        self.note_load(&claims, began, &run);
         match run {
             Ok(run) => {
                 let mut open = Open::new(claims, run, uses, clock());
@@ -134,8 +137,24 @@ impl Worker {
         }
     }
 
+    /// What it took until the first step can begin.
+    fn note_load(
+        &self,
+        claims: &[Claim],
+        began: Began,
+        run: &lowtide_engine::Result<Box<dyn Run>>,
+    ) {
+        for Claim { job, .. } in claims {
+            let about = vec![("lowtide.model", job.model.clone())];
+            let error = run.as_ref().err().map(ToString::to_string);
+            let traced = (job.id, job.wishes.trace);
+            self.stopwatch.note(traced, "load", began, about, error);
+        }
+    }
+
     fn claim(&mut self, jobs: &[JobId]) -> Vec<Claim> {
         jobs.iter().for_each(|&job| self.queue.take(job));
+        let began = self.stopwatch.begin();
         let claimed = self
             .store
             .claim_all(jobs, &self.id, self.options.lease, clock());
@@ -146,6 +165,12 @@ impl Worker {
                 Ok(Claimed { lease, job }) => {
                     self.keeper.keep(&lease);
                     self.tallies.started.add();
+                    let about = vec![
+                        ("lowtide.worker", self.id.to_string()),
+                        ("lowtide.attempt", lease.attempt.to_string()),
+                    ];
+                    let traced = (job.id, job.wishes.trace);
+                    self.stopwatch.note(traced, "claim", began, about, None);
                     let file = self.depot.find(&job);
                     let claim = Claim { lease, job, file };
                     if claim.file.is_some() && !claims.is_empty() {
@@ -260,7 +285,20 @@ impl Worker {
         }
         let open = &mut self.sessions[place];
         let start = Instant::now();
+        let watch = self.stopwatch.begin();
         let stepped = open.step();
+        let error = stepped.as_ref().err().map(ToString::to_string);
+        for (_, member) in open.present() {
+            let Progress {
+                phase, step, steps, ..
+            } = &open.progress;
+            let about = vec![
+                ("lowtide.phase", phase.clone()),
+                ("lowtide.step", format!("{step}/{steps}")),
+            ];
+            self.stopwatch
+                .note(member.traced(), "step", watch, about, error.clone());
+        }
         let took = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.tallies.busy_us.add_many(took);
         let rungs = open.new_rungs();
@@ -369,7 +407,9 @@ impl Worker {
             {
                 self.shelf.note_load(&view.model, load_s);
             }
+            let (_, trace) = member.traced();
             self.publisher.publish(Finished {
+                trace,
                 lease: member.lease,
                 product,
                 sessions: member.files,

@@ -276,10 +276,12 @@ fn a_request_can_release_its_model_at_once() {
     rig.start();
     for wishes in [
         Wishes {
+            trace: None,
             after_job: Some(AfterJob::Release),
             keep_alive: None,
         },
         Wishes {
+            trace: None,
             after_job: None,
             keep_alive: Some(KeepAlive::For(Duration::ZERO)),
         },

@@ -97,6 +97,7 @@ impl Rig {
             id: self.worker().parse().unwrap(),
             sessions: self.sessions(),
             shared_sessions: None,
+            tracer: None,
             processors,
             folders: Arc::new(NoFolders),
             device: Options::default(),
