@@ -75,6 +75,13 @@ impl WebhookSettings {
                 "server.url: '{wrong}' is no address; write one such as \"https://studio.example\""
             )));
         }
+        let timeout = duration(resolved, "webhooks.timeout");
+        if timeout.is_zero() {
+            return Err(Failure::mistake(
+                "webhooks.timeout is 0, in which nobody can answer; write one such as \"10s\", or forbid all calls with \
+                 webhooks.allow = \"nobody\"",
+            ));
+        }
         Ok(WebhookSettings {
             hosts: WebhookHosts {
                 reach: match text(resolved, "webhooks.allow").as_str() {
@@ -86,7 +93,7 @@ impl WebhookSettings {
             },
             secret,
             retries: count(resolved, "webhooks.retries") as u32,
-            timeout: duration(resolved, "webhooks.timeout"),
+            timeout,
             base,
         })
     }
@@ -125,6 +132,7 @@ mod tests {
             ("[webhooks]\nhosts = [\"http://hooks/\"]", "webhooks.hosts"),
             ("[server]\nurl = \"studio.example\"", "server.url"),
             ("[webhooks]\nallow = \"all\"", "public"),
+            ("[webhooks]\ntimeout = \"0s\"", "webhooks.timeout"),
         ] {
             let failure = webhooks(wrong).unwrap_err().to_string();
             assert!(failure.contains(says), "{failure}");

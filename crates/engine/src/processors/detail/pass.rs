@@ -328,6 +328,13 @@ fn in_our_words(pass: &Value) -> Value {
             ours.insert("inpaint_area".to_owned(), area.into());
             continue;
         }
+        // Theirs counts the layer that is used, from 1 on; ours counts those left out.
+        if name == "ad_clip_skip"
+            && let Some(used @ 1..) = value.as_u64()
+        {
+            ours.insert("clip_skip".to_owned(), (used - 1).into());
+            continue;
+        }
         let renamed = THEIRS.iter().find(|(theirs, _)| theirs == name);
         let our_name = match (renamed, name.strip_prefix("ad_")) {
             (Some((_, ours)), _) => ours,
@@ -397,12 +404,13 @@ mod tests {
             "ad_inpaint_only_masked": false, "ad_inpaint_only_masked_padding": 16,
             "ad_use_inpaint_width_height": true, "ad_inpaint_width": 768, "ad_inpaint_height": 640,
             "ad_use_steps": false, "ad_steps": 28, "ad_use_cfg_scale": true, "ad_cfg_scale": 6.5,
+            "ad_use_clip_skip": true, "ad_clip_skip": 2,
         });
         let ours = json!({
             "detector": "face_yolov8n.pt", "prompt": "a face", "negative": "blur", "confidence": 0.4,
             "mask_k": 1, "mask_filter": "area", "dilate_erode": 8, "mask_merge": "merge-and-invert",
             "strength": 0.3, "inpaint_area": "whole", "inpaint_padding": 16, "width": 768, "height": 640,
-            "guidance": 6.5,
+            "guidance": 6.5, "clip_skip": 1,
         });
         assert_eq!(Pass::read(&theirs).unwrap(), Pass::read(&ours).unwrap());
     }
