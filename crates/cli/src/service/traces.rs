@@ -102,8 +102,8 @@ impl Traces {
 
 impl Tracer for Traces {
     fn note(&self, span: Span) {
-        let sent = self.queue.as_ref().map(|queue| queue.try_send(span));
-        if !matches!(sent, Some(Ok(()))) {
+        let queue = self.queue.as_ref();
+        if queue.is_none_or(|queue| queue.try_send(span).is_err()) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }

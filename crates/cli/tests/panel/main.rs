@@ -8,6 +8,7 @@
 )]
 
 mod cdp;
+mod enlarging;
 mod fetching;
 mod keyed;
 mod service;
