@@ -1,7 +1,7 @@
 """Runs a published client of the Stable Diffusion web UI (PyPI `webuiapi` 0.9.17) against a running server, unchanged.
 
-    lowtide serve &
-    pip install webuiapi==0.9.17 && python webui.py [PORT]
+    lowtide serve [--set models.dirs=NETWORKS --set models.detectors=DETECTORS] &
+    pip install webuiapi==0.9.17 && python webui.py [PORT [DETECTOR]]
 """
 
 import sys
@@ -47,6 +47,28 @@ right = lambda image: image.convert("RGB").crop((96, 0, 128, 128)).tobytes()
 left = lambda image: image.convert("RGB").crop((0, 0, 48, 128)).tobytes()
 assert right(inpainted.image) == right(drawn.image), "what is not masked changed"
 assert left(inpainted.image) != left(drawn.image), "what is masked did not change"
+
+networks = [one["name"] for one in api.get_upscalers() if one["name"] != "None"]
+if networks:
+    large = api.extra_single_image(drawn.image, upscaler_1=networks[0], upscaling_resize=2)
+    assert large.image.size == (256, 256), large.image.size
+    several = api.extra_batch_images(drawn.images, upscaler_1=networks[0], upscaling_resize=2)
+    assert [image.size for image in several.images] == [(256, 256)] * 2
+    second = api.txt2img(
+        prompt="a red heart", seed=1, width=128, height=128, cfg_scale=4, enable_hr=True, hr_scale=1.5,
+        hr_upscaler=networks[0], hr_second_pass_steps=4, denoising_strength=0.5,
+    )  # fmt: skip
+    assert second.image.size == (192, 192), second.image.size
+else:
+    print("SKIPPED: pictures made larger: there is no network in models.dirs", file=sys.stderr)
+if len(sys.argv) > 2:
+    assert api.has_adetailer
+    unit = webuiapi.ADetailer(ad_model=sys.argv[2], ad_confidence=0.001, ad_mask_k_largest=1, ad_prompt="a blue heart")
+    repaired = api.txt2img(prompt="a red heart", negative_prompt="blue", seed=1, width=128, height=128, cfg_scale=4, adetailer=[unit])
+    assert repaired.image.size == (128, 128)
+    assert repaired.image.tobytes() != drawn.images[0].tobytes(), "nothing was drawn anew"
+else:
+    print("SKIPPED: ADetailer: no detector was named", file=sys.stderr)
 
 try:
     api.txt2img(prompt="x", restore_faces=True, width=128, height=128)

@@ -232,6 +232,9 @@ fn adetailer() -> Value {
 #[test]
 fn adetailers_settings_are_a_step_that_repairs() {
     let world = studio();
+    // Clients look whether it is there before they name it.
+    let scripts = world.get("/sdapi/v1/scripts").json();
+    assert_eq!(scripts["txt2img"], json!(["adetailer"]));
     let mut body =
         json!({ "prompt": "a crowd", "steps": 3, "width": 128, "height": 64, "seed": 5 });
     let mut hand = adetailer();

@@ -16,6 +16,9 @@ use crate::routes::{KIND_DEFAULT, Routes};
 /// Kinds of jobs whose models enlarge pictures.
 pub(super) const KIND_UPSCALE: &str = "upscale";
 
+/// The kind of jobs that does what ADetailer does.
+pub(super) const KIND_DETAIL: &str = "detail";
+
 fn list(summary: &'static str) -> Operation {
     operation(summary).answers(
         200,
@@ -199,7 +202,13 @@ async fn nothing(State(app): State<App>, asked: Asked) -> Result<Response, Forei
 }
 
 async fn scripts(State(app): State<App>, asked: Asked) -> Result<Response, Foreign> {
-    answered(app, asked, |_| json!({ "txt2img": [], "img2img": [] })).await
+    answered(app, asked, |app| {
+        // Clients look here for what they may name among `alwayson_scripts`.
+        let there = app.kinds.iter().any(|kind| kind.name == KIND_DETAIL);
+        let names: &[&str] = if there { &["adetailer"] } else { &[] };
+        json!({ "txt2img": names, "img2img": names })
+    })
+    .await
 }
 
 async fn flags(State(app): State<App>, asked: Asked) -> Result<Response, Foreign> {

@@ -5,15 +5,13 @@ use serde_json::{Map, Value, json};
 use super::sampling::split_schedule;
 use super::steps::carried;
 use super::{is_nothing, model_named};
+use crate::routes::sdapi::lists::KIND_DETAIL;
 use crate::app::Inner;
 use crate::fields::{Fields, wrong};
 use crate::refusal::Refusal;
 
 /// The extension's name among the scripts.
 pub(super) const NAME: &str = "ADetailer";
-
-/// The kind of jobs that does it.
-const KIND: &str = "detail";
 
 /// Where its mistakes are said to be.
 const PLACE: &str = "alwayson_scripts.ADetailer.args";
@@ -109,14 +107,14 @@ pub(super) fn steps(
             _ => steps.push((model, vec![pass])),
         }
     }
-    if !steps.is_empty() && !app.kinds.iter().any(|kind| kind.name == KIND) {
-        let problem = format!("jobs of the kind {KIND} are switched off here");
+    if !steps.is_empty() && !app.kinds.iter().any(|kind| kind.name == KIND_DETAIL) {
+        let problem = format!("jobs of the kind {KIND_DETAIL} are switched off here");
         return Err(Refusal::invalid(PLACE, problem));
     }
     let step = |(model, passes): (Option<String>, Vec<Value>)| {
-        let mut fields = carried(app, KIND, request);
+        let mut fields = carried(app, KIND_DETAIL, request);
         fields.insert("passes".to_owned(), passes.into());
-        json!({ "kind": KIND, "model": model, "request": fields })
+        json!({ "kind": KIND_DETAIL, "model": model, "request": fields })
     };
     Ok(steps.into_iter().map(step).collect())
 }
