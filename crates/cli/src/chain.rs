@@ -66,7 +66,9 @@ impl Models for Here<'_> {
             options: self.options,
             files: self.handed.clone(),
         };
-        let fresh = processor.open(name, folder, setup)?;
+        // As a job of this model alone calls it, also where it was named by its path.
+        let called = folder.as_ref().map(|folder| folder.name.clone());
+        let fresh = processor.open(called.as_deref().unwrap_or(name), folder, setup)?;
         opened.insert(place.clone(), fresh.clone());
         Ok((place.1, fresh))
     }

@@ -372,6 +372,11 @@ pub trait Run: Send {
         wanted.min(room)
     }
 
+    /// Whether it is about to wait for weights of its own, which reading for others would hold up.
+    fn arriving(&self) -> bool {
+        false
+    }
+
     /// Where a run of several steps is; `None` for a run of one.
     fn stage(&self) -> Option<Stage> {
         None

@@ -475,22 +475,60 @@ unsafe fn store_channels_generic<V: Vector>(store: &Store<'_>) {
             let bias = V::splat(bias);
             match store.finish.of(channel) {
                 Last::Factors(positive, negative) => {
-                    let zero = V::splat(0.0);
-                    let (positive, negative) = (V::splat(positive), V::splat(negative));
-                    // Multiplying by one changes nothing, not even a NaN.
-                    let finished = |v: V| {
-                        let v = v.add(bias);
-                        v.where_below(zero, v.mul(negative), v.mul(positive))
+                    let finished = Factors {
+                        zero: V::splat(0.0),
+                        bias,
+                        positive: V::splat(positive),
+                        negative: V::splat(negative),
                     };
-                    store_pixels(sums, store.pixels, finished, to);
+                    store_pixels(sums, store.pixels, &finished, to);
                 }
                 Last::Activated(scale, shift, act) => {
-                    let (scale, shift) = (V::splat(scale), V::splat(shift));
-                    let finished = |v: V| math::activate(act, v.add(bias).fma(scale, shift));
-                    store_pixels(sums, store.pixels, finished, to);
+                    let finished = Activated {
+                        bias,
+                        scale: V::splat(scale),
+                        shift: V::splat(shift),
+                        act,
+                    };
+                    store_pixels(sums, store.pixels, &finished, to);
                 }
             }
         }
+    }
+}
+
+/// What becomes of sixteen sums. No closure: those are not always compiled for the instruction set of who calls them.
+trait Finished<V> {
+    fn finish(&self, v: V) -> V;
+}
+
+struct Factors<V> {
+    zero: V,
+    bias: V,
+    positive: V,
+    negative: V,
+}
+
+impl<V: Vector> Finished<V> for Factors<V> {
+    #[inline(always)]
+    fn finish(&self, v: V) -> V {
+        let v = v.add(self.bias);
+        // Multiplying by one changes nothing, not even a NaN.
+        v.where_below(self.zero, v.mul(self.negative), v.mul(self.positive))
+    }
+}
+
+struct Activated<V> {
+    bias: V,
+    scale: V,
+    shift: V,
+    act: Activation,
+}
+
+impl<V: Vector> Finished<V> for Activated<V> {
+    #[inline(always)]
+    fn finish(&self, v: V) -> V {
+        math::activate(self.act, v.add(self.bias).fma(self.scale, self.shift))
     }
 }
 
@@ -499,14 +537,14 @@ unsafe fn store_channels_generic<V: Vector>(store: &Store<'_>) {
 unsafe fn store_pixels<V: Vector>(
     sums: *const f32,
     pixels: usize,
-    finished: impl Fn(V) -> V,
+    finished: &impl Finished<V>,
     (residual, out): (Option<*const f32>, *mut f32),
 ) {
     // SAFETY: the caller promises so many numbers of sums, residual and output.
     unsafe {
         let whole = pixels / LANES * LANES;
         for i in (0..whole).step_by(LANES) {
-            let mut v = finished(V::load(sums.add(i)));
+            let mut v = finished.finish(V::load(sums.add(i)));
             if let Some(residual) = residual {
                 v = v.add(V::load(residual.add(i)));
             }
@@ -514,7 +552,7 @@ unsafe fn store_pixels<V: Vector>(
         }
         let rest = pixels - whole;
         if rest > 0 {
-            let mut v = finished(V::load_part(sums.add(whole), rest));
+            let mut v = finished.finish(V::load_part(sums.add(whole), rest));
             if let Some(residual) = residual {
                 v = v.add(V::load_part(residual.add(whole), rest));
             }

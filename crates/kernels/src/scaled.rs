@@ -151,39 +151,62 @@ pub(crate) unsafe fn write_row(
     unsafe { write_stretch(isa, format, &stretch, out) };
 }
 
-#[inline(always)]
-unsafe fn write_generic<V: Vector>(format: Format, from: &Stretch<'_>, out: *mut f32) {
-    let size = from.stored.size();
-    // Scales, widened sixteen at a time, and which of them are here.
-    let mut scales = [0f32; LANES];
-    let mut here = usize::MAX;
-    // SAFETY: the slices have as many numbers as the stretch says; the caller promises `out`.
-    unsafe {
-        let mut vector = |first: usize| {
+/// Reads a stretch, scaled. Closures would not be compiled for the instruction set of who calls them.
+struct Reader<'a> {
+    from: &'a Stretch<'a>,
+    /// Scales, widened sixteen at a time.
+    scales: [f32; LANES],
+    /// Which of them are here.
+    here: usize,
+}
+
+impl Reader<'_> {
+    /// Sixteen numbers, or as many as there are and zeros.
+    ///
+    /// # Safety
+    /// The instruction set must be there, and the slices have as many numbers as the stretch says.
+    #[inline(always)]
+    unsafe fn vector<V: Vector>(&mut self, first: usize) -> V {
+        let from = self.from;
+        // SAFETY: the caller's promise.
+        unsafe {
             let count = from.count.saturating_sub(first).min(LANES);
             if count == 0 {
                 return V::splat(0.0);
             }
             let number = (from.before + first) / from.block;
-            if number / LANES != here {
-                here = number / LANES;
+            if number / LANES != self.here {
+                self.here = number / LANES;
                 let scale_size = from.scale_stored.size();
-                let rest = &from.scales[here * LANES * scale_size..];
+                let rest = &from.scales[self.here * LANES * scale_size..];
                 let left = (rest.len() / scale_size).min(LANES);
-                widen_part::<V>(from.scale_stored, rest.as_ptr(), left).store(scales.as_mut_ptr());
+                let scales = widen_part::<V>(from.scale_stored, rest.as_ptr(), left);
+                scales.store(self.scales.as_mut_ptr());
             }
-            let at = from.numbers.as_ptr().add(first * size);
+            let at = from.numbers.as_ptr().add(first * from.stored.size());
             let stored = if count == LANES {
                 widen::<V>(from.stored, at)
             } else {
                 widen_part::<V>(from.stored, at, count)
             };
-            stored.mul(V::splat(scales[number % LANES]))
-        };
+            stored.mul(V::splat(self.scales[number % LANES]))
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn write_generic<V: Vector>(format: Format, from: &Stretch<'_>, out: *mut f32) {
+    let mut reader = Reader {
+        from,
+        scales: [0.0; LANES],
+        here: usize::MAX,
+    };
+    // SAFETY: the slices have as many numbers as the stretch says; the caller promises `out`.
+    unsafe {
         match format {
             Format::F32 | Format::Rounded => {
                 for first in (0..from.count).step_by(LANES) {
-                    let mut v = vector(first);
+                    let mut v = reader.vector::<V>(first);
                     if format == Format::Rounded {
                         v = v.to_bf16();
                     }
@@ -195,7 +218,8 @@ unsafe fn write_generic<V: Vector>(format: Format, from: &Stretch<'_>, out: *mut
             }
             Format::Pairs => {
                 for first in (0..from.count).step_by(2 * LANES) {
-                    let (low, high) = (vector(first), vector(first + LANES));
+                    let low = reader.vector::<V>(first);
+                    let high = reader.vector::<V>(first + LANES);
                     let to = out.add(first / 2).cast::<u32>();
                     match from.count - first {
                         32.. => low.store_bf16(high, to),

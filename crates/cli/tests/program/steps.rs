@@ -51,6 +51,27 @@ fn steps_of_one_command_give_what_the_commands_give_one_by_one() {
     assert!(bytes(1) < bytes(0) / 4, "{} {}", bytes(0), bytes(1));
 }
 
+/// What a picture says of its model is no path of whoever made it, in a chain as elsewhere.
+#[test]
+fn a_model_named_by_its_path_is_called_by_its_name() {
+    let place = Place::new();
+    place.copy_demo("mine");
+    place
+        .run(first("generate", &["-o", "first.png", "--local"]))
+        .ok();
+    let over = "generate;a red heart;--model;./mine;--steps;4;--seed;9;--image;first.png;--strength;0.5;-o;by-hand.png;--local";
+    place.run(over.split(';')).ok();
+    let step = THEN.replacen('{', r#"{"model": "./mine", "#, 1);
+    place
+        .run(first(
+            "generate",
+            &["-o", "chain.png", "--local", "--then", &step],
+        ))
+        .ok();
+    let read = |name: &str| std::fs::read(place.path(name)).unwrap();
+    assert_eq!(read("chain.png"), read("by-hand.png"));
+}
+
 #[test]
 fn a_plan_of_several_steps_says_what_each_reads_and_a_refusal_which_is_too_large() {
     let place = Place::new();

@@ -213,8 +213,15 @@ impl Going {
         }
     }
 
-    /// Goes on reading ahead within what the present run cedes.
+    /// Goes on reading ahead within what the present run cedes. What the present run itself waits for comes first.
     fn read_ahead(&mut self) {
+        if self
+            .running
+            .as_ref()
+            .is_some_and(|running| running.run.arriving())
+        {
+            return;
+        }
         if self.ahead.is_none() && self.more_ahead {
             self.more_ahead = false;
             let now = self.at;

@@ -545,4 +545,8 @@ impl Run for Painting {
             .map_or(wanted, |plan| plan.budget.total.saturating_sub(plan.peak));
         self.session.cede(wanted.min(room))
     }
+
+    fn arriving(&self) -> bool {
+        self.session.arriving()
+    }
 }

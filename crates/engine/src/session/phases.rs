@@ -64,6 +64,18 @@ impl Session {
         context.ceded
     }
 
+    /// Whether weights that stay in the phase to come, or that has just begun, are still to be read.
+    pub fn arriving(&self) -> bool {
+        let Some(phase) = self.phase().filter(|_| !self.over) else {
+            return false;
+        };
+        let context = &self.context;
+        let Part { blocks, layout } = context.makings.model.part_of(context.planned.phases[phase]);
+        let placement = &context.planned.plan.phases[phase].placement;
+        let missing = |block: usize| placement.is_resident(block) && !blocks.is_kept(block);
+        self.counted(phase).0 == 0 && (0..layout.blocks.len()).any(missing)
+    }
+
     /// One step of `phase`.
     pub(super) fn advance(&mut self, phase: usize) -> Result<()> {
         let Session {

@@ -412,6 +412,10 @@ impl Run for Repair {
         self.ceded
     }
 
+    fn arriving(&self) -> bool {
+        self.session().is_some_and(Session::arriving)
+    }
+
     fn rungs_taken(&self) -> usize {
         self.took.rungs + self.session().map_or(0, Session::rungs_taken)
     }

@@ -5,10 +5,10 @@ use serde_json::{Map, Value, json};
 use super::sampling::split_schedule;
 use super::steps::carried;
 use super::{is_nothing, model_named};
-use crate::routes::sdapi::lists::KIND_DETAIL;
 use crate::app::Inner;
 use crate::fields::{Fields, wrong};
 use crate::refusal::Refusal;
+use crate::routes::sdapi::lists::KIND_DETAIL;
 
 /// The extension's name among the scripts.
 pub(super) const NAME: &str = "ADetailer";
