@@ -1,9 +1,9 @@
 //! The service: its settings, what the server asks about jobs, the worker it keeps, and the verbs that start them.
 //!
-//! In reading order: [`keys`] (every setting), [`value`] (what may be written), [`layers`] (from where, the later
+//! In reading order: [`mod@keys`] (every setting), [`value`] (what may be written), [`layers`] (from where, the later
 //! winning), [`settings`] (what it means); [`store`] (where jobs are kept); [`catalog`] and [`door`] (what can be asked
 //! for), [`downloads`] (what is fetched for it), [`known`]; [`instance`] (one server a
-//! data folder), [`supervisor`], [`log`], [`traces`]; then the verbs, [`mod@access`] (keys) and [`backup`] among them.
+//! data folder), [`supervisor`], [`log`], [`traces`]; then the verbs, [`mod@access`] (keys) and [`mod@backup`] among them.
 
 mod access;
 mod backup;
