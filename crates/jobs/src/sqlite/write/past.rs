@@ -15,7 +15,7 @@ const JOBS_MAX: u32 = 512;
 /// Minutes of throughput kept: a day.
 const MINUTES_KEPT: u64 = 24 * 60;
 
-/// Most events thrown away in one call: as many as a thousand jobs a second leave, in less than a tenth of a second.
+/// Most events thrown away in one call: as many as a thousand jobs a second leave, in about a tenth of a second.
 const EVENTS_MAX: i64 = 3_000;
 
 impl Tx<'_> {
