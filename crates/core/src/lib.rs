@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod calendar;
 mod chain;
 mod dtype;
 mod explain;

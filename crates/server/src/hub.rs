@@ -201,11 +201,10 @@ impl Told {
         };
         let all = downloads.all();
         let early = self.at.is_some_and(|at| at.elapsed() < DOWNLOADS_EVERY);
-        let states = |all: &[Download]| -> Vec<_> {
-            let state = |one: &Download| (one.model.clone(), one.state);
-            all.iter().map(state).collect()
+        let same = |(one, before): (&Download, &Download)| {
+            (&one.model, one.state) == (&before.model, before.state)
         };
-        if early && states(&all) == states(&self.all) {
+        if early && all.len() == self.all.len() && all.iter().zip(&self.all).all(same) {
             return;
         }
         self.at = Some(Instant::now());

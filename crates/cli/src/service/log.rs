@@ -136,12 +136,12 @@ pub(crate) fn now() -> Moment {
 
 /// The day of a moment, in UTC.
 pub(crate) fn day(at: Moment) -> String {
-    let ([year, month, day], _) = calendar(at);
+    let ([year, month, day], _) = at.calendar();
     format!("{year:04}-{month:02}-{day:02}")
 }
 
 fn text_line(at: Moment, level: Level, name: Option<&str>, text: &str) -> String {
-    let (_, [hour, minute, second]) = calendar(at);
+    let (_, [hour, minute, second]) = at.calendar();
     let name = name.map_or_else(String::new, |name| format!("{name}  "));
     let mark = match level {
         Level::Debug | Level::Info => "",
@@ -157,11 +157,8 @@ fn json_line(
     name: Option<&str>,
     (text, fields): (&str, Map<String, Value>),
 ) -> String {
-    let ([year, month, day], [hour, minute, second]) = calendar(at);
-    let ms = at.0 % 1000;
     let mut line = Map::new();
-    let at = format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z");
-    line.insert("at".to_owned(), json!(at));
+    line.insert("at".to_owned(), json!(at.iso()));
     line.insert("level".to_owned(), json!(level.name()));
     if let Some(name) = name {
         line.insert("from".to_owned(), json!(name));
@@ -173,47 +170,9 @@ fn json_line(
     format!("{}\n", Value::Object(line))
 }
 
-/// Year, month, day and hour, minute, second, all in UTC.
-fn calendar(at: Moment) -> ([u64; 3], [u64; 3]) {
-    let seconds = at.0 / 1000;
-    // Days since the first of March of the year 0, so that a leap day is the last of its year. An era has 400 years.
-    const TO_EPOCH: u64 = 719_468;
-    const ERA_DAYS: u64 = 146_097;
-    let days = seconds / 86_400 + TO_EPOCH;
-    let (era, day) = (days / ERA_DAYS, days % ERA_DAYS);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    // Months from March on have 153 days each five.
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, later) = if month < 10 {
-        (month + 3, 0)
-    } else {
-        (month - 9, 1)
-    };
-    let time = seconds % 86_400;
-    (
-        [era * 400 + year + later, month, day],
-        [time / 3_600, time / 60 % 60, time % 60],
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn days_are_those_of_the_calendar() {
-        for (seconds, date, time) in [
-            (0, [1970, 1, 1], [0, 0, 0]),
-            (951_782_399, [2000, 2, 28], [23, 59, 59]),
-            (951_782_400, [2000, 2, 29], [0, 0, 0]),
-            (1_735_689_599, [2024, 12, 31], [23, 59, 59]),
-            (1_772_323_200, [2026, 3, 1], [0, 0, 0]),
-        ] {
-            assert_eq!(calendar(Moment(seconds * 1000)), (date, time), "{seconds}");
-        }
-    }
 
     #[test]
     fn a_childs_line_survives_the_way() {
