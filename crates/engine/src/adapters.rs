@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lowtide_core::{Bytes, ComponentLayout};
 use lowtide_kernels::memory::Buffer;
 use lowtide_models::adapters::{Adapters, Factor, LowRank, Pair};
+use lowtide_models::device::{self, Allocation, Memory};
 use lowtide_weights::{Checkpoint, FileIdentity, TensorEntry};
 use sha2::{Digest as _, Sha256};
 
+use crate::device::ground;
 use crate::{Error, Result};
 
 /// Where factors begin in their buffer: a cache line.
@@ -204,11 +206,24 @@ impl Part {
             };
             pairs.push((target.module.clone(), pair));
         }
-        let low_rank = LowRank::new(name, buffer, pairs).map_err(Error::Lora)?;
+        let there = brought(buffer).map_err(Error::Lora)?;
+        let low_rank = LowRank::new(name, there, pairs).map_err(Error::Lora)?;
         Ok(Part {
             low_rank: Arc::new(low_rank),
             digest: digest.finalize().into(),
         })
+    }
+}
+
+/// The factors where pipelines compute.
+fn brought(buffer: Buffer) -> lowtide_models::Result<Memory> {
+    match ground::place() {
+        device::Place::Host => Ok(buffer.into()),
+        device::Place::Device(device) => {
+            let memory = Allocation::new(&device, buffer.len())?;
+            device.upload(memory.span(), buffer.bytes())?;
+            Ok(Memory::Device(memory))
+        }
     }
 }
 

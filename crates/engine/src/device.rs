@@ -2,5 +2,6 @@
 
 pub mod cpu;
 pub mod figures;
+pub mod ground;
 pub(crate) mod limits;
 pub mod memory;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lowtide_core::{Bytes, PhaseBlocks, PhasePlan, Plan, worth_reading};
-use lowtide_kernels::memory;
 
+use crate::device::ground;
 use crate::pipeline::Part;
 use crate::processor::Brought;
 use crate::stream::{self, Blocks, Failure};
@@ -37,7 +37,7 @@ pub(crate) fn bring(parts: &[&Part], plan: &Plan, more: &dyn Fn(Bytes) -> bool) 
             // Something else was faster; what is there is there.
             Err(Failure::Memory(_)) => break,
             Err(Failure::File(error)) => return Err(error.into()),
-            Err(Failure::Stopped | Failure::OutOfOrder { .. }) => {
+            Err(Failure::Device(_) | Failure::Stopped | Failure::OutOfOrder { .. }) => {
                 return Err(Error::LoaderStopped);
             }
         }
@@ -69,7 +69,7 @@ pub(crate) fn shrink(all: &[&Arc<Blocks>], most: Bytes) -> Bytes {
     }
     if back > Bytes::ZERO {
         // Buffers kept for reuse would be in the way of whoever this was done for.
-        memory::trim();
+        ground::trim();
     }
     back
 }

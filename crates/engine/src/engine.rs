@@ -11,7 +11,6 @@ use lowtide_core::{
     Budget, Bytes, DeviceProfile, Offload, Plan, PlanError, Quality, UnknownVariable, plan,
 };
 use lowtide_kernels as kernels;
-use lowtide_kernels::memory;
 use lowtide_models::{Compute, Precision};
 use lowtide_weights::ModelFolder;
 
@@ -19,7 +18,7 @@ use self::passes::places;
 use crate::adapters::Active;
 use crate::course::Course;
 use crate::defaults::{self, Variant};
-use crate::device::{cpu, figures};
+use crate::device::{cpu, figures, ground};
 use crate::job::{self, Habits, Job, Planned, Shared};
 use crate::lora_files::{self, Added, LoraFiles};
 use crate::pipeline::{self, Pass, Pipeline, Shape};
@@ -48,6 +47,7 @@ impl PrecisionChoice {
         match self {
             PrecisionChoice::F32 => Precision::F32,
             PrecisionChoice::Bf16 => Precision::Bf16,
+            PrecisionChoice::Auto if ground::accelerator().is_some() => Precision::Bf16,
             PrecisionChoice::Auto if kernels::native_bf16() => Precision::Bf16,
             PrecisionChoice::Auto => Precision::F32,
         }
@@ -85,7 +85,7 @@ pub struct Start<'a> {
     pub resume: Option<&'a Path>,
 }
 
-/// An opened model on the CPU.
+/// An opened model on what pipelines compute on.
 pub struct Engine {
     model: Arc<dyn Pipeline>,
     folder: Arc<ModelFolder>,
@@ -124,7 +124,7 @@ impl Engine {
         let model = siblings::one_of(pipeline::open(&folder, &files)?, &files);
         let loras = LoraFiles::new(files);
         let precision = options.precision.resolve();
-        let profile = cpu::profile(precision);
+        let profile = ground::profile(precision);
         let variant = defaults::variant_of(&folder)?;
         Ok(Engine {
             model,
@@ -190,9 +190,9 @@ impl Engine {
         // The kernels' scratch is part of every phase's own bytes, whether it exists already or not; kept weights are
         // forgotten as soon as a phase needs their room, but for those that another model holds as well.
         let ours = self.model.ours().bytes() + self.loras.kept();
-        let not_ours_to_count = kernels::scratch_allocated() as u64 + ours.0;
-        let in_use = Bytes(memory::live().saturating_sub(not_ours_to_count));
-        figures::within(self.options.budget, self.options.reserve, in_use)
+        let not_ours_to_count = ground::scratch_allocated() + ours.0;
+        let in_use = Bytes(ground::live().saturating_sub(not_ours_to_count));
+        figures::of_pipelines(self.options.budget, self.options.reserve, in_use)
     }
 
     /// Plans a job without running it.

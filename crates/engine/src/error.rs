@@ -132,7 +132,9 @@ impl Error {
             | Error::Weights(_) => Blame::User,
             Error::Lora(models::Error::OutOfMemory(_)) => Blame::Fit,
             Error::Model { source, .. } | Error::Lora(source) => match source {
-                models::Error::OutOfMemory(_) | models::Error::Shape { .. } => Blame::Program,
+                models::Error::OutOfMemory(_)
+                | models::Error::Shape { .. }
+                | models::Error::Device(_) => Blame::Program,
                 models::Error::MissingTensor { .. }
                 | models::Error::WrongShape { .. }
                 | models::Error::WrongDtype { .. }

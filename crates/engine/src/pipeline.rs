@@ -16,11 +16,11 @@ use lowtide_core::{
     Bytes, ComponentLayout, Dtype, Formula, Mode, Offload, PhaseLayout, PhasePlan, PipelineLayout,
     Vars,
 };
-use lowtide_kernels as kernels;
 use lowtide_models::{Compute, Headers, Tensor};
 use lowtide_weights::{Checkpoint, ModelFolder};
 
 use crate::course::Course;
+use crate::device::ground;
 use crate::processor::Files;
 use crate::request::{ImageRequest, Upscaler};
 use crate::session::sketch::Sketcher;
@@ -410,7 +410,7 @@ impl dyn Pipeline + '_ {
 
 /// The phases of a job of this shape, with what each costs.
 pub(crate) fn layouts(model: &dyn Pipeline, shape: &Shape) -> PipelineLayout {
-    let scratch = kernels::scratch_bytes(kernels::threads()) as f64 + SMALL_THINGS_BYTES;
+    let scratch = ground::scratch_bytes() as f64 + SMALL_THINGS_BYTES;
     let added = |phase: Phase| {
         let scratch = shape.added_scratch.get(phase.component(model));
         shape.added.0 as f64 + scratch.map_or(0.0, |bytes| bytes.0 as f64)
@@ -538,7 +538,7 @@ impl Opener<'_> {
         layout: impl FnOnce(&dyn Headers) -> lowtide_models::Result<ComponentLayout>,
     ) -> Result<Part> {
         let layout = layout(&FileHeaders(checkpoint)).map_err(self.wrap(component))?;
-        let blocks = Blocks::new(&self.folder.name, checkpoint.clone(), &layout)?;
+        let blocks = Blocks::of_pipeline(&self.folder.name, checkpoint.clone(), &layout)?;
         Ok(Part { layout, blocks })
     }
 }

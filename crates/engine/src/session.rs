@@ -16,10 +16,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lowtide_core::{Budget, Bytes, DeviceProfile, PhasePlan};
-use lowtide_kernels as kernels;
 use lowtide_kernels::memory;
 use lowtide_models::Compute;
 
+use crate::device::ground;
 use crate::device::limits::Seat;
 use crate::job::{self, Job, Planned, less, replan, still_shared};
 use crate::pipeline::Pipeline;
@@ -92,7 +92,7 @@ impl Session {
         let context = Context {
             makings,
             planned,
-            seat: Seat::take(),
+            seat: Seat::take_of_pipeline(),
             seconds: BTreeMap::new(),
             waited: BTreeMap::new(),
             reading: BTreeMap::new(),
@@ -130,7 +130,7 @@ impl Session {
         self.leave();
         // Whoever took what was ceded has given it back by now, or counts among others from here on.
         self.context.ceded = Bytes::ZERO;
-        memory::trim();
+        ground::trim();
     }
 
     /// The plan in force. It changes only when memory was refused unexpectedly and a rung was taken, or when others
@@ -185,7 +185,7 @@ impl Session {
         if self.phase().is_none() {
             return Ok(Step::Finished(Box::new(self.finish())));
         }
-        let memory = Bytes(memory::live());
+        let memory = Bytes(ground::live());
         Ok(Step::Progress(Progress {
             phase: self.context.name(phase),
             done,
@@ -228,8 +228,8 @@ impl Session {
     fn refit(&mut self) {
         let context = &mut self.context;
         let own = context.makings.model.ours().bytes() + Bytes::from(self.work.bytes());
-        let not_others = Bytes::from(kernels::scratch_allocated()) + own;
-        let in_use = Bytes(memory::live()).saturating_sub(not_others);
+        let not_others = Bytes(ground::scratch_allocated()) + own;
+        let in_use = Bytes(ground::live()).saturating_sub(not_others);
         let known = context.planned.plan.budget;
         if in_use <= known.in_use + OTHERS_SLACK {
             return;
@@ -264,7 +264,7 @@ impl Session {
     /// After a refusal that the plan did not foresee: the next rung below the one that failed.
     fn take_rung(&mut self, phase: usize, refused: memory::OutOfMemory) -> Result<()> {
         self.leave();
-        memory::trim();
+        ground::trim();
         let context = &mut self.context;
         let failed = &context.planned.plan.phases[phase];
         let budget = less(

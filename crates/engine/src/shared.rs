@@ -4,6 +4,8 @@
 //! names, paths or checksums but of their bytes: what was just read is compared with the blocks of that form that are in
 //! memory, and given up where one is equal.
 //!
+//! On a device with memory of its own nothing is compared: there a block is held by those who brought it.
+//!
 //! A block that several hold goes when the last of them lets go. Until then nobody gives memory back by forgetting it,
 //! so that for a budget it counts among what others use, and a phase that uses it needs no memory for it.
 
@@ -12,7 +14,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use lowtide_core::Bytes;
-use lowtide_kernels::memory::Buffer;
+use lowtide_models::device::{self, Memory};
 
 /// Where the tensors of a block lie in it. What is between them is padding, and may be anything.
 pub(crate) type Form = Arc<[Range<usize>]>;
@@ -21,7 +23,7 @@ pub(crate) type Form = Arc<[Range<usize>]>;
 /// another thread never counts as a holder.
 static LIVE: Mutex<Option<Live>> = Mutex::new(None);
 
-type Live = HashMap<Form, Vec<Weak<Buffer>>>;
+type Live = HashMap<Form, Vec<Weak<Memory>>>;
 
 fn live() -> MutexGuard<'static, Option<Live>> {
     // A list is changed by one push or one retain, so a panic elsewhere leaves it valid.
@@ -31,12 +33,16 @@ fn live() -> MutexGuard<'static, Option<Live>> {
 /// One component's hold on a block: its shelf and its streams have it in common.
 pub(crate) struct Claim {
     /// As many count it as components hold it.
-    buffer: Arc<Buffer>,
+    memory: Arc<Memory>,
 }
 
 impl Claim {
-    /// Holds `buffer`, or the one in memory that is equal to it.
-    pub(crate) fn new(form: &Form, buffer: Buffer) -> Claim {
+    /// Holds `memory`, or what is equal to it in the host's.
+    pub(crate) fn new(form: &Form, memory: Memory) -> Claim {
+        let device::Bytes::Host(bytes) = memory.bytes() else {
+            let memory = Arc::new(memory);
+            return Claim { memory };
+        };
         let mut live = live();
         let same_form = live
             .get_or_insert_default()
@@ -46,37 +52,40 @@ impl Claim {
         let equal = same_form
             .iter()
             .filter_map(Weak::upgrade)
-            .find(|other| equal(form, other, &buffer));
-        let buffer = equal.unwrap_or_else(|| {
-            let buffer = Arc::new(buffer);
-            same_form.push(Arc::downgrade(&buffer));
-            buffer
+            .find(|other| equal(form, other, bytes));
+        let memory = equal.unwrap_or_else(|| {
+            let memory = Arc::new(memory);
+            same_form.push(Arc::downgrade(&memory));
+            memory
         });
-        Claim { buffer }
+        Claim { memory }
     }
 
     /// Its weights.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        self.buffer.bytes()
+    pub(crate) fn bytes(&self) -> device::Bytes<'_> {
+        self.memory.bytes()
     }
 
     /// Bytes it takes.
     pub(crate) fn len(&self) -> Bytes {
-        Bytes::from(self.buffer.len())
+        Bytes::from(self.memory.len())
     }
 
     /// Whether both hold the same memory.
     pub(crate) fn is_of(&self, other: &Claim) -> bool {
-        Arc::ptr_eq(&self.buffer, &other.buffer)
+        Arc::ptr_eq(&self.memory, &other.memory)
     }
 
     fn place(&self) -> usize {
-        Arc::as_ptr(&self.buffer) as usize
+        Arc::as_ptr(&self.memory) as usize
     }
 }
 
-fn equal(form: &Form, a: &Buffer, b: &Buffer) -> bool {
-    let tensor = |at: &Range<usize>| a.bytes()[at.clone()] == b.bytes()[at.clone()];
+fn equal(form: &Form, a: &Memory, b: &[u8]) -> bool {
+    let device::Bytes::Host(a) = a.bytes() else {
+        return false;
+    };
+    let tensor = |at: &Range<usize>| a[at.clone()] == b[at.clone()];
     a.len() == b.len() && form.iter().all(tensor)
 }
 
@@ -96,7 +105,7 @@ impl Ours {
         }
         let alone = held
             .into_iter()
-            .filter(|(_, (count, claim))| Arc::strong_count(&claim.buffer) == *count)
+            .filter(|(_, (count, claim))| Arc::strong_count(&claim.memory) == *count)
             .map(|(place, (_, claim))| (place, claim.len()));
         Ours {
             alone: alone.collect(),
@@ -132,12 +141,14 @@ impl Counted {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
 
+    use lowtide_kernels::memory::Buffer;
+
     use super::*;
 
-    fn block(values: &[u8]) -> Buffer {
+    fn block(values: &[u8]) -> Memory {
         let mut buffer = Buffer::new(values.len()).unwrap();
         buffer.bytes_mut().copy_from_slice(values);
-        buffer
+        buffer.into()
     }
 
     /// Forms of their own, so that tests beside each other do not meet.
@@ -191,8 +202,11 @@ mod tests {
         assert!(Ours::of(std::slice::from_ref(&a)).is_shared(&a));
         drop(b);
         assert!(!Ours::of(std::slice::from_ref(&a)).is_shared(&a));
-        assert_eq!(a.bytes()[..41], [7; 41]);
-        let gone = Arc::downgrade(&a.buffer);
+        let device::Bytes::Host(bytes) = a.bytes() else {
+            panic!("it is the host's")
+        };
+        assert_eq!(bytes[..41], [7; 41]);
+        let gone = Arc::downgrade(&a.memory);
         drop(a);
         assert!(
             gone.upgrade().is_none(),

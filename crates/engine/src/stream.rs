@@ -7,8 +7,13 @@
 //! Blocks that stayed can outlive their phase: they go to a shelf, from which the next phase that uses them takes them
 //! without a load, and from which they are forgotten in no time, since there is nothing to write back. A block that
 //! stays and is equal to one that another model has in memory is that one ([`crate::shared`]).
+//!
+//! On a device with memory of its own ([`ground::Accelerator`]) the loader keeps what it read in memory of the host that the
+//! device can read, as long as there is room, and brings it from there at every visit, beside the computation: a slot is
+//! written once what was computed with it is past, and used once it is written. Nobody waits for either but the device.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -16,10 +21,12 @@ use std::time::{Duration, Instant};
 
 use lowtide_core::{Bytes, ComponentLayout, PhasePlan, Placement};
 use lowtide_kernels::memory::{Buffer, OutOfMemory};
+use lowtide_models::device::{self, Allocation, Memory, Place};
 use lowtide_models::weights::BlockIndex;
 use lowtide_models::{Adapters, BlockSource, Weights};
 use lowtide_weights::{Checkpoint, Fingerprint, TensorEntry};
 
+use crate::device::ground::{self, Accelerator, HostBytes, Mark};
 use crate::shared::{Claim, Counted, Form, Ours};
 use crate::{Error, Result};
 
@@ -41,16 +48,42 @@ pub struct Blocks {
     claims: Mutex<Vec<Weak<Claim>>>,
     /// Bytes of the slots of streams that run.
     slots: AtomicU64,
+    /// What brings it to another device than the host.
+    accelerator: Option<Arc<dyn Accelerator>>,
+    /// By block: its weights in memory of the host that the device can read.
+    on_host: Mutex<Vec<Option<Arc<dyn HostBytes>>>>,
 }
 
 type Shelf = Vec<Option<Arc<Claim>>>;
 
 impl Blocks {
-    /// The blocks of `layout` in `checkpoint`, whose headers the layout was made from.
+    /// The blocks of `layout` in `checkpoint`, whose headers the layout was made from, for the processor.
     ///
     /// # Errors
     /// [`Error::Incomplete`] when a tensor of the layout is not there.
     pub fn new(
+        model: &str,
+        checkpoint: Arc<Checkpoint>,
+        layout: &ComponentLayout,
+    ) -> Result<Arc<Blocks>> {
+        Blocks::on(None, model, checkpoint, layout)
+    }
+
+    /// The same for what pipelines compute on.
+    ///
+    /// # Errors
+    /// As [`Blocks::new`].
+    pub(crate) fn of_pipeline(
+        model: &str,
+        checkpoint: Arc<Checkpoint>,
+        layout: &ComponentLayout,
+    ) -> Result<Arc<Blocks>> {
+        let accelerator = ground::accelerator().cloned();
+        Blocks::on(accelerator, model, checkpoint, layout)
+    }
+
+    fn on(
+        accelerator: Option<Arc<dyn Accelerator>>,
         model: &str,
         checkpoint: Arc<Checkpoint>,
         layout: &ComponentLayout,
@@ -90,6 +123,8 @@ impl Blocks {
             shelf,
             claims: Mutex::new(layout.blocks.iter().map(|_| Weak::new()).collect()),
             slots: AtomicU64::new(0),
+            accelerator,
+            on_host: Mutex::new(layout.blocks.iter().map(|_| None).collect()),
         }))
     }
 
@@ -104,7 +139,7 @@ impl Blocks {
     }
 
     /// Holds what was read as `block`, as long as anybody of this component needs it.
-    fn claim(&self, block: usize, read: Buffer) -> Arc<Claim> {
+    fn claim(&self, block: usize, read: Memory) -> Arc<Claim> {
         let claim = Claim::new(&self.forms[block], read);
         let mut claims = self.claims();
         let before = claims[block].upgrade();
@@ -190,11 +225,116 @@ impl Blocks {
         if self.is_kept(block) {
             return Ok(());
         }
-        let mut buffer = Buffer::new(self.bytes[block])?;
-        self.read(block, &mut buffer)?;
-        let claim = self.claim(block, buffer);
+        let mut staging = Staging::default();
+        let (mut memory, after) = self.room(block)?;
+        let mark = self.fill(block, &mut memory, after.as_ref(), &mut staging)?;
+        if let Some((accelerator, mark)) = self.accelerator.as_ref().zip(mark) {
+            accelerator.wait(&mark)?;
+        }
+        staging.settle(self.accelerator.as_ref())?;
+        let claim = self.claim(block, memory);
         self.shelf()[block] = Some(claim);
         Ok(())
+    }
+
+    /// Memory for `block` where it is computed with, and the moment from which it may be written.
+    fn room(&self, block: usize) -> std::result::Result<(Memory, Option<Mark>), Failure> {
+        let bytes = self.bytes[block];
+        let Some(accelerator) = &self.accelerator else {
+            return Ok((Buffer::new(bytes)?.into(), None));
+        };
+        let device = Arc::clone(accelerator).as_device();
+        let memory = Memory::Device(Allocation::new(&device, bytes)?);
+        Ok((memory, Some(accelerator.mark()?)))
+    }
+
+    /// Reads `block` into `memory`, or begins to bring it there; then it may be used once the mark is past.
+    fn fill(
+        &self,
+        block: usize,
+        memory: &mut Memory,
+        after: Option<&Mark>,
+        staging: &mut Staging,
+    ) -> std::result::Result<Option<Mark>, Failure> {
+        let allocation = match memory {
+            Memory::Host(buffer) => {
+                self.read(block, buffer.bytes_mut())?;
+                return Ok(None);
+            }
+            Memory::Device(allocation) => allocation,
+        };
+        let accelerator = self.accelerator.as_ref().ok_or(Failure::Stopped)?;
+        let to = allocation.span().bytes_at(0..self.bytes[block]);
+        let known = self.on_host()[block].clone();
+        if let Some(known) = known {
+            return Ok(Some(accelerator.load(to, &*known, after)?));
+        }
+        if let Some(mut bytes) = accelerator.host_bytes(self.bytes[block]) {
+            self.read(block, bytes.bytes_mut())?;
+            let bytes: Arc<dyn HostBytes> = Arc::from(bytes);
+            let mark = accelerator.load(to, &*bytes, after)?;
+            // It stays as long as these blocks, and those settle what was begun before they go.
+            self.on_host()[block] = Some(bytes);
+            return Ok(Some(mark));
+        }
+        let bytes = staging.next(accelerator, self.bytes[block])?;
+        self.read(block, &mut bytes.bytes_mut()[..self.bytes[block]])?;
+        let mark = accelerator.load(to, &**bytes, after)?;
+        staging.used(mark.clone());
+        Ok(Some(mark))
+    }
+
+    fn on_host(&self) -> MutexGuard<'_, Vec<Option<Arc<dyn HostBytes>>>> {
+        // Every change is one assignment, so a panic elsewhere leaves it valid.
+        self.on_host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes kept in memory of the host for a device that is none.
+    pub fn kept_on_host(&self) -> Bytes {
+        let kept = self.on_host();
+        let kept = kept
+            .iter()
+            .zip(&self.bytes)
+            .filter(|(kept, _)| kept.is_some());
+        kept.map(|(_, bytes)| Bytes::from(*bytes)).sum()
+    }
+
+    /// Forgets what is kept there. No stream of this component may run.
+    pub fn forget_on_host(&self) {
+        if let Some(accelerator) = &self.accelerator
+            && let Ok(mark) = accelerator.mark()
+        {
+            // What was computed waited for what was brought; a device that fails reads nothing any more.
+            let _ = accelerator.settle(&mark);
+        }
+        self.on_host().iter_mut().for_each(|kept| *kept = None);
+    }
+
+    /// The slots of a plan.
+    fn slots(&self, plan: &PhasePlan) -> std::result::Result<Vec<Slot>, Failure> {
+        let slots = plan.slots.iter().map(|bytes| bytes.as_usize());
+        let Some(accelerator) = &self.accelerator else {
+            return slots
+                .map(|bytes| Ok((Buffer::new(bytes)?.into(), None)))
+                .collect();
+        };
+        let device = Arc::clone(accelerator).as_device();
+        let slots: Vec<Memory> = slots
+            .map(|bytes| Ok(Memory::Device(Allocation::new(&device, bytes)?)))
+            .collect::<std::result::Result<_, device::Failure>>()?;
+        let begin = accelerator.mark()?;
+        Ok(slots
+            .into_iter()
+            .map(|slot| (slot, Some(begin.clone())))
+            .collect())
+    }
+
+    /// Where its blocks are computed with.
+    fn place(&self) -> Place {
+        match &self.accelerator {
+            None => Place::Host,
+            Some(accelerator) => Place::Device(Arc::clone(accelerator).as_device()),
+        }
     }
 
     /// Forgets blocks on the shelf, the last first, until `bytes` came back or none is left that gives any back: those
@@ -212,12 +352,18 @@ impl Blocks {
         back
     }
 
-    fn read(&self, block: usize, slot: &mut Buffer) -> std::result::Result<(), Failure> {
+    fn read(&self, block: usize, slot: &mut [u8]) -> std::result::Result<(), Failure> {
         for (entry, at) in &self.reads[block] {
             let range = *at..*at + entry.bytes as usize;
-            self.checkpoint.read(entry, &mut slot.bytes_mut()[range])?;
+            self.checkpoint.read(entry, &mut slot[range])?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        self.forget_on_host();
     }
 }
 
@@ -230,6 +376,9 @@ pub enum Failure {
     /// The budget.
     #[error("out of memory: {0}")]
     Memory(#[from] OutOfMemory),
+    /// What computes failed.
+    #[error("{0}")]
+    Device(#[source] device::Failure),
     /// The loader thread is gone.
     #[error("the loader stopped (this is a bug)")]
     Stopped,
@@ -243,6 +392,82 @@ pub enum Failure {
     },
 }
 
+impl From<device::Failure> for Failure {
+    fn from(failure: device::Failure) -> Failure {
+        match lowtide_models::Error::from(failure) {
+            lowtide_models::Error::OutOfMemory(refused) => Failure::Memory(refused),
+            lowtide_models::Error::Device(other) => Failure::Device(other),
+            _ => Failure::Stopped,
+        }
+    }
+}
+
+/// As many blocks at most are on their way from memory that is written anew for each.
+const STAGED: usize = 2;
+
+/// Memory of the host that blocks pass through on their way to a device, where it cannot keep them.
+#[derive(Default)]
+struct Staging {
+    /// Each with the mark of what was last brought from it; the one used longest ago first.
+    places: VecDeque<(Box<dyn HostBytes>, Option<Mark>)>,
+}
+
+/// Ordinary memory: loads from it are slower.
+struct Pageable(Vec<u8>);
+
+impl HostBytes for Pageable {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+impl Staging {
+    /// A place of exactly `bytes` that nothing is brought from any more; it is the last one then.
+    fn next(
+        &mut self,
+        accelerator: &Arc<dyn Accelerator>,
+        bytes: usize,
+    ) -> std::result::Result<&mut Box<dyn HostBytes>, Failure> {
+        let mut place: Option<Box<dyn HostBytes>> = None;
+        if self.places.len() >= STAGED
+            && let Some((old, mark)) = self.places.pop_front()
+        {
+            if let Some(mark) = mark {
+                accelerator.settle(&mark)?;
+            }
+            place = Some(old).filter(|old| old.bytes().len() == bytes);
+        }
+        let place = place.unwrap_or_else(|| Box::new(Pageable(vec![0; bytes])));
+        self.places.push_back((place, None));
+        let (last, _) = self.places.back_mut().ok_or(Failure::Stopped)?;
+        Ok(last)
+    }
+
+    /// The last one is being brought.
+    fn used(&mut self, mark: Mark) {
+        if let Some((_, last)) = self.places.back_mut() {
+            *last = Some(mark);
+        }
+    }
+
+    /// Waits until nothing is brought from it any more.
+    fn settle(
+        &mut self,
+        accelerator: Option<&Arc<dyn Accelerator>>,
+    ) -> std::result::Result<(), Failure> {
+        for (_, mark) in &mut self.places {
+            if let Some((accelerator, mark)) = accelerator.zip(mark.take()) {
+                accelerator.settle(&mark)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What of `all` components' blocks on their shelves nobody else holds.
 pub(crate) fn ours<'b>(all: impl IntoIterator<Item = &'b Arc<Blocks>>) -> Ours {
     let claims: Vec<_> = all.into_iter().flat_map(|one| one.on_shelf()).collect();
@@ -254,10 +479,14 @@ enum Weight {
     /// It stays.
     Stays(Arc<Claim>),
     /// It passes through.
-    Passes(Buffer),
+    Passes(Memory),
 }
 
-type Loaded = std::result::Result<(usize, Weight), Failure>;
+/// A block, and the moment from which it may be used.
+type Loaded = std::result::Result<(usize, Weight, Option<Mark>), Failure>;
+
+/// Memory that a block passes through, and the moment from which it may be written.
+type Slot = (Memory, Option<Mark>);
 
 /// What a stream did, for reports and for the planner.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -276,9 +505,11 @@ pub struct Stream {
     kept: Shelf,
     /// Bytes of its slots: what it added to [`Blocks::held`] beside blocks that stay.
     counted: u64,
-    in_use: Option<Buffer>,
+    in_use: Option<Memory>,
     loaded: Option<Receiver<Loaded>>,
-    returned: Option<SyncSender<Buffer>>,
+    returned: Option<SyncSender<Slot>>,
+    /// Told to the loader when nobody waits any more.
+    stop: Arc<AtomicBool>,
     loader: Option<JoinHandle<()>>,
     traffic: Traffic,
     /// Nanoseconds the loader read so far.
@@ -304,17 +535,15 @@ impl Stream {
         debug_assert!(plan.placement != Placement::Host);
         blocks.forget_unless(|block| stays[block]);
         let kept: Shelf = blocks.shelf().clone();
-        let slots: Vec<Buffer> = plan
-            .slots
-            .iter()
-            .map(|bytes| Buffer::new(bytes.as_usize()))
-            .collect::<std::result::Result<_, _>>()?;
-        let counted: u64 = slots.iter().map(|slot| slot.len() as u64).sum();
+        let slots = blocks.slots(plan)?;
+        let counted: u64 = slots.iter().map(|(slot, _)| slot.len() as u64).sum();
         let (returned, free) = sync_channel(slots.len().max(1));
         let (ready, loaded) = sync_channel(slots.len().max(1));
         let have = kept.iter().map(Option::is_some).collect();
         let reading = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
         let work = Work {
+            stop: stop.clone(),
             reading: reading.clone(),
             blocks: blocks.clone(),
             stays,
@@ -335,6 +564,7 @@ impl Stream {
             in_use: None,
             loaded,
             returned,
+            stop,
             loader,
             traffic: Traffic::default(),
             reading,
@@ -370,8 +600,12 @@ impl Stream {
         if let Some(used) = self.in_use.take()
             && let Some(returned) = &self.returned
         {
+            let after = match &self.blocks.accelerator {
+                Some(accelerator) => Some(accelerator.mark()?),
+                None => None,
+            };
             // The loader may have finished its work and be gone; then nobody needs the slot.
-            let _ = returned.send(used);
+            let _ = returned.send((used, after));
         }
         if self.kept[block].is_some() {
             return Ok(());
@@ -384,7 +618,10 @@ impl Stream {
             .recv()
             .map_err(|_| Failure::Stopped)?;
         self.traffic.waited += start.elapsed();
-        let (planned, weight) = next?;
+        let (planned, weight, mark) = next?;
+        if let Some((accelerator, mark)) = self.blocks.accelerator.as_ref().zip(mark) {
+            accelerator.wait(&mark)?;
+        }
         if planned != block {
             return Err(Failure::OutOfOrder {
                 asked: block,
@@ -409,18 +646,33 @@ impl BlockSource for Stream {
         let bytes = self.kept[index]
             .as_deref()
             .map(Claim::bytes)
-            .or(self.in_use.as_ref().map(Buffer::bytes))
+            .or(self.in_use.as_ref().map(Memory::bytes))
             .expect("`fetch` made it available");
         let weights = Weights::live(&self.blocks.indexes[index], bytes);
         Ok(weights.with_adapters(self.adapters.as_deref()))
+    }
+
+    fn place(&self) -> Place {
+        self.blocks.place()
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Both ends close first: a loader that waits for either then ends.
-        self.loaded = None;
+        // A loader that waits for a slot then ends, and one that reads does after the block.
+        self.stop.store(true, Ordering::Relaxed);
         self.returned = None;
+        if let Some(loaded) = self.loaded.take() {
+            // What is on its way must have arrived before its memory goes: what is computed next waits for it.
+            while let Some(accelerator) = &self.blocks.accelerator
+                && let Ok(last) = loaded.recv()
+            {
+                if let Ok((_, _, Some(mark))) = &last {
+                    // A device that fails here says so at the next call that can.
+                    let _ = accelerator.wait(mark);
+                }
+            }
+        }
         if let Some(loader) = self.loader.take() {
             // A panic of the loader was already seen as `Stopped`.
             let _ = loader.join();
@@ -437,45 +689,56 @@ struct Work {
     /// Blocks that were on the shelf.
     have: Vec<bool>,
     visits: u64,
-    slots: Vec<Buffer>,
+    slots: Vec<Slot>,
+    stop: Arc<AtomicBool>,
     /// Nanoseconds of reading so far.
     reading: Arc<AtomicU64>,
 }
 
 impl Work {
-    fn run(mut self, ready: &SyncSender<Loaded>, free: &Receiver<Buffer>) {
+    fn run(mut self, ready: &SyncSender<Loaded>, free: &Receiver<Slot>) {
         self.slots.reverse();
-        for visit in 0..self.visits {
+        let mut staging = Staging::default();
+        'visits: for visit in 0..self.visits {
             for block in 0..self.stays.len() {
                 if self.stays[block] && (visit > 0 || self.have[block]) {
                     continue;
                 }
+                if self.stop.load(Ordering::Relaxed) {
+                    break 'visits;
+                }
                 let slot = if self.stays[block] {
-                    Buffer::new(self.blocks.bytes[block]).map_err(Failure::Memory)
+                    self.blocks.room(block)
                 } else {
                     // Fresh slots first, in the plan's order; then each comes back as its block is done, which keeps
                     // that order. A closed channel means that nobody waits any more.
                     match self.slots.pop().map_or_else(|| free.recv(), Ok) {
                         Ok(slot) => Ok(slot),
-                        Err(_) => return,
+                        Err(_) => break 'visits,
                     }
                 };
-                let loaded = slot.and_then(|mut slot| {
-                    let start = Instant::now();
-                    self.blocks.read(block, &mut slot)?;
-                    let weight = match self.stays[block] {
-                        true => Weight::Stays(self.blocks.claim(block, slot)),
-                        false => Weight::Passes(slot),
-                    };
-                    let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-                    self.reading.fetch_add(took, Ordering::Relaxed);
-                    Ok((block, weight))
-                });
+                let loaded = slot.and_then(|slot| self.load(block, slot, &mut staging));
                 let failed = loaded.is_err();
                 if ready.send(loaded).is_err() || failed {
-                    return;
+                    break 'visits;
                 }
             }
         }
+        // What is brought from there is read until it has arrived.
+        let _ = staging.settle(self.blocks.accelerator.as_ref());
+    }
+
+    fn load(&self, block: usize, (mut memory, after): Slot, staging: &mut Staging) -> Loaded {
+        let start = Instant::now();
+        let mark = self
+            .blocks
+            .fill(block, &mut memory, after.as_ref(), staging)?;
+        let weight = match self.stays[block] {
+            true => Weight::Stays(self.blocks.claim(block, memory)),
+            false => Weight::Passes(memory),
+        };
+        let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.reading.fetch_add(took, Ordering::Relaxed);
+        Ok((block, weight, mark))
     }
 }

@@ -296,7 +296,7 @@ impl Enlarger {
             match self.part.blocks.preload() {
                 Ok(()) | Err(Failure::Memory(_)) => {}
                 Err(Failure::File(error)) => return Err(error.into()),
-                Err(Failure::Stopped | Failure::OutOfOrder { .. }) => {
+                Err(Failure::Device(_) | Failure::Stopped | Failure::OutOfOrder { .. }) => {
                     return Err(Error::LoaderStopped);
                 }
             }

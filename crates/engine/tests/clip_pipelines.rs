@@ -133,8 +133,8 @@ fn sdxls_prompts_are_as_diffusers_encodes_them() {
             let mut both = Tensor::new(&[77, 36]).unwrap();
             let rows = both.data_mut().chunks_exact_mut(36).enumerate();
             for (token, row) in rows {
-                row[..16].copy_from_slice(first.hidden.row(token));
-                row[16..].copy_from_slice(second.hidden.row(token));
+                row[..16].copy_from_slice(first.hidden.row(token).host());
+                row[16..].copy_from_slice(second.hidden.row(token).host());
             }
             check(
                 &both,

@@ -51,7 +51,7 @@ fn rows(opened: &Opened, layout: &ComponentLayout, ids: &[u32]) -> Tensor {
     let mut rows = Tensor::new(&[ids.len(), opened.config.hidden]).unwrap();
     let targets = rows.data_mut().chunks_exact_mut(opened.config.hidden);
     for (&id, row) in ids.iter().zip(targets) {
-        row.copy_from_slice(table.row(id as usize));
+        row.copy_from_slice(table.row(id as usize).host());
     }
     rows
 }

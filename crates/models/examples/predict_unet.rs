@@ -9,6 +9,8 @@
 // Its tests look at more of it.
 #[path = "../tests/unet_2d_condition/lora.rs"]
 mod lora;
+#[path = "../tests/shadow/mod.rs"]
+mod shadow;
 #[allow(dead_code)]
 #[path = "../tests/unet_2d_condition/store.rs"]
 mod store;

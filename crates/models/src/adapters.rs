@@ -9,11 +9,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use lowtide_core::{Bytes, ComponentLayout, TensorLayout};
-use lowtide_kernels as kernels;
-use lowtide_kernels::memory::Buffer;
-use lowtide_kernels::{Activation, ChannelAffine, MapRows, Matrix, Padding, Precision, Stored};
+use lowtide_kernels::{Activation, MapRows, Matrix, Padding, Precision, Stored};
 
-use crate::layers::Linear;
+use crate::device::{self, Memory, Vector};
+use crate::layers::Outputs;
+use crate::ops::{self, ChannelAffine, Convolution, MapSlice, Onto, Weight};
 use crate::tensor::{Compute, Part, PartMut, Tensor};
 use crate::weights::stored;
 use crate::{Error, Result};
@@ -86,13 +86,30 @@ struct Placed {
 }
 
 impl Placed {
-    fn matrix<'a>(&self, bytes: &'a [u8]) -> Matrix<'a> {
-        Matrix {
-            stored: self.stored,
-            bytes: &bytes[self.range.clone()],
-            rows: self.dims.rows,
-            cols: self.dims.inputs * self.dims.kernel * self.dims.kernel,
-            scales: None,
+    fn matrix<'a>(&self, bytes: device::Bytes<'a>) -> Weight<'a> {
+        let (rows, cols) = (
+            self.dims.rows,
+            self.dims.inputs * self.dims.kernel * self.dims.kernel,
+        );
+        let stored = self.stored;
+        match bytes.part(self.range.clone()) {
+            device::Bytes::Host(bytes) => Weight::Host(Matrix {
+                stored,
+                bytes,
+                rows,
+                cols,
+                scales: None,
+            }),
+            device::Bytes::Device(on) => Weight::Device(
+                on,
+                device::Matrix {
+                    stored,
+                    data: on.span,
+                    rows,
+                    cols,
+                    scales: None,
+                },
+            ),
         }
     }
 }
@@ -120,22 +137,22 @@ impl Module {
 #[derive(Debug)]
 pub struct LowRank {
     name: String,
-    buffer: Buffer,
+    memory: Memory,
     modules: HashMap<String, Module>,
 }
 
 impl LowRank {
     /// What the LoRA called `name` adds, layer by layer: each layer's full name in the component's checkpoint (without
-    /// `.weight`), and its factors, which lie in `buffer`.
+    /// `.weight`), and its factors, which lie in `memory`.
     ///
     /// # Errors
     /// [`Error::Adapter`] when the factors of a layer do not go together, or are of a type no layer computes with.
     pub fn new(
         name: impl Into<String>,
-        buffer: Buffer,
+        memory: impl Into<Memory>,
         pairs: impl IntoIterator<Item = (String, Pair)>,
     ) -> Result<LowRank> {
-        let name = name.into();
+        let (name, memory) = (name.into(), memory.into());
         let mut modules = HashMap::new();
         for (module, pair) in pairs {
             let wrong = |problem: String| Error::Adapter {
@@ -143,14 +160,14 @@ impl LowRank {
                 module: module.clone(),
                 problem,
             };
-            let checked = check(&pair, buffer.len(), &wrong)?;
+            let checked = check(&pair, memory.len(), &wrong)?;
             if modules.insert(module.clone(), checked).is_some() {
                 return Err(wrong("is there twice".to_owned()));
             }
         }
         Ok(LowRank {
             name,
-            buffer,
+            memory,
             modules,
         })
     }
@@ -162,7 +179,7 @@ impl LowRank {
 
     /// Bytes it holds.
     pub fn bytes(&self) -> Bytes {
-        Bytes::from(self.buffer.len())
+        Bytes::from(self.memory.len())
     }
 
     /// How many layers it adds to.
@@ -327,7 +344,7 @@ impl Adapters {
                 continue;
             };
             low.fits(module, found, layer)?;
-            let bytes = low.buffer.bytes();
+            let bytes = low.memory.bytes();
             added.push(Added {
                 down: found.down.matrix(bytes),
                 up: found.up.matrix(bytes),
@@ -342,9 +359,9 @@ impl Adapters {
 /// One addition to a layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Added<'w> {
-    down: Matrix<'w>,
-    up: Matrix<'w>,
-    mid: Option<Matrix<'w>>,
+    down: Weight<'w>,
+    up: Weight<'w>,
+    mid: Option<Weight<'w>>,
     scale: f32,
 }
 
@@ -352,15 +369,10 @@ impl<'w> Added<'w> {
     /// What is added to some of the outputs.
     pub(crate) fn outputs(&self, rows: &Range<usize>) -> Added<'w> {
         Added {
-            up: outputs(self.up, rows),
+            up: self.up.rows_at(rows.clone()),
             ..self.clone()
         }
     }
-}
-
-/// Some rows of a matrix.
-pub(crate) fn outputs<'w>(matrix: Matrix<'w>, rows: &Range<usize>) -> Matrix<'w> {
-    matrix.rows_at(rows.clone())
 }
 
 /// `out = activation(out + additions to x)`, row by row.
@@ -377,7 +389,7 @@ pub(crate) fn add_to_rows(
     for (i, one) in added.iter().enumerate() {
         let last = i + 1 == added.len();
         let activation = if last { activation } else { Activation::None };
-        let rank = one.down.rows;
+        let rank = one.down.rows();
         let chunk = (BETWEEN_VALUES / rank).max(CHUNK_ROWS_MIN).min(x.rows());
         let mut between = Tensor::new(&[chunk, rank])?;
         for start in (0..x.rows()).step_by(chunk.max(1)) {
@@ -385,24 +397,11 @@ pub(crate) fn add_to_rows(
             let mut part = between.part_mut(0..rows.len());
             let none = Activation::None;
             let x = x.rows_at(rows.clone());
-            kernels::linear(
-                x.view(),
-                &one.down,
-                None,
-                none,
-                compute.precision,
-                part.view(),
-            );
+            let precision = compute.precision;
+            ops::linear(x, &one.down, None, none, precision, &mut part)?;
             let between = between.part(0..rows.len());
             let mut out = out.rows_at(rows);
-            kernels::linear_add(
-                between.view(),
-                &one.up,
-                one.scale,
-                activation,
-                compute.precision,
-                out.view(),
-            );
+            ops::linear_add(between, &one.up, one.scale, activation, precision, &mut out)?;
         }
     }
     Ok(())
@@ -415,90 +414,94 @@ pub(crate) fn add_to_rows(
 pub(crate) fn gated_apart(
     compute: Compute,
     x: Part<'_>,
-    (gate, activation): (&Linear<'_>, Activation),
-    value: &Linear<'_>,
+    (gate, activation): (&Outputs<'_>, Activation),
+    value: &Outputs<'_>,
 ) -> Result<Tensor> {
-    let mut out = value.forward(compute, x)?;
+    let mut out = value.forward(compute, x, Activation::None)?;
     for start in (0..x.rows()).step_by(GATE_ROWS) {
         let rows = start..(start + GATE_ROWS).min(x.rows());
-        let gate = gate.forward_activated(compute, x.rows_at(rows.clone()), activation)?;
-        out.part_mut(rows).mul(gate.all());
+        let gate = gate.forward(compute, x.rows_at(rows.clone()), activation)?;
+        out.part_mut(rows).mul(gate.all())?;
     }
     Ok(out)
 }
 
-/// A map or a slice of it, as the kernels take it.
-#[derive(Clone, Copy)]
-pub(crate) struct Slice<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) rows: MapRows,
-    pub(crate) width: usize,
-}
-
 /// A convolution of 1 x 1.
-fn pointwise<'a>(weight: Matrix<'a>, input: Option<ChannelAffine<'a>>) -> kernels::Conv2d<'a> {
-    kernels::Conv2d {
+fn pointwise<'a>(weight: Weight<'a>, input: Option<ChannelAffine<'a>>) -> Convolution<'a> {
+    Convolution {
         weight,
         bias: None,
         kernel: 1,
         stride: 1,
-        padding: 0,
+        padding: Padding::all(0),
         upsample: false,
         input,
     }
 }
 
-/// `out += additions to x`, for rows `rows` of the result of `conv`, padded as `padding` says; the weight and bias of
-/// `conv` are not looked at.
+/// A convolution's result as a map of its own.
+fn convolved(
+    conv: &Convolution<'_>,
+    precision: Precision,
+    x: MapSlice<'_>,
+    (rows, width): (MapRows, usize),
+) -> Result<Tensor> {
+    let mut out = Tensor::new(&[conv.weight.rows(), rows.count, width])?;
+    let to = (out.values_mut(), rows, width);
+    ops::conv2d(conv, x, precision, Onto::Nothing, to)?;
+    Ok(out)
+}
+
+/// `out += additions to x`, for rows `rows` of the result of `conv`, whose weight and bias are not looked at.
 ///
 /// # Memory
 /// As many channels as the rank, once or, where there is a `mid`, twice.
 pub(crate) fn add_to_map(
     added: &[Added<'_>],
     precision: Precision,
-    (conv, padding): (&kernels::Conv2d<'_>, Padding),
-    x: Slice<'_>,
+    conv: &Convolution<'_>,
+    x: MapSlice<'_>,
     (out, rows): (&mut Tensor, MapRows),
 ) -> Result<()> {
     let (_, _, width) = out.dims3()?;
-    let run =
-        |conv: &kernels::Conv2d<'_>, padding, x: Slice<'_>, (width, rows): (usize, MapRows)| {
-            let mut out = Tensor::new(&[conv.weight.rows, rows.count, width])?;
-            let to = out.data_mut();
-            kernels::conv2d_padded(
-                conv, padding, x.data, x.rows, x.width, precision, None, to, rows,
-            );
-            Ok::<_, Error>(out)
-        };
     for one in added {
-        let spatial = |weight, input| kernels::Conv2d {
+        let spatial = |weight, input| Convolution {
             weight,
             input,
             bias: None,
             ..*conv
         };
         let between = match one.mid {
-            None => run(&spatial(one.down, conv.input), padding, x, (width, rows))?,
+            None => {
+                let down = spatial(one.down, conv.input);
+                convolved(&down, precision, x, (rows, width))?
+            }
             Some(mid) => {
                 let down = pointwise(one.down, conv.input);
-                let inner = run(&down, Padding::all(0), x, (x.width, x.rows))?;
-                let data = inner.data();
-                run(
-                    &spatial(mid, None),
-                    padding,
-                    Slice { data, ..x },
-                    (width, rows),
-                )?
+                let inner = convolved(&down, precision, x, (x.rows, x.width))?;
+                let x = MapSlice {
+                    data: inner.values(),
+                    ..x
+                };
+                convolved(&spatial(mid, None), precision, x, (rows, width))?
             }
         };
-        let (scale, shift) = (vec![one.scale; one.up.cols], vec![0.0; one.up.cols]);
+        let rank = one.up.cols();
+        let scale = Vector::here(vec![one.scale; rank])?;
+        let shift = Vector::here(vec![0.0; rank])?;
         let scaled = ChannelAffine {
-            scale: &scale,
-            shift: &shift,
+            scale: scale.values(),
+            shift: shift.values(),
             act: Activation::None,
         };
-        let (up, from) = (pointwise(one.up, Some(scaled)), between.data());
-        kernels::conv2d_in_place_add(&up, from, rows, width, precision, out.data_mut(), rows);
+        let up = pointwise(one.up, Some(scaled));
+        let from = MapSlice {
+            data: between.values(),
+            rows,
+            width,
+        };
+        let to = (out.values_mut(), rows, width);
+        ops::conv2d(&up, from, precision, Onto::Out, to)?;
     }
     Ok(())
 }

@@ -310,7 +310,7 @@ pub fn decode(
     mode: &DecodeMode,
 ) -> Result<Tensor> {
     let (channels, height, width) = latents.dims3()?;
-    if channels != config.latent_channels || latents.data().is_empty() {
+    if channels != config.latent_channels || latents.elements() == 0 {
         let expected = vec![config.latent_channels, height.max(1), width.max(1)];
         return Err(Error::Shape {
             what: "latents",
@@ -318,6 +318,7 @@ pub fn decode(
             found: latents.shape().to_vec(),
         });
     }
+    let _there = source.place().enter();
     let decoder = Decoder {
         machine: Machine::Real(compute),
         config,

@@ -148,11 +148,11 @@ impl<'w> Layer<'w> {
         drop(normed);
         let mut attended = Tensor::new(q.shape())?;
         let heads = &config.heads;
-        heads.attend(compute, q.all(), k.all(), v.all(), attended.all_mut());
+        heads.attend(compute, q.all(), k.all(), v.all(), attended.all_mut())?;
         drop((q, k, v));
         let out = self.out_proj.forward(compute, &attended)?;
         drop(attended);
-        x.all_mut().add(out.all());
+        x.all_mut().add(out.all())?;
         drop(out);
 
         let normed = self.layer_norm2.forward(&*x)?;
@@ -161,8 +161,7 @@ impl<'w> Layer<'w> {
             .forward_activated(compute, &normed, config.activation)?;
         drop(normed);
         let out = self.fc2.forward(compute, &inner)?;
-        x.all_mut().add(out.all());
-        Ok(())
+        x.all_mut().add(out.all())
     }
 }
 
@@ -195,7 +194,10 @@ impl<'w> Final<'w> {
         if one.wanted.norm {
             hidden = self.norm.forward(&hidden)?;
         }
-        Ok(Encoded { hidden, pooled })
+        Ok(Encoded {
+            hidden: hidden.into_host()?,
+            pooled: pooled.map(Tensor::into_host).transpose()?,
+        })
     }
 
     /// The state of the end token, (1, P).
@@ -293,7 +295,8 @@ impl Running {
             });
         }
         let mut state = rows;
-        state.all_mut().add(encoder.positions.part(0..tokens));
+        state.all_mut().add(encoder.positions.part(0..tokens))?;
+        let state = state.brought_here()?;
         let mut running = Running {
             state,
             end,
@@ -328,6 +331,7 @@ pub fn encode(
     encoder: &Encoder<'_>,
     sequences: Vec<Sequence>,
 ) -> Result<Vec<Encoded>> {
+    let _there = source.place().enter();
     let (config, compute) = (encoder.config, encoder.compute);
     let blocks = &encoder.layout.blocks;
     let layers = blocks.iter().filter(|block| block.name != FINAL).count();
@@ -362,11 +366,13 @@ pub fn encode(
         }
     }
     if !needs_final {
-        let encoded = running.into_iter().map(|one| Encoded {
-            hidden: one.state,
-            pooled: None,
+        let encoded = running.into_iter().map(|one| {
+            Ok(Encoded {
+                hidden: one.state.into_host()?,
+                pooled: None,
+            })
         });
-        return Ok(encoded.collect());
+        return encoded.collect();
     }
     let weights = source.block(layers)?;
     let last = Final::load(&weights, root, config)?;

@@ -88,6 +88,9 @@ pub enum Error {
     /// A buffer was refused.
     #[error("out of memory: {0}")]
     OutOfMemory(#[from] OutOfMemory),
+    /// What computes failed.
+    #[error("{0}")]
+    Device(#[source] crate::device::Failure),
     /// A block could not be had from where it lives.
     #[error("{0}")]
     Source(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -4,28 +4,60 @@ use std::ops::Range;
 
 use lowtide_kernels as kernels;
 pub use lowtide_kernels::Padding;
-use lowtide_kernels::{Activation, ChannelAffine, MapRows, Mask, Matrix};
+use lowtide_kernels::{Activation, MapRows, Mask};
 
 use crate::adapters::{self, Added};
+use crate::device::{Allocation, Place, Values, Vector};
+use crate::ops::{self, Convolution, MapSlice, NormParameters, Onto, Sums};
+pub use crate::ops::{ChannelAffine, Weight};
 use crate::tensor::{Compute, Part, PartMut, Tensor};
 use crate::{Error, Result};
 
 /// `y = x W^T + b`, and what adapters add.
 #[derive(Debug)]
 pub struct Linear<'w> {
-    pub(crate) weight: Matrix<'w>,
-    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) weight: Weight<'w>,
+    pub(crate) bias: Option<Vector>,
     pub(crate) added: Vec<Added<'w>>,
 }
 
-impl<'w> Linear<'w> {
+/// A linear layer or some of its outputs.
+#[derive(Clone, Debug)]
+pub(crate) struct Outputs<'a> {
+    weight: Weight<'a>,
+    bias: Option<Values<'a>>,
+    added: Vec<Added<'a>>,
+}
+
+impl<'a> Outputs<'a> {
+    pub(crate) fn forward(
+        &self,
+        compute: Compute,
+        x: Part<'_>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        let mut out = Tensor::new(&[x.rows(), self.weight.rows()])?;
+        let at_once = if self.added.is_empty() {
+            activation
+        } else {
+            Activation::None
+        };
+        let (bias, precision) = (self.bias, compute.precision);
+        let mut rows = out.all_mut();
+        ops::linear(x, &self.weight, bias, at_once, precision, &mut rows)?;
+        adapters::add_to_rows(&self.added, compute, x, activation, &mut rows)?;
+        Ok(out)
+    }
+}
+
+impl Linear<'_> {
     /// The layer that gives some of its outputs.
-    pub(crate) fn outputs(&self, rows: Range<usize>) -> Linear<'w> {
+    pub(crate) fn outputs(&self, rows: Range<usize>) -> Outputs<'_> {
         let added = self.added.iter();
-        Linear {
-            weight: adapters::outputs(self.weight, &rows),
+        Outputs {
+            weight: self.weight.rows_at(rows.clone()),
             added: added.map(|added| added.outputs(&rows)).collect(),
-            bias: self.bias.as_ref().map(|bias| bias[rows].to_vec()),
+            bias: self.bias.as_ref().map(|bias| bias.values().part(rows)),
         }
     }
 
@@ -52,30 +84,15 @@ impl<'w> Linear<'w> {
     ) -> Result<Tensor> {
         let x = x.into();
         self.check(x)?;
-        let mut out = Tensor::new(&[x.rows(), self.weight.rows])?;
-        let bias = self.bias.as_deref();
-        let at_once = if self.added.is_empty() {
-            activation
-        } else {
-            Activation::None
-        };
-        kernels::linear(
-            x.view(),
-            &self.weight,
-            bias,
-            at_once,
-            compute.precision,
-            out.all_mut().view(),
-        );
-        adapters::add_to_rows(&self.added, compute, x, activation, &mut out.all_mut())?;
-        Ok(out)
+        self.outputs(0..self.weight.rows())
+            .forward(compute, x, activation)
     }
 
     fn check(&self, x: Part<'_>) -> Result<()> {
-        if x.columns() == self.weight.cols {
+        if x.columns() == self.weight.cols() {
             return Ok(());
         }
-        let expected = vec![x.rows(), self.weight.cols];
+        let expected = vec![x.rows(), self.weight.cols()];
         Err(Error::Shape {
             what: "linear",
             expected,
@@ -101,16 +118,12 @@ pub fn gated<'a>(
     w1.check(x)?;
     w3.check(x)?;
     if !w1.added.is_empty() || !w3.added.is_empty() {
-        return adapters::gated_apart(compute, x, (w1, Activation::Silu), w3);
+        let [gate, value] = [w1, w3].map(|layer| layer.outputs(0..layer.weight.rows()));
+        return adapters::gated_apart(compute, x, (&gate, Activation::Silu), &value);
     }
-    let mut out = Tensor::new(&[x.rows(), w1.weight.rows])?;
-    kernels::linear_swiglu(
-        x.view(),
-        &w1.weight,
-        &w3.weight,
-        compute.precision,
-        out.all_mut().view(),
-    );
+    let mut out = Tensor::new(&[x.rows(), w1.weight.rows()])?;
+    let precision = compute.precision;
+    ops::linear_swiglu(x, &w1.weight, &w3.weight, precision, &mut out.all_mut())?;
     Ok(out)
 }
 
@@ -125,22 +138,22 @@ pub fn gated<'a>(
 pub fn geglu<'a>(compute: Compute, x: impl Into<Part<'a>>, proj: &Linear<'_>) -> Result<Tensor> {
     let x = x.into();
     proj.check(x)?;
-    let outputs = proj.weight.rows / 2;
+    let outputs = proj.weight.rows() / 2;
     if !proj.added.is_empty() {
         let [value, gate] = [0..outputs, outputs..2 * outputs].map(|rows| proj.outputs(rows));
         return adapters::gated_apart(compute, x, (&gate, Activation::Gelu), &value);
     }
     let [value, gate] = [0..outputs, outputs..2 * outputs].map(|rows| proj.weight.rows_at(rows));
-    let none = vec![0.0; if proj.bias.is_none() { 2 * outputs } else { 0 }];
-    let (value_bias, gate_bias) = proj.bias.as_deref().unwrap_or(&none).split_at(outputs);
+    let none = match &proj.bias {
+        Some(_) => None,
+        None => Some(Vector::here(vec![0.0; 2 * outputs])?),
+    };
+    let bias = proj.bias.as_ref().or(none.as_ref());
+    let bias = bias.expect("one of them is there").values();
+    let biases = [bias.part(0..outputs), bias.part(outputs..2 * outputs)];
     let mut out = Tensor::new(&[x.rows(), outputs])?;
-    kernels::linear_geglu(
-        x.view(),
-        [&value, &gate],
-        [value_bias, gate_bias],
-        compute.precision,
-        out.all_mut().view(),
-    );
+    let precision = compute.precision;
+    ops::linear_geglu(x, [&value, &gate], biases, precision, &mut out.all_mut())?;
     Ok(out)
 }
 
@@ -148,7 +161,7 @@ pub fn geglu<'a>(compute: Compute, x: impl Into<Part<'a>>, proj: &Linear<'_>) ->
 #[derive(Debug)]
 pub struct RmsNorm {
     /// The learned scale, one value a column.
-    pub weight: Vec<f32>,
+    pub weight: Vector,
     /// Added to the mean square.
     pub eps: f32,
 }
@@ -158,22 +171,20 @@ impl RmsNorm {
     ///
     /// # Errors
     /// When memory is refused.
-    pub fn forward<'a>(&self, x: impl Into<Part<'a>>, scale: Option<&[f32]>) -> Result<Tensor> {
+    pub fn forward<'a>(&self, x: impl Into<Part<'a>>, scale: Option<Values<'_>>) -> Result<Tensor> {
         let x = x.into();
         let mut out = Tensor::new(&[x.rows(), x.columns()])?;
-        kernels::rms_norm(
-            x.view(),
-            Some(&self.weight),
-            self.eps,
-            scale,
-            out.all_mut().view(),
-        );
+        let weight = self.weight.values();
+        ops::rms_norm(x, weight, self.eps, scale, &mut out.all_mut())?;
         Ok(out)
     }
 
     /// `x += gate * norm(y)`.
-    pub fn add_to(&self, y: &Tensor, gate: Option<&[f32]>, mut x: PartMut<'_>) {
-        kernels::rms_norm_add(y.all().view(), &self.weight, self.eps, gate, x.view());
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn add_to(&self, y: &Tensor, gate: Option<Values<'_>>, mut x: PartMut<'_>) -> Result<()> {
+        ops::rms_norm_add(y.all(), self.weight.values(), self.eps, gate, &mut x)
     }
 }
 
@@ -181,9 +192,9 @@ impl RmsNorm {
 #[derive(Debug)]
 pub struct LayerNorm {
     /// The learned scale, one value a column.
-    pub weight: Vec<f32>,
+    pub weight: Vector,
     /// The learned shift, one value a column.
-    pub bias: Vec<f32>,
+    pub bias: Vector,
     /// Added to the variance.
     pub eps: f32,
 }
@@ -203,14 +214,13 @@ impl LayerNorm {
             });
         }
         let mut out = Tensor::new(&[x.rows(), x.columns()])?;
-        kernels::layer_norm(
-            x.view(),
-            Some(&self.weight),
-            Some(&self.bias),
-            self.eps,
-            None,
-            out.all_mut().view(),
-        );
+        let norm = NormParameters {
+            weight: Some(self.weight.values()),
+            bias: Some(self.bias.values()),
+            eps: self.eps,
+            scale: None,
+        };
+        ops::layer_norm(x, norm, &mut out.all_mut())?;
         Ok(out)
     }
 }
@@ -219,10 +229,20 @@ impl LayerNorm {
 ///
 /// # Errors
 /// When memory is refused.
-pub fn layer_norm_scaled<'a>(x: impl Into<Part<'a>>, eps: f32, scale: &[f32]) -> Result<Tensor> {
+pub fn layer_norm_scaled<'a>(
+    x: impl Into<Part<'a>>,
+    eps: f32,
+    scale: Values<'_>,
+) -> Result<Tensor> {
     let x = x.into();
     let mut out = Tensor::new(&[x.rows(), x.columns()])?;
-    kernels::layer_norm(x.view(), None, None, eps, Some(scale), out.all_mut().view());
+    let norm = NormParameters {
+        weight: None,
+        bias: None,
+        eps,
+        scale: Some(scale),
+    };
+    ops::layer_norm(x, norm, &mut out.all_mut())?;
     Ok(out)
 }
 
@@ -246,17 +266,30 @@ impl RotaryTable {
         pairs: usize,
         angle: impl Fn(usize, usize) -> f32,
     ) -> Result<RotaryTable> {
-        let mut cos = Tensor::new(&[tokens, pairs])?;
-        let mut sin = Tensor::new(&[tokens, pairs])?;
+        let mut cos = vec![0.0; tokens * pairs];
+        let mut sin = vec![0.0; tokens * pairs];
         for token in 0..tokens {
             for pair in 0..pairs {
                 // The double-precision functions of a single-precision angle round correctly.
                 let (s, c) = f64::from(angle(token, pair)).sin_cos();
-                cos.data_mut()[token * pairs + pair] = c as f32;
-                sin.data_mut()[token * pairs + pair] = s as f32;
+                cos[token * pairs + pair] = c as f32;
+                sin[token * pairs + pair] = s as f32;
             }
         }
+        let cos = Tensor::from_slice(&[tokens, pairs], &cos)?;
+        let sin = Tensor::from_slice(&[tokens, pairs], &sin)?;
         Ok(RotaryTable { cos, sin })
+    }
+
+    /// A copy of a table of the host where this thread makes new tensors.
+    ///
+    /// # Errors
+    /// When memory is refused.
+    pub fn copied_here(&self) -> Result<RotaryTable> {
+        Ok(RotaryTable {
+            cos: self.cos.copied_here()?,
+            sin: self.sin.copied_here()?,
+        })
     }
 }
 
@@ -264,20 +297,23 @@ impl RotaryTable {
 ///
 /// # Shapes
 /// `x` (T, heads * head_dim); the first T rows of `table` (T or more, head_dim / 2) are used.
+///
+/// # Errors
+/// When the device fails.
 pub fn rotate_heads(
     mut x: PartMut<'_>,
     head_dim: usize,
     norm: Option<&RmsNorm>,
     kind: kernels::Rotary,
     table: &RotaryTable,
-) {
-    let norm = norm.map(|norm| (&norm.weight[..], norm.eps));
+) -> Result<()> {
+    let norm = norm.map(|norm| (norm.weight.values(), norm.eps));
     let rows = 0..x.rows();
     let (cos, sin) = (
-        table.cos.part(rows.clone()).data(),
-        table.sin.part(rows).data(),
+        table.cos.part(rows.clone()).values(),
+        table.sin.part(rows).values(),
     );
-    kernels::head_norm_rotary(x.view(), head_dim, norm, Some((kind, cos, sin)));
+    ops::head_norm_rotary(&mut x, head_dim, norm, (kind, cos, sin))
 }
 
 /// Heads of an attention.
@@ -298,6 +334,9 @@ impl Heads {
     ///
     /// # Shapes
     /// `q`, `out` (T, query * dim); `k`, `v` (T, key_value * dim).
+    ///
+    /// # Errors
+    /// When the device fails.
     pub fn attend(
         &self,
         compute: Compute,
@@ -305,7 +344,7 @@ impl Heads {
         k: Part<'_>,
         v: Part<'_>,
         mut out: PartMut<'_>,
-    ) {
+    ) -> Result<()> {
         let spec = kernels::Attention {
             heads: self.query,
             kv_heads: self.key_value,
@@ -318,7 +357,7 @@ impl Heads {
             },
             precision: compute.precision,
         };
-        kernels::attention(&spec, q.view(), k.view(), v.view(), out.view());
+        ops::attention(&spec, [q, k, v], &mut out)
     }
 }
 
@@ -330,43 +369,52 @@ pub struct GroupNorm {
     /// Added to the variance.
     pub eps: f32,
     /// Learned scale, one value a channel.
-    pub weight: Vec<f32>,
+    pub weight: Vector,
     /// Learned shift, one value a channel.
-    pub bias: Vec<f32>,
+    pub bias: Vector,
 }
 
 /// Sums of a map's groups, gathered strip by strip.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct GroupSums {
-    sums: Vec<[f64; 2]>,
+    sums: Sums,
 }
 
 /// A group norm reduced to one scale and shift a channel.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Affine {
     /// Scale of each channel.
-    pub scale: Vec<f32>,
+    pub scale: Vector,
     /// Shift of each channel.
-    pub shift: Vec<f32>,
+    pub shift: Vector,
 }
 
 impl Affine {
     /// With an activation after it, as the kernels take it.
     pub fn then(&self, act: Activation) -> ChannelAffine<'_> {
         ChannelAffine {
-            scale: &self.scale,
-            shift: &self.shift,
+            scale: self.scale.values(),
+            shift: self.shift.values(),
             act,
         }
     }
 }
 
 impl GroupNorm {
-    /// No rows seen yet.
-    pub fn sums(&self) -> GroupSums {
-        GroupSums {
-            sums: vec![[0.0; 2]; self.groups],
-        }
+    /// No rows seen yet, of a map that lies where this thread makes new tensors.
+    ///
+    /// # Errors
+    /// When memory is refused.
+    pub fn sums(&self) -> Result<GroupSums> {
+        let sums = match Place::here() {
+            Place::Host => Sums::Host(vec![[0.0; 2]; self.groups]),
+            Place::Device(device) => {
+                let memory = Allocation::new(&device, self.groups * size_of::<[f64; 2]>())?;
+                device.zero(memory.span())?;
+                Sums::Device(memory)
+            }
+        };
+        Ok(GroupSums { sums })
     }
 
     /// Adds the rows of a strip (channels, rows, width), which follow the rows already added.
@@ -383,23 +431,36 @@ impl GroupNorm {
                 found: strip.shape().to_vec(),
             });
         }
-        kernels::group_sums(
-            strip.data(),
-            channels,
-            rows,
-            width,
-            self.groups,
-            &mut sums.sums,
-        );
-        Ok(())
+        let shape = [channels, rows, width];
+        ops::group_sums(strip.values(), shape, self.groups, &mut sums.sums)
     }
 
     /// The norm of a map of `height * width` = `plane` values a channel, once all its rows were added.
-    pub fn affine(&self, sums: &GroupSums, plane: usize) -> Affine {
-        let count = (plane * self.weight.len() / self.groups) as u64;
-        let (scale, shift) =
-            kernels::group_affine(&sums.sums, count, self.eps, &self.weight, &self.bias);
-        Affine { scale, shift }
+    ///
+    /// # Errors
+    /// When memory is refused.
+    pub fn affine(&self, sums: &GroupSums, plane: usize) -> Result<Affine> {
+        let channels = self.weight.len();
+        let count = (plane * channels / self.groups) as u64;
+        let (weight, bias) = (self.weight.values(), self.bias.values());
+        match &sums.sums {
+            Sums::Host(sums) => {
+                let (scale, shift) =
+                    kernels::group_affine(sums, count, self.eps, weight.host(), bias.host());
+                Ok(Affine {
+                    scale: scale.into(),
+                    shift: shift.into(),
+                })
+            }
+            Sums::Device(sums) => {
+                let device = sums.device();
+                let [scale, shift] = [Vector::on(device, channels)?, Vector::on(device, channels)?];
+                let norm = ops::group_norm_there(self.groups, self.eps, weight, bias);
+                let out = [scale.values().span(), shift.values().span()];
+                device.group_affine(sums.span(), count, norm, out)?;
+                Ok(Affine { scale, shift })
+            }
+        }
     }
 }
 
@@ -407,13 +468,13 @@ impl GroupNorm {
 /// says otherwise.
 #[derive(Debug)]
 pub struct Conv2d<'w> {
-    pub(crate) weight: Matrix<'w>,
-    pub(crate) bias: Vec<f32>,
+    pub(crate) weight: Weight<'w>,
+    pub(crate) bias: Vector,
     pub(crate) kernel: usize,
     pub(crate) added: Vec<Added<'w>>,
 }
 
-/// Rows of a map where they lie (channels, rows, width).
+/// Rows of a map on the host (channels, rows, width).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slice<'a> {
     pub(crate) data: &'a [f32],
@@ -442,7 +503,7 @@ pub struct Around<'a> {
     /// Every other row and column is computed (stride 2), of a map with these zeros around it.
     pub halve: Option<Padding>,
     /// Added to each channel of the result, beside the bias.
-    pub shift: Option<&'a [f32]>,
+    pub shift: Option<Values<'a>>,
 }
 
 impl Around<'_> {
@@ -546,12 +607,12 @@ impl Conv2d<'_> {
     ) -> Result<()> {
         let (channels, rows, width) = out.rows.dims3()?;
         let (channels_in, rows_in, width_in) = x.rows.dims3()?;
-        let expected = (self.weight.cols, self.weight.rows, rows, width);
+        let expected = (self.weight.cols(), self.weight.rows(), rows, width);
         let taps = self.kernel * self.kernel;
         if expected != (channels_in * taps, channels, rows_in, width_in) {
             return Err(Error::Shape {
                 what: "convolution added to a map",
-                expected: vec![self.weight.rows, rows_in, width_in],
+                expected: vec![self.weight.rows(), rows_in, width_in],
                 found: out.rows.shape().to_vec(),
             });
         }
@@ -562,7 +623,7 @@ impl Conv2d<'_> {
         self.run(compute, x, around, Residual::Result, out)
     }
 
-    /// `finish(conv(x)) + add` from one part of memory to another, without adapters: for networks whose maps are parts
+    /// `finish(conv(x)) + add` from one part of the host's memory to another, without adapters: for networks whose maps are parts
     /// of others. `upsample`: x is first enlarged twice, each value becoming four.
     ///
     /// # Errors
@@ -579,8 +640,8 @@ impl Conv2d<'_> {
         let taps = self.kernel * self.kernel;
         let width_out = x.width << usize::from(upsample);
         let expected = (
-            self.weight.cols / taps * x.rows.count * x.width,
-            self.weight.rows * out_rows.count * width_out,
+            self.weight.cols() / taps * x.rows.count * x.width,
+            self.weight.rows() * out_rows.count * width_out,
         );
         if (x.data.len(), out.len()) != expected {
             return Err(Error::Shape {
@@ -590,8 +651,8 @@ impl Conv2d<'_> {
             });
         }
         let conv = kernels::Conv2d {
-            weight: self.weight,
-            bias: Some(&self.bias),
+            weight: self.weight.host(),
+            bias: Some(self.bias.values().host()),
             kernel: self.kernel,
             stride: 1,
             padding: self.kernel / 2,
@@ -622,62 +683,46 @@ impl Conv2d<'_> {
         out: &mut Strip,
     ) -> Result<()> {
         let (_, _, width) = x.rows.dims3()?;
-        let (padding, rows, precision) = (
-            around.padding(self.kernel),
-            out.map_rows(),
-            compute.precision,
-        );
-        let bias = around.shift.map(|shift| {
-            let both = self.bias.iter().zip(shift);
-            both.map(|(bias, shift)| bias + shift).collect::<Vec<_>>()
-        });
-        let conv = kernels::Conv2d {
+        let (_, _, width_out) = out.rows.dims3()?;
+        let (rows, precision) = (out.map_rows(), compute.precision);
+        let shifted = around.shift.map(|shift| self.shifted(shift)).transpose()?;
+        let bias = shifted.as_ref().unwrap_or(&self.bias);
+        let conv = Convolution {
             weight: self.weight,
-            bias: Some(bias.as_deref().unwrap_or(&self.bias)),
+            bias: Some(bias.values()),
             kernel: self.kernel,
             stride: around.stride(),
-            padding: self.kernel / 2,
+            padding: around.padding(self.kernel),
             upsample: around.upsample,
             input: around.input,
         };
-        let slice = adapters::Slice {
-            data: x.rows.data(),
+        let slice = MapSlice {
+            data: x.rows.values(),
             rows: x.map_rows(),
             width,
         };
-        let to = out.rows.data_mut();
-        let add = match add {
-            Residual::Nothing => None,
-            Residual::Other(add) => Some(add.data()),
-            Residual::Result => {
-                kernels::conv2d_in_place_add(
-                    &conv, slice.data, slice.rows, width, precision, to, rows,
-                );
-                return self.add_adapters(
-                    precision,
-                    (&conv, padding),
-                    slice,
-                    (&mut out.rows, rows),
-                );
-            }
+        let onto = match add {
+            Residual::Nothing => Onto::Nothing,
+            Residual::Other(add) => Onto::Other(add.values()),
+            Residual::Result => Onto::Out,
         };
-        kernels::conv2d_padded(
-            &conv, padding, slice.data, slice.rows, width, precision, add, to, rows,
-        );
-        self.add_adapters(precision, (&conv, padding), slice, (&mut out.rows, rows))
-    }
-
-    fn add_adapters(
-        &self,
-        precision: kernels::Precision,
-        how: (&kernels::Conv2d<'_>, Padding),
-        x: adapters::Slice<'_>,
-        to: (&mut Tensor, MapRows),
-    ) -> Result<()> {
+        let to = (out.rows.values_mut(), rows, width_out);
+        ops::conv2d(&conv, slice, precision, onto, to)?;
         if self.added.is_empty() {
             return Ok(());
         }
-        adapters::add_to_map(&self.added, precision, how, x, to)
+        adapters::add_to_map(&self.added, precision, &conv, slice, (&mut out.rows, rows))
+    }
+
+    /// The bias with what is added beside it.
+    fn shifted(&self, shift: Values<'_>) -> Result<Vector> {
+        if let (Values::Host(bias), Values::Host(shift)) = (self.bias.values(), shift) {
+            let both = bias.iter().zip(shift);
+            return Ok(Vector::from(
+                both.map(|(bias, shift)| bias + shift).collect::<Vec<_>>(),
+            ));
+        }
+        Vector::sum(self.bias.values(), shift)
     }
 
     /// Room for rows `out_rows` of the result, and which rows these are.
@@ -688,8 +733,8 @@ impl Conv2d<'_> {
         out_rows: Range<usize>,
     ) -> Result<(Tensor, MapRows)> {
         let (channels, _, width) = x.rows.dims3()?;
-        if channels * self.kernel * self.kernel != self.weight.cols {
-            let expected = vec![self.weight.cols / (self.kernel * self.kernel)];
+        if channels * self.kernel * self.kernel != self.weight.cols() {
+            let expected = vec![self.weight.cols() / (self.kernel * self.kernel)];
             return Err(Error::Shape {
                 what: "convolution",
                 expected,
@@ -707,7 +752,7 @@ impl Conv2d<'_> {
                 found: vec![x.height, width],
             });
         };
-        let out = Tensor::new(&[self.weight.rows, out_rows.len(), width_out])?;
+        let out = Tensor::new(&[self.weight.rows(), out_rows.len(), width_out])?;
         let rows = MapRows {
             total: height,
             first: out_rows.start,

@@ -177,28 +177,27 @@ impl<'w> Layer<'w> {
             Some(&self.q_norm),
             Rotary::Halves,
             rotary,
-        );
+        )?;
         rotate_heads(
             k.all_mut(),
             heads.dim,
             Some(&self.k_norm),
             Rotary::Halves,
             rotary,
-        );
+        )?;
         let mut attended = Tensor::new(&[tokens, heads.query * heads.dim])?;
-        heads.attend(compute, q.all(), k.all(), v.all(), attended.all_mut());
+        heads.attend(compute, q.all(), k.all(), v.all(), attended.all_mut())?;
         drop((q, k, v));
         let out = self.o_proj.forward(compute, &attended)?;
         drop(attended);
-        x.all_mut().add(out.all());
+        x.all_mut().add(out.all())?;
         drop(out);
 
         let normed = self.post_attention_layernorm.forward(&*x, None)?;
         let hidden = gated(compute, &normed, &self.gate_proj, &self.up_proj)?;
         drop(normed);
         let out = self.down_proj.forward(compute, &hidden)?;
-        x.all_mut().add(out.all());
-        Ok(())
+        x.all_mut().add(out.all())
     }
 }
 
@@ -258,6 +257,10 @@ pub fn encode(
     (config, table): (&Config, &TensorLayout),
     prompts: &mut [Tensor],
 ) -> Result<()> {
+    let _there = source.place().enter();
+    for prompt in prompts.iter_mut() {
+        *prompt = taken(prompt)?.brought_here()?;
+    }
     let tokens_max = prompts
         .iter()
         .map(|prompt| prompt.shape()[0])
@@ -278,5 +281,13 @@ pub fn encode(
             layer.forward(compute, config, prompt, &rotary)?;
         }
     }
+    for prompt in prompts.iter_mut() {
+        *prompt = taken(prompt)?.into_host()?;
+    }
     Ok(())
+}
+
+/// The tensor, which leaves an empty one behind.
+fn taken(tensor: &mut Tensor) -> Result<Tensor> {
+    Ok(std::mem::replace(tensor, Tensor::new(&[0])?))
 }

@@ -1,15 +1,16 @@
 //! Dense f32 tensors on the device that computes.
 //!
-//! A tensor owns its buffer, and making one can fail: the budget is checked before memory is touched. Models use only
-//! the operations of this module and of [`crate::layers`]; that is what a device has to offer.
+//! A tensor owns its memory, and making one can fail: the budget is checked before memory is touched. It is made where its
+//! thread makes new tensors ([`Place::enter`]): on the host, unless a model runs over weights that are on a device.
+//! Models use only the operations of this module and of [`crate::layers`].
 
 use std::ops::Range;
 
 use lowtide_kernels as kernels;
-use lowtide_kernels::memory::Buffer;
 use lowtide_kernels::{Rows, RowsMut};
 
-use crate::{Error, Result};
+use crate::device::{Elementwise, Memory, On, Place, Values, ValuesMut, elsewhere};
+use crate::{Error, Result, ops};
 
 /// How products are multiplied; passed down to every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub struct Compute {
 /// A dense, row-major array of f32.
 #[derive(Debug)]
 pub struct Tensor {
-    buffer: Buffer,
+    memory: Memory,
     shape: Vec<usize>,
 }
 
@@ -33,7 +34,7 @@ impl Tensor {
     pub fn new(shape: &[usize]) -> Result<Tensor> {
         let elements: usize = shape.iter().product();
         Ok(Tensor {
-            buffer: Buffer::new(elements * size_of::<f32>())?,
+            memory: Memory::new(elements * size_of::<f32>())?,
             shape: shape.to_vec(),
         })
     }
@@ -45,7 +46,7 @@ impl Tensor {
     pub fn zeros(shape: &[usize]) -> Result<Tensor> {
         let elements: usize = shape.iter().product();
         Ok(Tensor {
-            buffer: Buffer::zeroed(elements * size_of::<f32>())?,
+            memory: Memory::zeroed(elements * size_of::<f32>())?,
             shape: shape.to_vec(),
         })
     }
@@ -56,23 +57,78 @@ impl Tensor {
     /// [`Error::Shape`] when there are too few or too many values, else as [`Tensor::new`].
     pub fn from_slice(shape: &[usize], values: &[f32]) -> Result<Tensor> {
         let mut tensor = Tensor::new(shape)?;
-        if tensor.data().len() != values.len() {
+        if tensor.elements() != values.len() {
             return Err(Error::Shape {
                 what: "values",
                 expected: shape.to_vec(),
                 found: vec![values.len()],
             });
         }
-        kernels::copy(tensor.data_mut(), values);
+        match tensor.values_mut() {
+            ValuesMut::Host(to) => kernels::copy(to, values),
+            ValuesMut::Device(on) => on.device.upload(on.span, &bytes_of(values))?,
+        }
         Ok(tensor)
     }
 
-    /// A copy with memory of its own.
+    /// A copy with memory of its own, in the same place.
     ///
     /// # Errors
     /// As [`Tensor::new`].
     pub fn duplicate(&self) -> Result<Tensor> {
+        let _here = self.place().enter();
+        let mut copy = Tensor::new(&self.shape)?;
+        ops::elementwise(Elementwise::Copy, copy.values_mut(), self.values())?;
+        Ok(copy)
+    }
+
+    /// Where it lies.
+    pub fn place(&self) -> Place {
+        match &self.memory {
+            Memory::Host(_) => Place::Host,
+            Memory::Device(memory) => Place::Device(memory.device().clone()),
+        }
+    }
+
+    /// A copy of a tensor of the host where this thread makes new ones.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`].
+    pub fn copied_here(&self) -> Result<Tensor> {
         Tensor::from_slice(&self.shape, self.data())
+    }
+
+    /// The same numbers where this thread makes new tensors; nothing happens where they are there already.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`].
+    pub fn brought_here(self) -> Result<Tensor> {
+        if self.place().is_host() == Place::here().is_host() {
+            return Ok(self);
+        }
+        if Place::here().is_host() {
+            return self.into_host();
+        }
+        self.copied_here()
+    }
+
+    /// The same numbers on the host; nothing happens where they are there already.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`], and when what computed them failed.
+    pub fn into_host(self) -> Result<Tensor> {
+        let Memory::Device(memory) = &self.memory else {
+            return Ok(self);
+        };
+        let _host = Place::Host.enter();
+        let mut host = Tensor::new(&self.shape)?;
+        let mut bytes = vec![0; memory.span().bytes];
+        memory.device().download(memory.span(), &mut bytes)?;
+        let values = bytes.chunks_exact(size_of::<f32>());
+        for (to, from) in host.data_mut().iter_mut().zip(values) {
+            *to = f32::from_ne_bytes([from[0], from[1], from[2], from[3]]);
+        }
+        Ok(host)
     }
 
     /// Its dimensions, slowest first.
@@ -85,7 +141,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::Shape`] when the number of elements differs.
     pub fn reshape(mut self, shape: &[usize]) -> Result<Tensor> {
-        if shape.iter().product::<usize>() != self.data().len() {
+        if shape.iter().product::<usize>() != self.elements() {
             return Err(Error::Shape {
                 what: "reshape",
                 expected: shape.to_vec(),
@@ -126,14 +182,44 @@ impl Tensor {
         }
     }
 
-    /// The values.
-    pub fn data(&self) -> &[f32] {
-        self.buffer.f32()
+    /// How many values it has.
+    pub fn elements(&self) -> usize {
+        self.memory.len() / size_of::<f32>()
     }
 
-    /// The values, to be written.
+    /// The values, on the host.
+    ///
+    /// # Panics
+    /// When they are on a device: that is a bug.
+    pub fn data(&self) -> &[f32] {
+        self.values().host()
+    }
+
+    /// The values, on the host, to be written.
+    ///
+    /// # Panics
+    /// As [`Tensor::data`].
     pub fn data_mut(&mut self) -> &mut [f32] {
-        self.buffer.f32_mut()
+        match self.values_mut() {
+            ValuesMut::Host(values) => values,
+            ValuesMut::Device(_) => elsewhere(),
+        }
+    }
+
+    /// The values, wherever they lie.
+    pub fn values(&self) -> Values<'_> {
+        match &self.memory {
+            Memory::Host(buffer) => Values::Host(buffer.f32()),
+            Memory::Device(memory) => Values::Device(On::new(memory)),
+        }
+    }
+
+    /// The values, wherever they lie, to be written.
+    pub fn values_mut(&mut self) -> ValuesMut<'_> {
+        match &mut self.memory {
+            Memory::Host(buffer) => ValuesMut::Host(buffer.f32_mut()),
+            Memory::Device(memory) => ValuesMut::Device(On::new(memory)),
+        }
     }
 
     fn columns(&self) -> usize {
@@ -141,33 +227,35 @@ impl Tensor {
     }
 
     /// Row `index` of a matrix.
-    pub fn row(&self, index: usize) -> &[f32] {
+    pub fn row(&self, index: usize) -> Values<'_> {
         let columns = self.columns();
-        &self.data()[index * columns..(index + 1) * columns]
+        self.values().part(index * columns..(index + 1) * columns)
     }
 
     /// Some rows of a matrix.
     pub fn part(&self, rows: Range<usize>) -> Part<'_> {
-        let columns = self.columns();
-        Part {
-            data: &self.data()[rows.start * columns..rows.end * columns],
-            columns,
-        }
+        self.all().rows_at(rows)
     }
 
     /// Some rows of a matrix, to be written.
     pub fn part_mut(&mut self, rows: Range<usize>) -> PartMut<'_> {
         let columns = self.columns();
-        PartMut {
-            data: &mut self.data_mut()[rows.start * columns..rows.end * columns],
-            columns,
-        }
+        let values = match self.values_mut() {
+            ValuesMut::Host(all) => {
+                ValuesMut::Host(&mut all[rows.start * columns..rows.end * columns])
+            }
+            ValuesMut::Device(on) => ValuesMut::Device(On {
+                span: on.span.part(rows.start * columns..rows.end * columns),
+                ..on
+            }),
+        };
+        PartMut { values, columns }
     }
 
     /// All rows of a matrix.
     pub fn all(&self) -> Part<'_> {
         Part {
-            data: self.data(),
+            values: self.values(),
             columns: self.columns(),
         }
     }
@@ -176,23 +264,30 @@ impl Tensor {
     pub fn all_mut(&mut self) -> PartMut<'_> {
         let columns = self.columns();
         PartMut {
-            data: self.data_mut(),
+            values: self.values_mut(),
             columns,
         }
     }
 }
 
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect()
+}
+
 /// Consecutive rows of a matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
-    data: &'a [f32],
+    values: Values<'a>,
     columns: usize,
 }
 
 impl<'a> Part<'a> {
     /// How many rows.
     pub fn rows(&self) -> usize {
-        self.data.len() / self.columns
+        self.values.len() / self.columns
     }
 
     /// How many columns.
@@ -200,22 +295,32 @@ impl<'a> Part<'a> {
         self.columns
     }
 
-    /// The values.
+    /// The values, on the host.
+    ///
+    /// # Panics
+    /// When they are on a device: that is a bug.
     pub fn data(&self) -> &'a [f32] {
-        self.data
+        self.values.host()
+    }
+
+    /// The values, wherever they lie.
+    pub fn values(&self) -> Values<'a> {
+        self.values
     }
 
     /// Some of these rows.
     pub fn rows_at(&self, rows: Range<usize>) -> Part<'a> {
         Part {
-            data: &self.data[rows.start * self.columns..rows.end * self.columns],
+            values: self
+                .values
+                .part(rows.start * self.columns..rows.end * self.columns),
             columns: self.columns,
         }
     }
 
     pub(crate) fn view(&self) -> Rows<'a> {
         Rows {
-            data: self.data,
+            data: self.values.host(),
             rows: self.rows(),
             cols: self.columns,
             stride: self.columns,
@@ -232,14 +337,24 @@ impl<'a> From<&'a Tensor> for Part<'a> {
 /// Consecutive rows of a matrix, to be written.
 #[derive(Debug)]
 pub struct PartMut<'a> {
-    data: &'a mut [f32],
+    values: ValuesMut<'a>,
     columns: usize,
 }
 
 impl PartMut<'_> {
     /// How many rows.
     pub fn rows(&self) -> usize {
-        self.data.len() / self.columns
+        self.values.len() / self.columns
+    }
+
+    /// How many columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The values, wherever they lie.
+    pub(crate) fn values(&mut self) -> ValuesMut<'_> {
+        self.values.again()
     }
 
     /// Overwrites with the rows of `from`.
@@ -247,7 +362,7 @@ impl PartMut<'_> {
     /// # Errors
     /// [`Error::Shape`] when the sizes differ.
     pub fn copy_from(&mut self, from: Part<'_>) -> Result<()> {
-        if from.data.len() != self.data.len() {
+        if from.values.len() != self.values.len() {
             let found = vec![from.rows(), from.columns];
             return Err(Error::Shape {
                 what: "copy",
@@ -255,52 +370,57 @@ impl PartMut<'_> {
                 found,
             });
         }
-        kernels::copy(self.data, from.data);
-        Ok(())
+        ops::elementwise(Elementwise::Copy, self.values(), from.values)
     }
 
     /// Some of these rows.
     pub fn rows_at(&mut self, rows: Range<usize>) -> PartMut<'_> {
         let columns = self.columns;
         PartMut {
-            data: &mut self.data[rows.start * columns..rows.end * columns],
+            values: self.values.part(rows.start * columns..rows.end * columns),
             columns,
         }
     }
 
     /// The first `rows` of these rows.
     pub fn first_rows(&mut self, rows: usize) -> PartMut<'_> {
-        let columns = self.columns;
-        PartMut {
-            data: &mut self.data[..rows * columns],
-            columns,
-        }
+        self.rows_at(0..rows)
     }
 
     /// Overwrites every row with `row`.
-    pub fn fill_rows(&mut self, row: &[f32]) {
-        for target in self.data.chunks_exact_mut(self.columns) {
-            target.copy_from_slice(row);
-        }
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn fill_rows(&mut self, row: Values<'_>) -> Result<()> {
+        ops::fill_rows(self, row)
     }
 
     /// Adds `other` element by element.
-    pub fn add(&mut self, other: Part<'_>) {
-        kernels::add(self.data, other.data);
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn add(&mut self, other: Part<'_>) -> Result<()> {
+        ops::elementwise(Elementwise::Add, self.values(), other.values)
     }
 
     /// Multiplies by `other` element by element.
-    pub fn mul(&mut self, other: Part<'_>) {
-        kernels::mul(self.data, other.data);
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn mul(&mut self, other: Part<'_>) -> Result<()> {
+        ops::elementwise(Elementwise::Mul, self.values(), other.values)
     }
 
     pub(crate) fn view(&mut self) -> RowsMut<'_> {
-        let rows = self.rows();
+        let (rows, columns) = (self.rows(), self.columns);
         RowsMut {
-            data: self.data,
+            data: match self.values() {
+                ValuesMut::Host(values) => values,
+                ValuesMut::Device(_) => elsewhere(),
+            },
             rows,
-            cols: self.columns,
-            stride: self.columns,
+            cols: columns,
+            stride: columns,
         }
     }
 }

@@ -102,12 +102,30 @@ pub fn predict(
     let Some(size) = check(pass.config, samples, sequences)? else {
         return Ok(Vec::new());
     };
+    let _there = source.place().enter();
+    let elsewhere = !source.place().is_host();
+    let texts: Vec<Tensor> = match elsewhere {
+        true => sequences
+            .iter()
+            .map(|(_, told)| told.text.copied_here())
+            .collect::<Result<_>>()?,
+        false => Vec::new(),
+    };
+    let brought: Vec<(usize, Condition<'_>)> = sequences
+        .iter()
+        .zip(&texts)
+        .map(|(&(sample, told), text)| (sample, Condition { text, ..told }))
+        .collect();
+    let sequences = if elsewhere { &brought } else { sequences };
     let mut flow = Flow::new(pass, size, sequences);
     for (index, block) in network::blocks(pass.config).iter().enumerate() {
         let weights = source.block(index)?;
         flow.apply(block, block.load(&weights, pass.config)?, samples, timestep)?;
     }
-    Ok(flow.predictions())
+    flow.predictions()
+        .into_iter()
+        .map(Tensor::into_host)
+        .collect()
 }
 
 /// The size of all samples; `None` when there is nothing to do.

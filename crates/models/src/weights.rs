@@ -12,8 +12,9 @@ use lowtide_core::{BlockLayout, Dtype, TensorLayout};
 use lowtide_kernels::{BLOCK, Matrix, Per, Scales, Stored, to_f32};
 
 use crate::adapters::{Adapters, Added};
-use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm};
-use crate::{Error, Result};
+use crate::device::{self, Bytes, On, Place, Vector};
+use crate::layers::{Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm, Weight};
+use crate::{Error, Result, ops};
 
 /// Hands out a component's blocks. Where they live, and when they arrive, is not the model's business.
 pub trait BlockSource {
@@ -22,6 +23,11 @@ pub trait BlockSource {
     /// # Errors
     /// [`Error::Source`] when it cannot be had.
     fn block(&mut self, index: usize) -> Result<Weights<'_>>;
+
+    /// Where all of them are handed out.
+    fn place(&self) -> Place {
+        Place::Host
+    }
 }
 
 /// What a checkpoint's headers say.
@@ -74,6 +80,34 @@ pub const SCALE_NAMES: [&str; 2] = ["weight_scale", "scale_weight"];
 /// them it would be noise.
 pub const STRANGE_SCALES: [&str; 3] = ["weight_scale_inv", "weight_scale_2", "weight_zero_point"];
 
+/// What the numbers of a weight are multiplied by, where they lie.
+#[derive(Clone, Copy)]
+struct Factors<'w> {
+    stored: Stored,
+    bytes: Bytes<'w>,
+    per: Per,
+}
+
+impl<'w> Factors<'w> {
+    fn host(&self) -> Scales<'w> {
+        let Bytes::Host(bytes) = self.bytes else {
+            device::elsewhere();
+        };
+        Scales {
+            stored: self.stored,
+            bytes,
+            per: self.per,
+        }
+    }
+
+    fn there(&self) -> (Stored, device::Span, Per) {
+        let Bytes::Device(on) = self.bytes else {
+            device::elsewhere();
+        };
+        (self.stored, on.span, self.per)
+    }
+}
+
 /// Notes what a `load` asks for.
 struct Recorder<'h> {
     headers: &'h dyn Headers,
@@ -84,7 +118,7 @@ struct Recorder<'h> {
 enum Origin<'w> {
     Live {
         index: &'w BlockIndex,
-        bytes: &'w [u8],
+        bytes: Bytes<'w>,
     },
     Recorded(&'w Recorder<'w>),
 }
@@ -123,7 +157,8 @@ pub fn record(
 
 impl<'w> Weights<'w> {
     /// The block whose tensors lie in `bytes` as `index` says.
-    pub fn live(index: &'w BlockIndex, bytes: &'w [u8]) -> Weights<'w> {
+    pub fn live(index: &'w BlockIndex, bytes: impl Into<Bytes<'w>>) -> Weights<'w> {
+        let bytes = bytes.into();
         Weights {
             origin: Origin::Live { index, bytes },
             prefix: String::new(),
@@ -163,17 +198,21 @@ impl<'w> Weights<'w> {
     }
 
     /// Type and bytes of a tensor whose shape is one of `shapes` (the first is the one called for).
-    fn raw(&self, name: &str, shapes: &[&[usize]]) -> Result<(Dtype, &'w [u8])> {
+    fn raw(&self, name: &str, shapes: &[&[usize]]) -> Result<(Dtype, Bytes<'w>)> {
         let full = format!("{}{name}", self.prefix);
         let missing = || Error::MissingTensor { name: full.clone() };
         let (dtype, shape, bytes) = match self.origin {
             Origin::Live { index, bytes } => {
                 let (layout, range) = index.tensors.get(&full).ok_or_else(missing)?;
-                (layout.dtype, layout.shape.clone(), &bytes[range.clone()])
+                (
+                    layout.dtype,
+                    layout.shape.clone(),
+                    bytes.part(range.clone()),
+                )
             }
             Origin::Recorded(recorder) => {
                 let (dtype, shape) = recorder.headers.tensor(&full).ok_or_else(missing)?;
-                (dtype, shape, &[][..])
+                (dtype, shape, Bytes::Host(&[]))
             }
         };
         if !shapes.contains(&&shape[..]) {
@@ -199,7 +238,7 @@ impl<'w> Weights<'w> {
     }
 
     /// The matrix `weight`, with its scales if it has some.
-    fn matrix(&self, shapes: &[&[usize]]) -> Result<Matrix<'w>> {
+    fn matrix(&self, shapes: &[&[usize]]) -> Result<Weight<'w>> {
         let (dtype, bytes) = self.raw("weight", shapes)?;
         let (rows, cols) = (shapes[0][0], shapes[0][1..].iter().product());
         let scales = match dtype {
@@ -210,17 +249,29 @@ impl<'w> Weights<'w> {
             (Dtype::I8, Some(_)) => Stored::I8,
             _ => self.stored("weight", dtype)?,
         };
-        Ok(Matrix {
-            stored,
-            bytes,
-            rows,
-            cols,
-            scales,
+        Ok(match bytes {
+            Bytes::Host(bytes) => Weight::Host(Matrix {
+                stored,
+                bytes,
+                rows,
+                cols,
+                scales: scales.map(|scales| scales.host()),
+            }),
+            Bytes::Device(on) => Weight::Device(
+                on,
+                device::Matrix {
+                    stored,
+                    data: on.span,
+                    rows,
+                    cols,
+                    scales: scales.map(|scales| scales.there()),
+                },
+            ),
         })
     }
 
     /// What the numbers of `weight` are multiplied by: one number, one a row, or one for every [`BLOCK`] of a row.
-    fn scales(&self, rows: usize, cols: usize) -> Result<Option<Scales<'w>>> {
+    fn scales(&self, rows: usize, cols: usize) -> Result<Option<Factors<'w>>> {
         if let Some(strange) = STRANGE_SCALES.into_iter().find(|name| self.has(name)) {
             return Err(Error::UnknownScales {
                 name: format!("{}{strange}", self.prefix),
@@ -247,29 +298,79 @@ impl<'w> Weights<'w> {
                 found => found?,
             };
             let stored = self.stored(name, dtype)?;
-            return Ok(Some(Scales { stored, bytes, per }));
+            return Ok(Some(Factors { stored, bytes, per }));
         }
         // The error of the form that would be the usual one for it.
         self.raw(name, &[&blocks]).map(|_| None)
     }
 
-    /// A small tensor, widened to f32. Empty when recorded.
+    /// A small tensor, widened to f32, on the host. Empty when recorded.
     ///
     /// # Errors
-    /// When it is missing or not of this shape.
+    /// When it is missing or not of this shape, or its block is on a device.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let (dtype, bytes) = self.raw(name, &[shape])?;
         let stored = self.stored(name, dtype)?;
+        let Bytes::Host(bytes) = bytes else {
+            device::elsewhere();
+        };
         let mut values = vec![0.0; bytes.len() / stored.size()];
         to_f32(stored, bytes, &mut values);
-        let few_bits = matches!(dtype, Dtype::F8E4M3 | Dtype::F8E5M2);
-        if few_bits && name == "weight" && !shape.is_empty() {
-            let cols = shape[1..].iter().product();
-            if let Some(scales) = self.scales(shape[0], cols)? {
-                scales.apply(&mut values, cols);
-            }
+        if let Some((scales, cols)) = self.scales_of_values(name, dtype, shape)? {
+            scales.host().apply(&mut values, cols);
         }
         Ok(values)
+    }
+
+    /// The scales of a small tensor that is itself called `weight`, and the length of its rows.
+    fn scales_of_values(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+    ) -> Result<Option<(Factors<'w>, usize)>> {
+        let few_bits = matches!(dtype, Dtype::F8E4M3 | Dtype::F8E5M2);
+        if !few_bits || name != "weight" || shape.is_empty() {
+            return Ok(None);
+        }
+        let cols = shape[1..].iter().product();
+        let scales = self.scales(shape[0], cols)?;
+        Ok(scales.map(|scales| (scales, cols)))
+    }
+
+    /// A small tensor, widened to f32, where the block lies. Empty when recorded.
+    ///
+    /// # Errors
+    /// When it is missing or not of this shape, or memory is refused.
+    pub fn vector(&self, name: &str, shape: &[usize]) -> Result<Vector> {
+        let on = match self.raw_place() {
+            None => return Ok(self.values(name, shape)?.into()),
+            Some(on) => on,
+        };
+        let (dtype, bytes) = self.raw(name, &[shape])?;
+        let stored = self.stored(name, dtype)?;
+        let Bytes::Device(from) = bytes else {
+            device::elsewhere();
+        };
+        let vector = Vector::on(on.device, shape.iter().product())?;
+        let scales = self.scales_of_values(name, dtype, shape)?;
+        let (scales, cols) = match scales {
+            None => (None, shape.iter().product()),
+            Some((scales, cols)) => (Some(scales.there()), cols),
+        };
+        ops::widen(from, stored, (scales, cols), &vector)?;
+        Ok(vector)
+    }
+
+    /// The device that the block lies on.
+    fn raw_place(&self) -> Option<On<'w>> {
+        match self.origin {
+            Origin::Live {
+                bytes: Bytes::Device(on),
+                ..
+            } => Some(on),
+            _ => None,
+        }
     }
 
     /// A linear layer without bias: weight `[dim_out, dim_in]` under `name`.
@@ -294,7 +395,7 @@ impl<'w> Weights<'w> {
     pub fn linear(&self, dim_in: usize, dim_out: usize, name: &str) -> Result<Linear<'w>> {
         let layer = self.linear_no_bias(dim_in, dim_out, name)?;
         Ok(Linear {
-            bias: Some(self.pp(name).values("bias", &[dim_out])?),
+            bias: Some(self.pp(name).vector("bias", &[dim_out])?),
             ..layer
         })
     }
@@ -323,7 +424,7 @@ impl<'w> Weights<'w> {
     /// As [`Weights::linear_no_bias`].
     pub fn rms_norm(&self, dim: usize, eps: f32, name: &str) -> Result<RmsNorm> {
         Ok(RmsNorm {
-            weight: self.pp(name).values("weight", &[dim])?,
+            weight: self.pp(name).vector("weight", &[dim])?,
             eps,
         })
     }
@@ -335,8 +436,8 @@ impl<'w> Weights<'w> {
     pub fn layer_norm(&self, dim: usize, eps: f32, name: &str) -> Result<LayerNorm> {
         let scope = self.pp(name);
         Ok(LayerNorm {
-            weight: scope.values("weight", &[dim])?,
-            bias: scope.values("bias", &[dim])?,
+            weight: scope.vector("weight", &[dim])?,
+            bias: scope.vector("bias", &[dim])?,
             eps,
         })
     }
@@ -353,8 +454,8 @@ impl<'w> Weights<'w> {
         name: &str,
     ) -> Result<GroupNorm> {
         let scope = self.pp(name);
-        let weight = scope.values("weight", &[channels])?;
-        let bias = scope.values("bias", &[channels])?;
+        let weight = scope.vector("weight", &[channels])?;
+        let bias = scope.vector("bias", &[channels])?;
         Ok(GroupNorm {
             groups,
             eps,
@@ -377,7 +478,7 @@ impl<'w> Weights<'w> {
         let shape = [dim_out, dim_in, kernel, kernel];
         Ok(Conv2d {
             weight: self.pp(name).matrix(&[&shape])?,
-            bias: vec![0.0; dim_out],
+            bias: Vector::here(vec![0.0; dim_out])?,
             kernel,
             added: self.added(name, (dim_out, dim_in, kernel))?,
         })
@@ -396,7 +497,7 @@ impl<'w> Weights<'w> {
     ) -> Result<Conv2d<'w>> {
         let scope = self.pp(name);
         let weight = scope.matrix(&[&[dim_out, dim_in, kernel, kernel]])?;
-        let bias = scope.values("bias", &[dim_out])?;
+        let bias = scope.vector("bias", &[dim_out])?;
         Ok(Conv2d {
             weight,
             bias,

@@ -18,10 +18,11 @@ use lowtide_kernels::{Activation, Rotary};
 use serde_json::Value;
 
 use crate::config::ConfigReader;
+use crate::device::{Function, Place, Values, ValuesMut, Vector};
 use crate::layers::{Heads, Linear, RmsNorm, RotaryTable, gated, layer_norm_scaled, rotate_heads};
 use crate::tensor::{Compute, PartMut, Tensor};
 use crate::weights::{BlockSource, Headers, Weights, record};
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 
 /// Sequences are padded to a multiple of this many tokens.
 pub const TOKENS_MULTIPLE: usize = 32;
@@ -202,36 +203,48 @@ pub fn image_tokens((h, w): (usize, usize)) -> usize {
     (h / PATCH) * (w / PATCH)
 }
 
-/// Scales and gates of one layer at one noise level.
-struct Modulation {
-    scale_msa: Vec<f32>,
-    gate_msa: Vec<f32>,
-    scale_mlp: Vec<f32>,
-    gate_mlp: Vec<f32>,
-}
+/// Scales and gates of one layer at one noise level: one plus the scale and the gate's tangent for the attention, then the
+/// same for the feed-forward, each of D values.
+struct Modulation(Tensor);
 
 impl Modulation {
     fn new(compute: Compute, layer: &Linear<'_>, time: &Tensor) -> Result<Modulation> {
-        let all = layer.forward(compute, time)?;
+        let mut all = layer.forward(compute, time)?;
         let quarter = all.shape()[1] / 4;
-        let scale = |i: usize| {
-            all.data()[i * quarter..(i + 1) * quarter]
-                .iter()
-                .map(|x| 1.0 + x)
-                .collect()
-        };
-        let gate = |i: usize| {
-            all.data()[i * quarter..(i + 1) * quarter]
-                .iter()
-                .map(|x| x.tanh())
-                .collect()
-        };
-        Ok(Modulation {
-            scale_msa: scale(0),
-            gate_msa: gate(1),
-            scale_mlp: scale(2),
-            gate_mlp: gate(3),
-        })
+        for (i, function) in [
+            Function::Plus(1.0),
+            Function::Tanh,
+            Function::Plus(1.0),
+            Function::Tanh,
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let part = i * quarter..(i + 1) * quarter;
+            ops::apply(function, all.values_mut().part(part))?;
+        }
+        Ok(Modulation(all))
+    }
+
+    fn quarter(&self, index: usize) -> Values<'_> {
+        let quarter = self.0.elements() / 4;
+        self.0.values().part(index * quarter..(index + 1) * quarter)
+    }
+
+    fn scale_msa(&self) -> Values<'_> {
+        self.quarter(0)
+    }
+
+    fn gate_msa(&self) -> Values<'_> {
+        self.quarter(1)
+    }
+
+    fn scale_mlp(&self) -> Values<'_> {
+        self.quarter(2)
+    }
+
+    fn gate_mlp(&self) -> Values<'_> {
+        self.quarter(3)
     }
 }
 
@@ -332,7 +345,7 @@ impl<'w> Layer<'w> {
         let rows = first.rows.start..last.rows.end;
         let normed = self
             .attention_norm1
-            .forward(x.part(rows.clone()), modulation.map(|m| &m.scale_msa[..]))?;
+            .forward(x.part(rows.clone()), modulation.map(|m| m.scale_msa()))?;
         let mut q = self.to_q.forward(compute, &normed)?;
         let mut k = self.to_k.forward(compute, &normed)?;
         let v = self.to_v.forward(compute, &normed)?;
@@ -347,14 +360,14 @@ impl<'w> Layer<'w> {
                 norm_q,
                 Rotary::Interleaved,
                 segment.rotary,
-            );
+            )?;
             rotate_heads(
                 k.part_mut(here.clone()),
                 config.heads.dim,
                 norm_k,
                 Rotary::Interleaved,
                 segment.rotary,
-            );
+            )?;
             let (q, k, v) = (
                 q.part(here.clone()),
                 k.part(here.clone()),
@@ -362,13 +375,12 @@ impl<'w> Layer<'w> {
             );
             config
                 .heads
-                .attend(compute, q, k, v, attended.part_mut(here));
+                .attend(compute, q, k, v, attended.part_mut(here))?;
         }
         drop((q, k, v));
         let out = self.to_out.forward(compute, &attended)?;
         self.attention_norm2
-            .add_to(&out, modulation.map(|m| &m.gate_msa[..]), x.part_mut(rows));
-        Ok(())
+            .add_to(&out, modulation.map(|m| m.gate_msa()), x.part_mut(rows))
     }
 
     fn feed_forward(
@@ -380,14 +392,13 @@ impl<'w> Layer<'w> {
     ) -> Result<()> {
         let normed = self
             .ffn_norm1
-            .forward(x.part(rows.clone()), modulation.map(|m| &m.scale_mlp[..]))?;
+            .forward(x.part(rows.clone()), modulation.map(|m| m.scale_mlp()))?;
         let hidden = gated(compute, &normed, &self.w1, &self.w3)?;
         drop(normed);
         let out = self.w2.forward(compute, &hidden)?;
         drop(hidden);
         self.ffn_norm2
-            .add_to(&out, modulation.map(|m| &m.gate_mlp[..]), x.part_mut(rows));
-        Ok(())
+            .add_to(&out, modulation.map(|m| m.gate_mlp()), x.part_mut(rows))
     }
 }
 
@@ -422,7 +433,7 @@ struct Embedders<'w> {
     time_in: Linear<'w>,
     time_out: Linear<'w>,
     image: Linear<'w>,
-    pad: Vec<f32>,
+    pad: Vector,
 }
 
 impl<'w> Embedders<'w> {
@@ -436,14 +447,14 @@ impl<'w> Embedders<'w> {
                 config.dim,
                 &format!("all_x_embedder.{PATCH_KEY}"),
             )?,
-            pad: w.values("x_pad_token", &[1, config.dim])?,
+            pad: w.vector("x_pad_token", &[1, config.dim])?,
         })
     }
 
     /// One picture's patches, embedded and padded, into `rows` (T_i, D).
     fn picture(&self, compute: Compute, latents: &Tensor, mut rows: PartMut<'_>) -> Result<()> {
         let embedded = self.image.forward(compute, &patchify(latents)?)?;
-        rows.fill_rows(&self.pad);
+        rows.fill_rows(self.pad.values())?;
         rows.first_rows(embedded.shape()[0])
             .copy_from(embedded.all())
     }
@@ -493,7 +504,7 @@ impl Final<'_> {
     ) -> Result<Vec<Tensor>> {
         let real = image_tokens(sequences.size);
         let mut scale = self.modulation.forward(pass.compute, &silu(time)?)?;
-        scale.data_mut().iter_mut().for_each(|x| *x += 1.0);
+        ops::apply(Function::Plus(1.0), scale.values_mut())?;
         let velocity = |segment: &Segment<'_>| {
             let start = segment.rows.start;
             let mut patches = Tensor::new(&[real, pass.config.patch_values()])?;
@@ -504,7 +515,7 @@ impl Final<'_> {
                 let out = self.linear.forward(pass.compute, &normed)?;
                 patches.part_mut(first..end).copy_from(out.all())?;
             }
-            unpatchify(&patches, pass.config.channels, sequences.size)
+            unpatchify(&patches, pass.config.channels, sequences.size)?.into_host()
         };
         segments.iter().map(velocity).collect()
     }
@@ -514,7 +525,7 @@ impl Final<'_> {
 struct CaptionEmbedder<'w> {
     norm: RmsNorm,
     linear: Linear<'w>,
-    pad: Vec<f32>,
+    pad: Vector,
 }
 
 impl<'w> CaptionEmbedder<'w> {
@@ -522,7 +533,7 @@ impl<'w> CaptionEmbedder<'w> {
         Ok(CaptionEmbedder {
             norm: w.rms_norm(config.caption_dim, config.norm_eps, "cap_embedder.0")?,
             linear: w.linear(config.caption_dim, config.dim, "cap_embedder.1")?,
-            pad: w.values("cap_pad_token", &[1, config.dim])?,
+            pad: w.vector("cap_pad_token", &[1, config.dim])?,
         })
     }
 }
@@ -592,6 +603,7 @@ pub fn refine_captions(
     pass: Pass<'_>,
     captions: &[&Tensor],
 ) -> Result<Vec<Tensor>> {
+    let _there = source.place().enter();
     let config = pass.config;
     let mut refined = Vec::with_capacity(captions.len());
     {
@@ -599,12 +611,13 @@ pub fn refine_captions(
         let embedder = CaptionEmbedder::load(&weights, config)?;
         for caption in captions {
             let (tokens, _) = caption.dims2()?;
-            let normed = embedder.norm.forward(*caption, None)?;
+            let caption = caption.copied_here()?;
+            let normed = embedder.norm.forward(&caption, None)?;
             let embedded = embedder.linear.forward(pass.compute, &normed)?;
             let mut rows = Tensor::new(&[padded(tokens), config.dim])?;
             rows.part_mut(0..tokens).copy_from(embedded.all())?;
             rows.part_mut(tokens..padded(tokens))
-                .fill_rows(&embedder.pad);
+                .fill_rows(embedder.pad.values())?;
             refined.push(rows);
         }
     }
@@ -626,7 +639,7 @@ pub fn refine_captions(
             layer.forward(pass, rows, &[segment], None)?;
         }
     }
-    Ok(refined)
+    refined.into_iter().map(Tensor::into_host).collect()
 }
 
 impl Config {
@@ -698,6 +711,19 @@ impl Sequences {
         })
     }
 
+    /// A copy where this thread makes new tensors.
+    fn copied_here(&self) -> Result<Sequences> {
+        let tables = self.tables.iter();
+        Ok(Sequences {
+            size: self.size,
+            pictures: self.pictures,
+            captions: self.captions.clone(),
+            tables: tables
+                .map(|(caption, table)| Ok((*caption, table.copied_here()?)))
+                .collect::<Result<_>>()?,
+        })
+    }
+
     /// Picture tokens of one sequence, padded (T_i).
     fn image_rows(&self) -> usize {
         padded(image_tokens(self.size))
@@ -742,7 +768,12 @@ pub fn velocities(
     (latents, captions): (&[&Tensor], &[&Tensor]),
     time: f32,
 ) -> Result<Vec<Tensor>> {
+    let _there = source.place().enter();
     let config = pass.config;
+    // On the host everything is there already.
+    let elsewhere = !source.place().is_host();
+    let brought = elsewhere.then(|| sequences.copied_here()).transpose()?;
+    let sequences = brought.as_ref().unwrap_or(sequences);
     let (pairs, taken) = sequences.refined_pictures();
     let rows_image = sequences.image_rows();
     let mut pictures = Tensor::new(&[pairs.len() * rows_image, config.dim])?;
@@ -770,6 +801,15 @@ pub fn velocities(
         layer.forward(pass, &mut pictures, &segments, Some(&time))?;
     }
 
+    let brought: Vec<Tensor> = match elsewhere {
+        true => captions
+            .iter()
+            .map(|caption| caption.copied_here())
+            .collect::<Result<_>>()?,
+        false => Vec::new(),
+    };
+    let brought: Vec<&Tensor> = brought.iter().collect();
+    let captions = if elsewhere { &brought } else { captions };
     let (mut x, segments) = unify(sequences, &pictures, &taken, captions)?;
     drop(pictures);
     for i in 0..config.layers {
@@ -815,13 +855,16 @@ fn unify<'s>(
 
 fn silu(x: &Tensor) -> Result<Tensor> {
     let mut out = x.duplicate()?;
-    lowtide_kernels::activate(out.data_mut(), Activation::Silu);
+    ops::apply(Function::Act(Activation::Silu), out.values_mut())?;
     Ok(out)
 }
 
 /// (C, h, w) to (tokens, 2 * 2 * C): a row a patch, channels fastest.
 fn patchify(latents: &Tensor) -> Result<Tensor> {
     let (channels, h, w) = latents.dims3()?;
+    if !Place::here().is_host() {
+        return patchify_there(latents);
+    }
     let mut patches = Tensor::new(&[image_tokens((h, w)), PATCH * PATCH * channels])?;
     for_patches((channels, h, w), |map, patch| {
         patches.data_mut()[patch] = latents.data()[map]
@@ -829,9 +872,26 @@ fn patchify(latents: &Tensor) -> Result<Tensor> {
     Ok(patches)
 }
 
+/// [`patchify`] of latents of the host, on the device where this thread makes new tensors.
+fn patchify_there(latents: &Tensor) -> Result<Tensor> {
+    let (channels, h, w) = latents.dims3()?;
+    let map = latents.copied_here()?;
+    let mut patches = Tensor::new(&[image_tokens((h, w)), PATCH * PATCH * channels])?;
+    if let ValuesMut::Device(to) = patches.values_mut() {
+        to.device
+            .patches(map.values().span(), [channels, h, w], to.span, false)?;
+    }
+    Ok(patches)
+}
+
 /// The inverse of [`patchify`].
 fn unpatchify(patches: &Tensor, channels: usize, (h, w): (usize, usize)) -> Result<Tensor> {
     let mut map = Tensor::new(&[channels, h, w])?;
+    if let ValuesMut::Device(to) = map.values_mut() {
+        to.device
+            .patches(to.span, [channels, h, w], patches.values().span(), true)?;
+        return Ok(map);
+    }
     for_patches((channels, h, w), |at, patch| {
         map.data_mut()[at] = patches.data()[patch]
     });

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use half::{bf16, f16};
 use lowtide_core::{BlockLayout, ComponentLayout, Dtype, TensorLayout};
+use lowtide_kernels::Activation;
 use lowtide_kernels::memory::{self, Buffer};
-use lowtide_kernels::{Activation, ChannelAffine};
 use lowtide_models::adapters::{Adapters, Factor, LowRank, Pair};
-use lowtide_models::layers::{Around, Padding, Strip, gated, geglu};
+use lowtide_models::layers::{Around, ChannelAffine, Padding, Strip, gated, geglu};
 use lowtide_models::weights::BlockIndex;
 use lowtide_models::{Compute, Error, Precision, Tensor, Weights};
 
@@ -310,7 +310,8 @@ fn value_and_gate_of_one_layer_both_have_their_part_of_the_adapter() {
     let expected: Vec<f64> = (0..rows * hidden)
         .map(|at| {
             let (row, column) = (at / hidden, at % hidden);
-            f64::from(plain.row(row)[column]) * f64::from(gates.row(row)[hidden + column])
+            f64::from(plain.row(row).host()[column])
+                * f64::from(gates.row(row).host()[hidden + column])
         })
         .collect();
     close(got.data(), &expected, 1e-6);
@@ -427,8 +428,8 @@ fn a_convolution_with_adapters_is_the_convolution_of_the_sum_whole_and_in_strips
         };
         let around = Around {
             input: Some(ChannelAffine {
-                scale: &scale,
-                shift: &shift,
+                scale: scale[..].into(),
+                shift: shift[..].into(),
                 act: Activation::Silu,
             }),
             upsample,

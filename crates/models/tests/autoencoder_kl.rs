@@ -5,6 +5,8 @@
 
 #[path = "autoencoder_kl/encode.rs"]
 mod encode;
+#[path = "shadow/mod.rs"]
+mod shadow;
 #[path = "autoencoder_kl/store.rs"]
 mod store;
 
@@ -455,5 +457,32 @@ fn latents_of_another_shape_are_refused() {
             ),
             "{error}"
         );
+    }
+}
+
+#[test]
+fn a_device_gives_the_picture_of_the_host() {
+    let _alone = alone();
+    for (config, height, width) in [
+        (small(&[8, 16], 2, 4), 7, 9),
+        (small(&[4, 8, 8], 1, 1), 5, 11),
+    ] {
+        let mut store = random(config.clone());
+        let latents = latents(&store, height, width);
+        for mode in [
+            DecodeMode::Whole,
+            DecodeMode::ResnetStrips { rows: 3 },
+            DecodeMode::LastStageStrips { rows: 5 },
+            DecodeMode::Strips { rows: 4 },
+            DecodeMode::tiles(4),
+        ] {
+            store.there = None;
+            let host = bits(&store.decode(BF16, &latents, mode));
+            store.bring();
+            let there = bits(&store.decode(BF16, &latents, mode));
+            assert!(there == host, "{config} {mode:?}");
+            let calls = store.there.as_ref().map(|there| there.shadow.calls());
+            assert!(calls > Some(20), "{mode:?} was computed elsewhere");
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 #[path = "unet_2d_condition/lora.rs"]
 mod lora;
+#[path = "shadow/mod.rs"]
+mod shadow;
 #[path = "unet_2d_condition/store.rs"]
 mod store;
 
@@ -491,5 +493,52 @@ fn loras_of_every_form_predict_as_the_reference() {
             let cut = store.predict((F32, chunk_rows), &inputs, &all);
             assert_eq!(bits(&cut), bits(&whole), "{case} in chunks of {chunk_rows}");
         }
+    }
+}
+
+#[test]
+fn a_device_gives_the_bytes_of_the_host() {
+    let _alone = alone();
+    for case in CASES {
+        for compute in [F32, BF16] {
+            let (mut store, inputs) = recorded(case);
+            let all = inputs.sequences();
+            let host = store.predict((compute, 100), &inputs, &all);
+            store.bring();
+            let there = store.predict((compute, 100), &inputs, &all);
+            assert!(bits(&there) == bits(&host), "{case} {compute:?}");
+            let device = store.there.as_ref().expect("it was brought");
+            assert!(device.shadow.calls() > 50, "{case} was computed elsewhere");
+        }
+    }
+}
+
+#[test]
+fn a_device_holds_no_more_than_before_when_a_prediction_is_done() {
+    let _alone = alone();
+    let (mut store, inputs) = recorded("sdxl-odd");
+    store.bring();
+    let live = |store: &Store| store.there.as_ref().map(|there| there.shadow.live());
+    let before = live(&store);
+    drop(store.predict((F32, 100), &inputs, &inputs.sequences()));
+    assert_eq!(live(&store), before);
+    let peak = store.there.as_ref().map(|there| there.shadow.peak());
+    assert!(peak > before, "{peak:?} and {before:?}");
+}
+
+#[test]
+fn loras_on_a_device_give_the_bytes_of_the_host() {
+    let _alone = alone();
+    for case in ["lora-linear", "lora-conv", "lora-xl"] {
+        let (mut store, inputs) = recorded(case);
+        let all = inputs.sequences();
+        let list = json_file(&fixture(case).join("lora.json"));
+        store.adapters = Some(lora::adapters(&list));
+        let host = store.predict((BF16, 65), &inputs, &all);
+        store.bring();
+        let shadow = store.there.as_ref().map(|there| there.shadow.clone());
+        store.adapters = Some(lora::adapters_on(&list, shadow.as_ref()));
+        let there = store.predict((BF16, 65), &inputs, &all);
+        assert!(bits(&there) == bits(&host), "{case}");
     }
 }

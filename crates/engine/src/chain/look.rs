@@ -3,12 +3,10 @@
 use lowtide_core::{
     Budget, Bytes, ChainPlan, ChainRoom, DoesNotFit, Plan, StepCost, plan_chain, refuse_chain,
 };
-use lowtide_kernels as kernels;
-use lowtide_kernels::memory;
 use serde_json::Value;
 
 use super::{Handed, IMAGE, Makings, Outlook};
-use crate::device::{cpu, figures};
+use crate::device::{cpu, figures, ground};
 use crate::processor::Forecast;
 use crate::{Error, Result};
 
@@ -130,10 +128,10 @@ pub(super) fn with_stand_in(makings: &Makings, step: usize) -> Value {
 /// What the device allows now, without what the chain's own models hold.
 fn now(makings: &Makings) -> Budget {
     let ours: Bytes = makings.there().into_iter().sum();
-    let not_others = Bytes::from(kernels::scratch_allocated()) + ours;
-    let in_use = Bytes(memory::live()).saturating_sub(not_others);
+    let not_others = Bytes(ground::scratch_allocated()) + ours;
+    let in_use = Bytes(ground::live()).saturating_sub(not_others);
     let options = &makings.options;
-    figures::within(options.budget, options.reserve, in_use)
+    figures::of_pipelines(options.budget, options.reserve, in_use)
 }
 
 /// One step alone.

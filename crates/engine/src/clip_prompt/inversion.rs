@@ -104,7 +104,7 @@ impl Inversion {
         let mut tables = self.tables()?.iter();
         let table = tables.find(|table| table.shape()[1] == width);
         let table = table.filter(|table| row < table.shape()[0]);
-        Ok(table.map(|table| table.row(row)))
+        Ok(table.map(|table| table.row(row).host()))
     }
 
     /// The widths of encoders it was made for.

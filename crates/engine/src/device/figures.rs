@@ -5,7 +5,14 @@ use std::fs;
 use lowtide_core::{Budget, Bytes};
 use lowtide_kernels::memory;
 
+use crate::device::ground;
 use crate::device::memory::Memory;
+
+/// Of a device's own memory, this share is left to others unless somebody says how much.
+const RESERVE_SHARE: u64 = 16;
+
+/// And never more than this.
+const RESERVE_MOST: Bytes = Bytes::gib(1);
 
 /// How the device is now. What the system does not tell is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -31,12 +38,18 @@ impl Figures {
     pub fn read() -> Figures {
         let memory = Memory::read();
         let resident = resident();
+        let there = ground::accelerator().map(|accelerator| accelerator.figures());
+        let host = Bytes(memory::live() + memory::spare());
+        let total = memory.as_ref().map(|memory| memory.total);
         Figures {
-            allocated: Bytes(memory::live() + memory::spare()),
+            allocated: there.map_or(host, |there| Bytes(there.held)),
             resident: resident.map(|(all, _)| all),
             resident_own: resident.map(|(all, shared)| all.saturating_sub(shared)),
-            total: memory.as_ref().map(|memory| memory.total),
-            available: memory.as_ref().map(Memory::free),
+            total: there.map_or(total, |there| Some(Bytes(there.total))),
+            available: match there {
+                Some(there) => Some(Bytes(there.free)),
+                None => memory.as_ref().map(Memory::free),
+            },
             cpu_s: cpu_s(),
             energy_j: energy_j(),
         }
@@ -45,7 +58,18 @@ impl Figures {
 
 /// What this process may use in all, and what of it is in use now, when it has these limits.
 pub fn budget(budget: Option<Bytes>, reserve: Option<Bytes>) -> Budget {
-    within(budget, reserve, Bytes(memory::live()))
+    of_pipelines(budget, reserve, Bytes(ground::live()))
+}
+
+/// As [`budget`], of what pipelines compute on, for whoever counts less than everything as in use.
+pub(crate) fn of_pipelines(budget: Option<Bytes>, reserve: Option<Bytes>, in_use: Bytes) -> Budget {
+    let Some((accelerator, free)) = ground::accelerator().zip(ground::free()) else {
+        return within(budget, reserve, in_use);
+    };
+    let figures = accelerator.figures();
+    let reserve = reserve.unwrap_or(Bytes(figures.total / RESERVE_SHARE).min(RESERVE_MOST));
+    let total = budget.unwrap_or_else(|| free.saturating_sub(reserve) + Bytes(figures.live));
+    Budget { total, in_use }
 }
 
 /// As [`budget`], for whoever counts less than everything as in use.

@@ -8,6 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lowtide_core::Bytes;
 use lowtide_kernels::memory;
 
+use super::ground;
+
 struct Open {
     count: usize,
     /// The seat that set the limits last; 0 is nobody.
@@ -28,26 +30,43 @@ fn open() -> MutexGuard<'static, Open> {
 }
 
 /// The right of one open session to set limits.
-pub(crate) struct Seat(u64);
+pub(crate) struct Seat {
+    number: u64,
+    /// Whether they are those of what pipelines compute on, else the processor's.
+    pipeline: bool,
+}
 
 impl Seat {
     /// A seat of one's own; it sets no limits yet.
     pub(crate) fn take() -> Seat {
+        Seat::numbered(false)
+    }
+
+    /// The same for what pipelines compute on.
+    pub(crate) fn take_of_pipeline() -> Seat {
+        Seat::numbered(true)
+    }
+
+    fn numbered(pipeline: bool) -> Seat {
         let mut open = open();
         open.count += 1;
         open.last += 1;
-        Seat(open.last)
+        let number = open.last;
+        Seat { number, pipeline }
     }
 
     /// Whether the limits in force are this seat's.
     pub(crate) fn owns(&self) -> bool {
-        open().owner == self.0
+        open().owner == self.number
     }
 
     /// Makes the limits this seat's, with this budget.
     pub(crate) fn own(&self, budget: Bytes) {
-        open().owner = self.0;
-        memory::set_budget(Some(budget.0));
+        open().owner = self.number;
+        match self.pipeline {
+            true => ground::set_budget(Some(budget.0)),
+            false => memory::set_budget(Some(budget.0)),
+        }
     }
 }
 
@@ -55,14 +74,15 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut open = open();
         open.count -= 1;
-        if open.owner == self.0 {
+        if open.owner == self.number {
             open.owner = 0;
         }
         if open.count == 0 {
             memory::set_cache_limit(None);
             memory::set_budget(None);
+            ground::set_budget(None);
             memory::give_back();
         }
-        memory::trim();
+        ground::trim();
     }
 }

@@ -78,6 +78,9 @@ impl Engine {
             match part.blocks.preload() {
                 Ok(()) | Err(Failure::Memory(_)) => {}
                 Err(Failure::File(error)) => return Err(error.into()),
+                Err(Failure::Device(failure)) => {
+                    return Err(self.model.wrap("weights")(failure.into()));
+                }
                 Err(Failure::Stopped | Failure::OutOfOrder { .. }) => {
                     return Err(Error::LoaderStopped);
                 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use lowtide_core::{Bytes, Offload, PhasePlan};
-use lowtide_kernels::memory;
 use lowtide_models::samplers::History;
 
 use super::denoise::{self, Going, visits_left};
 use super::work::Work;
 use super::{Context, Session, pictures, rung};
 use crate::Result;
+use crate::device::ground;
 use crate::pipeline::pictures::{image, unit};
 use crate::pipeline::{Part, Phase, Running, SMALL_THINGS_BYTES};
 use crate::stream::{self, Failure, Stream, Traffic};
@@ -96,9 +96,9 @@ impl Session {
 
 impl Context {
     pub(super) fn enter(&self, phase: usize) {
-        memory::trim();
+        ground::trim();
         self.bound(phase);
-        memory::reset_peak();
+        ground::reset_peak();
     }
 
     /// Makes room for what a phase will take and for what was ceded to others; freed buffers may be kept up to there.
@@ -111,7 +111,7 @@ impl Context {
         };
         // Small things are taken beside buffers, and need their room even when freed buffers fill the rest.
         let kept_most = plan.peak.0.saturating_sub(SMALL_THINGS_BYTES as u64);
-        memory::set_cache_limit(Some(kept_most.saturating_add(others.0 + self.ceded.0)));
+        ground::set_cache_limit(Some(kept_most.saturating_add(others.0 + self.ceded.0)));
     }
 
     /// Forgets blocks that earlier phases kept until this phase fits beside the rest; returns how many bytes of other
@@ -182,7 +182,7 @@ impl Context {
 
     pub(super) fn note_peak(&mut self, phase: usize) {
         let peak = self.peak.entry(self.name(phase)).or_default();
-        *peak = (*peak).max(Bytes(memory::peak()));
+        *peak = (*peak).max(Bytes(ground::peak()));
     }
 
     /// What plans and reports call a phase.

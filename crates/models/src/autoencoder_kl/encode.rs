@@ -256,6 +256,7 @@ pub fn encode(
             found: picture.shape().to_vec(),
         });
     }
+    let _there = source.place().enter();
     let encoder = Encoder {
         machine: Machine::Real(compute),
         config,

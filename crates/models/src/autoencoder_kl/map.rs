@@ -10,9 +10,10 @@ use std::rc::Rc;
 use lowtide_kernels::Activation;
 
 use super::network::{Attention, Conv, Norm};
+use crate::device::{Place, ValuesMut};
 use crate::layers::{Affine, GroupSums, Heads, Linear, Strip};
 use crate::tensor::{Compute, Tensor};
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 
 /// Side of the square in which maps are turned into tokens and back: two squares of f32 stay in the first-level cache.
 const TRANSPOSE_SIDE: usize = 32;
@@ -113,12 +114,23 @@ impl Map {
         }
     }
 
-    fn data_mut(&mut self) -> &mut [f32] {
+    fn values_there(&mut self) -> ValuesMut<'_> {
         match &mut self.values {
-            Values::Real(strip) => strip.rows.data_mut(),
+            Values::Real(strip) => strip.rows.values_mut(),
             Values::Rehearsed { .. } => {
                 unreachable!("a rehearsed map never meets the real machine")
             }
+        }
+    }
+
+    /// The same on the host.
+    pub(super) fn into_host(self) -> Result<Map> {
+        match self.values {
+            Values::Real(strip) => Map::real(Strip {
+                rows: strip.rows.into_host()?,
+                ..strip
+            }),
+            Values::Rehearsed { .. } => Ok(self),
         }
     }
 
@@ -182,19 +194,30 @@ impl Machine {
     /// The whole map that `fill` writes (channels, height, width).
     pub(super) fn filled(&self, shape: [usize; 3], fill: impl FnOnce(&mut [f32])) -> Result<Map> {
         let [channels, height, width] = shape;
-        let mut map = self.empty(channels, height, width, 0..height)?;
-        if let Machine::Real(_) = self {
-            fill(map.data_mut());
-        }
-        Ok(map)
+        let Machine::Real(_) = self else {
+            return self.empty(channels, height, width, 0..height);
+        };
+        // The host fills it, wherever it goes.
+        let host = Place::Host.enter();
+        let mut rows = Tensor::new(&[channels, height, width])?;
+        fill(rows.data_mut());
+        drop(host);
+        let rows = rows.brought_here()?;
+        Map::real(Strip {
+            rows,
+            first: 0,
+            height,
+        })
     }
 
     /// Copies the rows that both have from `from` to `to`.
-    pub(super) fn copy_rows(&self, to: &mut Map, from: &Map) {
-        let Machine::Real(_) = self else { return };
+    pub(super) fn copy_rows(&self, to: &mut Map, from: &Map) -> Result<()> {
+        let Machine::Real(_) = self else {
+            return Ok(());
+        };
         let rows = to.rows.start.max(from.rows.start)..to.rows.end.min(from.rows.end);
         if rows.is_empty() {
-            return;
+            return Ok(());
         }
         let width = to.width;
         let (to_plane, to_first) = (to.rows.len() * width, (rows.start - to.rows.start) * width);
@@ -203,19 +226,18 @@ impl Machine {
             (rows.start - from.rows.start) * width,
         );
         let (channels, count) = (to.channels, rows.len() * width);
-        let source = from.strip().rows.data();
-        let target = to.data_mut();
-        for channel in 0..channels {
-            let at = channel * to_plane + to_first;
-            let origin = channel * from_plane + from_first;
-            target[at..at + count].copy_from_slice(&source[origin..origin + count]);
-        }
+        let source = from.strip().rows.values();
+        let source = source.part(from_first..source.len());
+        let mut target = to.values_there();
+        let all = target.len();
+        let target = target.part(to_first..all);
+        ops::copy_lines((source, from_plane), (target, to_plane), count, channels)
     }
 
     /// A copy of some rows.
     pub(super) fn crop(&self, x: &Map, rows: Range<usize>) -> Result<Map> {
         let mut copy = self.empty(x.channels, x.height, x.width, rows)?;
-        self.copy_rows(&mut copy, x);
+        self.copy_rows(&mut copy, x)?;
         Ok(copy)
     }
 
@@ -256,8 +278,9 @@ impl Machine {
     }
 
     /// No rows seen yet.
-    pub(super) fn sums(&self, norm: &Norm) -> Sums {
-        Sums(norm.layer.as_ref().map(|layer| layer.sums()))
+    pub(super) fn sums(&self, norm: &Norm) -> Result<Sums> {
+        let sums = norm.layer.as_ref().map(|layer| layer.sums());
+        Ok(Sums(sums.transpose()?))
     }
 
     /// Adds rows that follow those already added.
@@ -269,20 +292,17 @@ impl Machine {
     }
 
     /// The norm of a map of `plane` values a channel, all of whose rows were added.
-    pub(super) fn finish(&self, norm: &Norm, sums: &Sums, plane: usize) -> Finished {
-        Finished(
-            norm.layer
-                .as_ref()
-                .zip(sums.0.as_ref())
-                .map(|(layer, sums)| layer.affine(sums, plane)),
-        )
+    pub(super) fn finish(&self, norm: &Norm, sums: &Sums, plane: usize) -> Result<Finished> {
+        let both = norm.layer.as_ref().zip(sums.0.as_ref());
+        let affine = both.map(|(layer, sums)| layer.affine(sums, plane));
+        Ok(Finished(affine.transpose()?))
     }
 
     /// The norm of a map that is there as a whole.
     pub(super) fn norm(&self, norm: &Norm, x: &Map) -> Result<Finished> {
-        let mut sums = self.sums(norm);
+        let mut sums = self.sums(norm)?;
         self.add_rows(norm, x, &mut sums)?;
-        Ok(self.finish(norm, &sums, x.plane()))
+        self.finish(norm, &sums, x.plane())
     }
 
     /// Attention of every place of a whole map over every other, added to the map.
@@ -302,7 +322,7 @@ impl Machine {
                     .as_ref()
                     .expect("the real machine is given loaded layers");
                 let y = attend(*compute, layers, &x.strip().rows, &norm)?;
-                add_tokens(y.data(), x.data_mut(), channels);
+                add_tokens(&y, x.values_there(), channels)?;
             }
             Machine::Rehearsal(ledger) => {
                 let elements = tokens * channels;
@@ -332,7 +352,7 @@ fn attend(
 ) -> Result<Tensor> {
     let (channels, height, width) = x.dims3()?;
     let mut normed = Tensor::new(&[height * width, channels])?;
-    normed_tokens(x.data(), norm, normed.data_mut());
+    normed_tokens(x, norm, &mut normed)?;
     let q = to_q.forward(compute, &normed)?;
     let k = to_k.forward(compute, &normed)?;
     let v = to_v.forward(compute, &normed)?;
@@ -344,7 +364,7 @@ fn attend(
         dim: channels,
         causal: false,
     };
-    heads.attend(compute, q.all(), k.all(), v.all(), mixed.all_mut());
+    heads.attend(compute, q.all(), k.all(), v.all(), mixed.all_mut())?;
     drop((q, k, v));
     to_out.forward(compute, &mixed)
 }
@@ -363,31 +383,45 @@ fn in_squares(tokens: usize, channels: usize, mut visit: impl FnMut(usize, usize
 }
 
 /// A map (C, T) to tokens (T, C), normalised on the way.
-fn normed_tokens(map: &[f32], norm: &Affine, out: &mut [f32]) {
+fn normed_tokens(map: &Tensor, norm: &Affine, out: &mut Tensor) -> Result<()> {
     let channels = norm.scale.len();
-    let tokens = map.len() / channels;
+    let tokens = map.elements() / channels;
+    let (scale, shift) = (norm.scale.values(), norm.shift.values());
+    if !map.place().is_host() {
+        let factors = [scale, shift];
+        return ops::map_to_tokens(map.values(), factors, tokens, 0, &mut out.all_mut());
+    }
+    let (map, scale, shift, out) = (map.data(), scale.host(), shift.host(), out.data_mut());
     in_squares(tokens, channels, |token, channel| {
         let value = map[channel * tokens + token];
-        out[token * channels + channel] = value * norm.scale[channel] + norm.shift[channel];
+        out[token * channels + channel] = value * scale[channel] + shift[channel];
     });
+    Ok(())
 }
 
 /// Adds tokens (T, C) to a map (C, T).
-fn add_tokens(y: &[f32], map: &mut [f32], channels: usize) {
+fn add_tokens(y: &Tensor, map: ValuesMut<'_>, channels: usize) -> Result<()> {
     let tokens = map.len() / channels;
+    let map = match map {
+        ValuesMut::Host(map) => map,
+        there @ ValuesMut::Device(_) => return ops::add_tokens_to_map(y.all(), there, tokens, 0),
+    };
+    let y = y.data();
     in_squares(tokens, channels, |token, channel| {
         map[channel * tokens + token] += y[token * channels + channel]
     });
+    Ok(())
 }
 
 /// A tensor of a map where one must be: after a real run.
 pub(super) fn real_tensor(map: Map) -> Result<Tensor> {
     let found = vec![map.channels, map.height, map.width];
-    map.into_tensor().ok_or(Error::Shape {
+    let real = map.into_tensor().ok_or(Error::Shape {
         what: "a real map",
         expected: found.clone(),
         found,
-    })
+    });
+    real?.into_host()
 }
 
 /// The values of a whole map.

@@ -2,11 +2,9 @@
 
 use std::ops::Range;
 
-use lowtide_kernels::ChannelAffine;
-
 use super::{Config, Unit};
 use crate::Result;
-use crate::layers::{Around, Conv2d, GroupNorm, Linear, Padding};
+use crate::layers::{Around, ChannelAffine, Conv2d, GroupNorm, Linear, Padding};
 use crate::weights::Weights;
 
 /// Every norm adds this to the variance, whatever the configuration.

@@ -131,12 +131,12 @@ fn in_place(machine: &Machine, resnet: &[Stage<'_>], mut x: Map, rows: usize) ->
     for strip in strips(x.height, rows) {
         let mut window = machine.crop(&x, widen(&strip, RESNET_HALO, x.height))?;
         if let Some(above) = above.take() {
-            machine.copy_rows(&mut window, &above);
+            machine.copy_rows(&mut window, &above)?;
         }
         let next_above = strip.end.saturating_sub(RESNET_HALO)..strip.end;
         above = Some(machine.crop(&window, next_above)?);
         let done = chain.rows(Source::Owned(window), 1, strip)?;
-        machine.copy_rows(&mut x, &done);
+        machine.copy_rows(&mut x, &done)?;
     }
     Ok(x)
 }
@@ -184,7 +184,7 @@ impl<'m, 'w> Chain<'m, 'w> {
                     let norm1 = self.input_norm(base, index, &resnet.norm1, rows)?;
                     self.norms[index].push(norm1);
                     let (height, width) = self.size_after(base, index);
-                    let mut sums = self.machine.sums(&resnet.norm2);
+                    let mut sums = self.machine.sums(&resnet.norm2)?;
                     for strip in self.strips_after(base, index, rows) {
                         let x = self.source(Source::Kept(base), index, widen(&strip, 1, height))?;
                         let hidden = self.machine.conv(
@@ -196,11 +196,8 @@ impl<'m, 'w> Chain<'m, 'w> {
                         )?;
                         self.machine.add_rows(&resnet.norm2, &hidden, &mut sums)?;
                     }
-                    self.norms[index].push(self.machine.finish(
-                        &resnet.norm2,
-                        &sums,
-                        height * width,
-                    ));
+                    let norm2 = self.machine.finish(&resnet.norm2, &sums, height * width)?;
+                    self.norms[index].push(norm2);
                 }
                 Stage::Out { norm, .. } => {
                     let norm = self.input_norm(base, index, norm, rows)?;
@@ -217,12 +214,12 @@ impl<'m, 'w> Chain<'m, 'w> {
             return self.machine.norm(norm, base);
         }
         let (height, width) = self.size_after(base, index);
-        let mut sums: Sums = self.machine.sums(norm);
+        let mut sums: Sums = self.machine.sums(norm)?;
         for strip in self.strips_after(base, index, rows) {
             let x = self.rows(Source::Kept(base), index, strip)?;
             self.machine.add_rows(norm, &x, &mut sums)?;
         }
-        Ok(self.machine.finish(norm, &sums, height * width))
+        self.machine.finish(norm, &sums, height * width)
     }
 
     /// The whole result, strip by strip.
@@ -233,7 +230,7 @@ impl<'m, 'w> Chain<'m, 'w> {
             .empty(self.channels_out(base), height, width, 0..height)?;
         for strip in self.strips_after(base, self.stages.len(), rows) {
             let done = self.rows(Source::Kept(base), self.stages.len(), strip)?;
-            self.machine.copy_rows(&mut out, &done);
+            self.machine.copy_rows(&mut out, &done)?;
         }
         Ok(out)
     }

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::map::{Machine, Map};
 use crate::Result;
+use crate::device::Place;
 
 /// Where tiles lie.
 #[derive(Clone, Copy, Debug)]
@@ -53,14 +54,17 @@ pub(super) fn stitched(
     mut tile: impl FnMut(Range<usize>, Range<usize>) -> Result<Map>,
 ) -> Result<Map> {
     let (height, width) = (size.0 * tiling.scale, size.1 * tiling.scale);
+    // Tiles are blended on the host, wherever they were made.
+    let host = Place::Host.enter();
     let mut whole = machine.empty(channels, height, width, 0..height)?;
+    drop(host);
     let mut above: Vec<Map> = Vec::new();
     for top in tiling.starts(size.0) {
         let mut row: Vec<Map> = Vec::new();
         for left in tiling.starts(size.1) {
             let rows = top..(top + tiling.size).min(size.0);
             let columns = left..(left + tiling.size).min(size.1);
-            let mut tile = tile(rows, columns)?;
+            let mut tile = tile(rows, columns)?.into_host()?;
             if let Some(above) = above.get(row.len()) {
                 blend(&mut tile, above, tiling.blend(), Side::Above);
             }

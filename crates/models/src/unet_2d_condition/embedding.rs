@@ -4,10 +4,11 @@ use lowtide_kernels::Activation;
 
 use super::config::{AddedConfig, Config, Sinusoids};
 use super::{Added, Condition};
+use crate::device::Function;
 use crate::layers::{Around, Conv2d, Linear, Strip};
 use crate::tensor::{Compute, Tensor};
 use crate::weights::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 
 /// The longest period of the sinusoids.
 const PERIOD_MAX: f32 = 10_000.0;
@@ -75,31 +76,28 @@ impl<'w> Embedders<'w> {
         told: &[Told<'_>],
     ) -> Result<Tensor> {
         let channels = config.channels(0);
-        let mut features = Tensor::new(&[told.len(), channels])?;
         let row = sinusoids(timestep, channels, config.sinusoids);
-        features.all_mut().fill_rows(&row);
+        let mut features = Tensor::from_slice(&[told.len(), channels], &row.repeat(told.len()))?;
         if let Some((layer, width)) = self.guidance.as_ref().zip(config.time_cond_proj_dim) {
             for (i, told) in told.iter().enumerate() {
                 let Some(scale) = told.guidance else { continue };
                 let scale = Tensor::from_slice(&[1, width], &guidance_features(scale, width))?;
                 let projected = layer.forward(compute, &scale)?;
-                features.part_mut(i..i + 1).add(projected.all());
+                features.part_mut(i..i + 1).add(projected.all())?;
             }
         }
         let mut embeddings = self.time.forward(compute, &features)?;
         if let Some((network, added)) = self.added.as_ref().zip(config.added) {
-            let mut rows = Tensor::new(&[told.len(), added.input_dim])?;
-            for (told, row) in told
-                .iter()
-                .zip(rows.data_mut().chunks_exact_mut(added.input_dim))
-            {
+            let mut rows = vec![0.0; told.len() * added.input_dim];
+            for (told, row) in told.iter().zip(rows.chunks_exact_mut(added.input_dim)) {
                 told.features(added, config.sinusoids, row)?;
             }
+            let rows = Tensor::from_slice(&[told.len(), added.input_dim], &rows)?;
             let joined = network.forward(compute, &rows)?;
-            embeddings.all_mut().add(joined.all());
+            embeddings.all_mut().add(joined.all())?;
         }
         // Every use of it begins with this.
-        lowtide_kernels::activate(embeddings.data_mut(), Activation::Silu);
+        ops::apply(Function::Act(Activation::Silu), embeddings.values_mut())?;
         Ok(embeddings)
     }
 }

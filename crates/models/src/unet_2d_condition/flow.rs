@@ -113,7 +113,7 @@ impl<'a> Flow<'a> {
             let map = match &maps[sample] {
                 Some(map) => Rc::clone(map),
                 None => {
-                    let x = whole(samples[sample].duplicate()?)?;
+                    let x = whole(samples[sample].copied_here()?)?;
                     Rc::new(layers.sample(compute, &x)?)
                 }
             };

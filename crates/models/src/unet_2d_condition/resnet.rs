@@ -6,10 +6,11 @@ use lowtide_kernels::Activation;
 
 use super::config::Config;
 use super::network::ResnetShape;
+use crate::device::{Elementwise, Place, Values};
 use crate::layers::{Affine, Around, Conv2d, GroupNorm, Linear, Padding, Strip};
 use crate::tensor::{Compute, Tensor};
 use crate::weights::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 
 /// A whole map.
 ///
@@ -27,9 +28,9 @@ pub(super) fn whole(rows: Tensor) -> Result<Strip> {
 /// A norm reduced to channels, for the map it was made of.
 pub(super) fn affine(norm: &GroupNorm, x: &Strip) -> Result<Affine> {
     let (_, height, width) = x.rows.dims3()?;
-    let mut sums = norm.sums();
+    let mut sums = norm.sums()?;
     norm.add_rows(&x.rows, &mut sums)?;
-    Ok(norm.affine(&sums, height * width))
+    norm.affine(&sums, height * width)
 }
 
 /// `conv2(silu(norm2(conv1(silu(norm1(x))) + time))) + x`, x brought to the new number of channels by a shortcut.
@@ -70,7 +71,12 @@ impl<'w> Resnet<'w> {
 
     /// # Memory
     /// Beside x two maps of the result's size; one, where there is no shortcut and nobody else holds x.
-    pub(super) fn forward(&self, compute: Compute, x: Rc<Strip>, shift: &[f32]) -> Result<Strip> {
+    pub(super) fn forward(
+        &self,
+        compute: Compute,
+        x: Rc<Strip>,
+        shift: Values<'_>,
+    ) -> Result<Strip> {
         let rows = 0..x.height;
         let norm1 = affine(&self.norm1, &x)?;
         let around = Around {
@@ -114,16 +120,17 @@ pub(super) fn concatenated(a: Rc<Strip>, b: Rc<Strip>) -> Result<Strip> {
     let (channels, height, width) = a.rows.dims3()?;
     let (more, ..) = b.rows.dims3()?;
     let mut both = Tensor::new(&[channels + more, height, width])?;
-    let (first, second) = both.data_mut().split_at_mut(channels * height * width);
-    if second.len() != b.rows.data().len() {
+    let (first, all) = (a.rows.elements(), both.elements());
+    if all - first != b.rows.elements() {
         return Err(Error::Shape {
             what: "maps side by side",
             expected: vec![more, height, width],
             found: b.rows.shape().to_vec(),
         });
     }
-    lowtide_kernels::copy(first, a.rows.data());
-    lowtide_kernels::copy(second, b.rows.data());
+    let copy = Elementwise::Copy;
+    ops::elementwise(copy, both.values_mut().part(0..first), a.rows.values())?;
+    ops::elementwise(copy, both.values_mut().part(first..all), b.rows.values())?;
     whole(both)
 }
 
@@ -181,16 +188,19 @@ fn enlarged(x: &Strip, (rows, columns): (usize, usize)) -> Result<Strip> {
             found: x.rows.shape().to_vec(),
         });
     }
+    // Rare (odd sizes) and small, so that the host does it for all.
+    let source = x.rows.duplicate()?.into_host()?;
+    let host = Place::Host.enter();
     let mut out = Tensor::new(&[channels, rows, columns])?;
-    let source = x.rows.data();
     for (line, to) in out.data_mut().chunks_exact_mut(columns).enumerate() {
         let (channel, row) = (line / rows, line % rows);
-        let from = &source[(channel * height + row / 2) * width..][..width];
+        let from = &source.data()[(channel * height + row / 2) * width..][..width];
         for (column, value) in to.iter_mut().enumerate() {
             *value = from[column / 2];
         }
     }
-    whole(out)
+    drop(host);
+    whole(out.brought_here()?)
 }
 
 /// The last norm and convolution.

@@ -5,14 +5,12 @@
 
 use std::ops::Range;
 
-use lowtide_kernels as kernels;
-
 use super::config::Config;
 use super::network::LayerShape;
-use crate::Result;
 use crate::layers::{Affine, GroupNorm, Heads, LayerNorm, Linear, Strip, geglu};
 use crate::tensor::{Compute, Part, Tensor};
 use crate::weights::Weights;
+use crate::{Result, ops};
 
 /// Added to the variance in a transformer's first norm, whatever the configuration.
 const GROUP_NORM_EPS: f32 = 1e-6;
@@ -153,7 +151,7 @@ impl<'w> Layer<'w> {
             let norm = super::resnet::affine(&first.norm, map)?;
             for part in rows.chunks(0..rows.tokens) {
                 let mut normed = Tensor::new(&[part.len(), channels])?;
-                normed_tokens(map, &norm, part.start, &mut normed);
+                normed_tokens(map, &norm, part.start, &mut normed)?;
                 let projected = first.proj_in.forward(compute, &normed)?;
                 drop(normed);
                 let start = s * rows.tokens;
@@ -193,7 +191,7 @@ impl<'w> Layer<'w> {
             drop(normed);
             let out = self.ff_out.forward(compute, &hidden)?;
             drop(hidden);
-            x.part_mut(part).add(out.all());
+            x.part_mut(part).add(out.all())?;
         }
         Ok(())
     }
@@ -221,7 +219,7 @@ impl<'w> Layer<'w> {
         for part in rows.chunks(0..rows.tokens) {
             let here = x.part(start + part.start..start + part.end);
             let out = proj_out.forward(compute, here)?;
-            add_tokens(&out, part.start, map);
+            add_tokens(&out, part.start, map)?;
         }
         Ok(())
     }
@@ -330,7 +328,8 @@ impl<'w> Attention<'w> {
         let mut attended = normed;
         for Seen { rows, k, v } in seen {
             let to = attended.part_mut(rows.clone());
-            self.heads.attend(compute, q.part(rows.clone()), *k, *v, to);
+            self.heads
+                .attend(compute, q.part(rows.clone()), *k, *v, to)?;
         }
         Ok(attended)
     }
@@ -342,8 +341,7 @@ impl<'w> Attention<'w> {
         (x, rows): (&mut Tensor, Range<usize>),
     ) -> Result<()> {
         let out = self.to_out.forward(compute, &attended)?;
-        x.part_mut(rows).add(out.all());
-        Ok(())
+        x.part_mut(rows).add(out.all())
     }
 }
 
@@ -355,16 +353,14 @@ struct Seen<'a> {
 }
 
 /// Tokens of a map from `first` on, as many as `out` (R, C) has rows, normalised on the way.
-fn normed_tokens(map: &Strip, norm: &Affine, first: usize, out: &mut Tensor) {
-    let values = map.rows.data();
-    let plane = values.len() / norm.scale.len();
-    let factors = [&norm.scale[..], &norm.shift[..]];
-    kernels::map_to_tokens(values, factors, plane, first, out.all_mut().view());
+fn normed_tokens(map: &Strip, norm: &Affine, first: usize, out: &mut Tensor) -> Result<()> {
+    let plane = map.rows.elements() / norm.scale.len();
+    let factors = [norm.scale.values(), norm.shift.values()];
+    ops::map_to_tokens(map.rows.values(), factors, plane, first, &mut out.all_mut())
 }
 
 /// Adds tokens (R, C) to a map, from its token `first` on.
-fn add_tokens(y: &Tensor, first: usize, map: &mut Strip) {
-    let map = map.rows.data_mut();
-    let plane = map.len() / y.all().columns();
-    kernels::add_tokens_to_map(y.all().view(), map, plane, first);
+fn add_tokens(y: &Tensor, first: usize, map: &mut Strip) -> Result<()> {
+    let plane = map.rows.elements() / y.all().columns();
+    ops::add_tokens_to_map(y.all(), map.rows.values_mut(), plane, first)
 }

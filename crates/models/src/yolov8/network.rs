@@ -94,7 +94,7 @@ impl<'w> Loader<'_, 'w> {
 
 impl Conv<'_> {
     fn channels_out(&self) -> usize {
-        self.layer.weight.rows
+        self.layer.weight.rows()
     }
 
     fn size_out(&self, (height, width): Size) -> Size {
@@ -116,8 +116,8 @@ impl Conv<'_> {
     ) {
         let kernel = self.layer.kernel;
         let conv = kernels::Conv2d {
-            weight: self.layer.weight,
-            bias: Some(&self.layer.bias),
+            weight: self.layer.weight.host(),
+            bias: Some(self.layer.bias.values().host()),
             kernel,
             stride: self.stride,
             padding: kernel / 2,

@@ -382,3 +382,23 @@ fn pictures_and_noise_of_another_shape_are_refused() {
     assert_eq!(moments.shape(), [4, 2, 3]);
     assert!(moments.sample(&Tensor::zeros(&[4, 3, 2]).unwrap()).is_err());
 }
+
+#[test]
+fn a_device_gives_the_latents_of_the_host() {
+    let _alone = alone();
+    let mut store = random_encoder(small(&[8, 16], 2, 4));
+    let picture = picture(&store, 12, 20);
+    for mode in [
+        EncodeMode::Whole,
+        EncodeMode::ResnetStrips { rows: 3 },
+        EncodeMode::FirstStageStrips { rows: 4 },
+        EncodeMode::Strips { rows: 4 },
+        EncodeMode::tiles(4),
+    ] {
+        store.there = None;
+        let host = bits(&store.encode(F32, &picture, mode));
+        store.bring();
+        let there = bits(&store.encode(F32, &picture, mode));
+        assert!(there == host, "{mode:?}");
+    }
+}

@@ -7,9 +7,12 @@ use lowtide_core::{BlockLayout, ComponentLayout, Dtype, TensorLayout};
 use lowtide_models::autoencoder_kl::{
     Config, DecodeMode, EncodeMode, Moments, decode, encode, encoder_layout, layout,
 };
+use lowtide_models::device::Place;
 use lowtide_models::weights::BlockIndex;
 use lowtide_models::{BlockSource, Compute, Error, Headers, Result, Tensor, Weights};
 use serde_json::{Value, json};
+
+use crate::shadow::There;
 
 /// How a network's blocks are found in headers.
 pub(crate) type Layout = fn(&dyn Headers, &Config) -> Result<ComponentLayout>;
@@ -20,6 +23,8 @@ pub(crate) struct Store {
     pub(crate) layout: ComponentLayout,
     pub(crate) blocks: Vec<(BlockIndex, Vec<u8>)>,
     pub(crate) visits: Vec<usize>,
+    /// Its blocks on a device, where it is to be computed there.
+    pub(crate) there: Option<There>,
 }
 
 impl Store {
@@ -42,7 +47,13 @@ impl Store {
             layout,
             blocks,
             visits: Vec::new(),
+            there: None,
         }
+    }
+
+    /// Brings it to a device.
+    pub(crate) fn bring(&mut self) {
+        self.there = Some(There::new(self.blocks.iter().map(|(_, bytes)| &bytes[..])));
     }
 
     pub(crate) fn decode(
@@ -71,8 +82,15 @@ impl Store {
 impl BlockSource for Store {
     fn block(&mut self, index: usize) -> Result<Weights<'_>> {
         self.visits.push(index);
-        let (index, bytes) = &self.blocks[index];
-        Ok(Weights::live(index, bytes))
+        let (names, bytes) = &self.blocks[index];
+        Ok(match &self.there {
+            None => Weights::live(names, bytes),
+            Some(there) => Weights::live(names, there.bytes(index)),
+        })
+    }
+
+    fn place(&self) -> Place {
+        self.there.as_ref().map(There::place).unwrap_or_default()
     }
 }
 

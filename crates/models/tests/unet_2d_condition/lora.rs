@@ -8,6 +8,7 @@ use lowtide_models::Adapters;
 use lowtide_models::adapters::{Factor, LowRank, Pair};
 use serde_json::Value;
 
+use crate::shadow::{Shadow, brought};
 use crate::store::numbers;
 
 /// Appends a matrix to `bytes`.
@@ -31,6 +32,11 @@ fn factor(name: String, shape: &Value, bytes: &mut Vec<u8>) -> Factor {
 
 /// The LoRAs of a `lora.json`.
 pub(crate) fn adapters(list: &Value) -> Adapters {
+    adapters_on(list, None)
+}
+
+/// The same on a device, where one is given.
+pub(crate) fn adapters_on(list: &Value, device: Option<&Arc<Shadow>>) -> Adapters {
     let one = |lora: &Value| {
         let name = lora["name"].as_str().expect("a name");
         let number = |key: &str| lora[key].as_f64().expect("a number") as f32;
@@ -47,9 +53,15 @@ pub(crate) fn adapters(list: &Value) -> Adapters {
             };
             pairs.push((module.clone(), pair));
         }
-        let mut buffer = Buffer::new(bytes.len()).expect("room");
-        buffer.bytes_mut().copy_from_slice(&bytes);
-        let low = LowRank::new(name, buffer, pairs).unwrap_or_else(|error| panic!("{error}"));
+        let memory = match device {
+            Some(shadow) => brought(shadow, &bytes),
+            None => {
+                let mut buffer = Buffer::new(bytes.len()).expect("room");
+                buffer.bytes_mut().copy_from_slice(&bytes);
+                buffer.into()
+            }
+        };
+        let low = LowRank::new(name, memory, pairs).unwrap_or_else(|error| panic!("{error}"));
         (Arc::new(low), number("strength"))
     };
     Adapters::new(list.as_array().expect("a list").iter().map(one))

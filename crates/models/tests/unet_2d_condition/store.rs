@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 
 use lowtide_core::{BlockLayout, ComponentLayout, Dtype, TensorLayout};
+use lowtide_models::device::Place;
 use lowtide_models::unet_2d_condition::{Added, Condition, Config, Pass, layout, predict};
 use lowtide_models::weights::BlockIndex;
 use lowtide_models::{Adapters, BlockSource, Compute, Error, Headers, Result, Tensor, Weights};
 use serde_json::Value;
+
+use crate::shadow::There;
 
 /// A network in memory.
 pub(crate) struct Store {
@@ -16,13 +19,23 @@ pub(crate) struct Store {
     pub(crate) visits: Vec<usize>,
     /// What is added to its layers.
     pub(crate) adapters: Option<Adapters>,
+    /// Its blocks on a device, where it is to be computed there.
+    pub(crate) there: Option<There>,
 }
 
 impl BlockSource for Store {
     fn block(&mut self, index: usize) -> Result<Weights<'_>> {
         self.visits.push(index);
-        let (index, bytes) = &self.blocks[index];
-        Ok(Weights::live(index, bytes).with_adapters(self.adapters.as_ref()))
+        let (names, bytes) = &self.blocks[index];
+        let weights = match &self.there {
+            None => Weights::live(names, bytes),
+            Some(there) => Weights::live(names, there.bytes(index)),
+        };
+        Ok(weights.with_adapters(self.adapters.as_ref()))
+    }
+
+    fn place(&self) -> Place {
+        self.there.as_ref().map(There::place).unwrap_or_default()
     }
 }
 
@@ -94,7 +107,13 @@ impl Store {
             layout,
             visits: Vec::new(),
             adapters: None,
+            there: None,
         }
+    }
+
+    /// Brings it to a device.
+    pub(crate) fn bring(&mut self) {
+        self.there = Some(There::new(self.blocks.iter().map(|(_, bytes)| &bytes[..])));
     }
 
     pub(crate) fn predict(

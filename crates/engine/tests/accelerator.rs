@@ -1,0 +1,142 @@
+//! What a pipeline promises on a device with memory of its own, shown on one that pretends: the bytes of the host at any
+//! budget, never more than the budget, weights read from the file once and brought from memory after that, and nothing left
+//! behind. One test, since a process has one such device.
+
+#![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
+
+#[path = "accelerator/late.rs"]
+mod late;
+#[path = "../../models/tests/shadow/mod.rs"]
+mod shadow;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use lowtide_core::{Bytes, Placement};
+use lowtide_engine::device::ground;
+use lowtide_engine::{
+    Engine, Hires, ImageRequest, Options, Outcome, PrecisionChoice, Step, Upscaler,
+};
+use lowtide_weights::ModelFolder;
+
+use late::Late;
+
+const HOST: u64 = 40 << 20;
+
+fn engine(folder: &str, budget: Option<Bytes>, keep_weights: bool) -> Engine {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let options = Options {
+        budget,
+        precision: PrecisionChoice::F32,
+        threads: Some(2),
+        prompt_cache: Some(Bytes::ZERO),
+        keep_weights,
+        ..Options::default()
+    };
+    Engine::open(ModelFolder::open(&folder).unwrap(), options).unwrap()
+}
+
+fn request(steps: usize) -> ImageRequest {
+    ImageRequest {
+        prompt: "a red heart".to_owned(),
+        width: 64,
+        height: 96,
+        steps,
+        guidance: 4.0,
+        count: 2,
+        ..ImageRequest::default()
+    }
+}
+
+fn run(engine: &Engine, request: ImageRequest) -> Outcome {
+    let mut session = engine.start(request, true).unwrap();
+    loop {
+        if let Step::Finished(outcome) = session.step().unwrap() {
+            return *outcome;
+        }
+    }
+}
+
+const DEMO: &str = "../cli/demo";
+const STABLE_DIFFUSION: [&str; 2] = [
+    "tests/fixtures/stable-diffusion/sd15/checkpoint",
+    "tests/fixtures/stable-diffusion/sdxl/checkpoint",
+];
+
+fn of_stable_diffusion() -> ImageRequest {
+    ImageRequest {
+        hires: Some(Hires {
+            width: 96,
+            height: 144,
+            steps: 2,
+            strength: 0.6,
+            upscaler: Upscaler::Lanczos,
+        }),
+        ..request(3)
+    }
+}
+
+#[test]
+fn a_device_with_memory_of_its_own_gives_the_bytes_of_the_host_within_any_budget() {
+    let host = run(&engine(DEMO, None, false), request(3));
+    let others =
+        STABLE_DIFFUSION.map(|folder| run(&engine(folder, None, false), of_stable_diffusion()));
+    let late = Arc::new(Late::new(1 << 30, HOST));
+    assert!(ground::put(late.clone()));
+    let idle = late.shadow().live();
+
+    let roomy = engine(DEMO, None, true);
+    let there = run(&roomy, request(3));
+    assert!(there.images == host.images && there.latents == host.latents);
+    assert!(late.shadow().calls() > 1000, "it was computed elsewhere");
+    let kept = late.shadow().live() - idle;
+    assert!(kept > 20 << 20, "weights stay: {kept}");
+    assert_eq!(roomy.forget_weights(), Bytes(kept));
+    assert_eq!(late.shadow().live(), idle, "released is forgotten at once");
+
+    // What the host keeps is brought again without a look at the file.
+    let again = late.loaded.load(Ordering::Relaxed);
+    let second = run(&roomy, request(3));
+    assert!(second.images == host.images);
+    assert!(late.loaded.load(Ordering::Relaxed) > again);
+    assert!(late.host_kept() <= HOST, "{} of {HOST}", late.host_kept());
+    drop(roomy);
+    assert_eq!(late.shadow().live(), idle, "nothing is left on the device");
+    assert_eq!(late.host_kept(), 0, "nothing is left on the host");
+
+    let most = there.report.plan.peak;
+    let mut streamed = 0;
+    for sixteenths in [15, 12, 9, 6, 4] {
+        let budget = Bytes(most.0 * sixteenths / 16);
+        late.shadow().reset_peak();
+        let small = engine(DEMO, Some(budget), false);
+        let outcome = match small.start(request(3), true) {
+            Ok(session) => {
+                drop(session);
+                run(&small, request(3))
+            }
+            Err(lowtide_engine::Error::DoesNotFit(_)) => continue,
+            Err(other) => panic!("{other}"),
+        };
+        assert!(outcome.images == host.images, "pictures at {budget}");
+        assert_eq!(outcome.report.rungs_taken, 0, "at {budget}");
+        assert!(
+            late.shadow().peak() <= budget.0,
+            "{} of {budget}",
+            late.shadow().peak()
+        );
+        let phases = outcome.report.plan.phases.iter();
+        streamed += phases
+            .filter(|phase| matches!(phase.placement, Placement::Streamed { .. }))
+            .count();
+    }
+    assert!(streamed > 0, "no budget made it stream");
+    assert_eq!(late.shadow().live(), idle);
+
+    for (folder, host) in STABLE_DIFFUSION.into_iter().zip(&others) {
+        let there = run(&engine(folder, None, false), of_stable_diffusion());
+        assert!(there.images == host.images, "{folder}");
+    }
+    assert_eq!(late.shadow().live(), idle);
+}

@@ -1,0 +1,332 @@
+//! The shadow device as an accelerator: loads happen on a thread of their own, late and in order, and what is being
+//! written is noise until they have.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use lowtide_core::DeviceProfile;
+use lowtide_engine::device::ground::{Accelerator, AcceleratorFigures, HostBytes, Mark};
+use lowtide_kernels::{Attention, Precision, Rotary};
+use lowtide_models::device::{
+    Conv2d, Device, Done, Elementwise, Finish, Function, Gated, GroupNorm, LayerNorm, Lines,
+    Matrix, Residual, Rows, Slice, Span,
+};
+
+use crate::shadow::Shadow;
+
+/// Something that has happened or has not.
+#[derive(Debug, Default)]
+struct Moment {
+    past: Mutex<bool>,
+    told: Condvar,
+}
+
+impl Moment {
+    fn tell(&self) {
+        *self.past.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.told.notify_all();
+    }
+
+    fn wait(&self) {
+        let past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(
+            self.told
+                .wait_while(past, |past| !*past)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+}
+
+struct Load {
+    to: Span,
+    bytes: Vec<u8>,
+    done: Arc<Moment>,
+}
+
+/// The accelerator.
+#[derive(Debug)]
+pub(crate) struct Late {
+    shadow: Arc<Shadow>,
+    budget: AtomicU64,
+    loads: Mutex<Sender<Load>>,
+    /// Bytes of the host that may be kept.
+    host: u64,
+    host_kept: Arc<AtomicU64>,
+    pub(crate) loaded: AtomicU64,
+}
+
+/// Memory of the host that counts itself.
+struct Kept {
+    bytes: Vec<u8>,
+    kept: Arc<AtomicU64>,
+}
+
+impl HostBytes for Kept {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.kept
+            .fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Late {
+    pub(crate) fn new(budget: u64, host: u64) -> Late {
+        let shadow = Arc::new(Shadow::new(budget));
+        let (loads, asked) = channel::<Load>();
+        let there = shadow.clone();
+        std::thread::spawn(move || {
+            for (i, load) in asked.iter().enumerate() {
+                there
+                    .upload(load.to, &vec![0xa5; load.to.bytes])
+                    .expect("room");
+                std::thread::sleep(Duration::from_micros(200 * (i as u64 % 7)));
+                there.upload(load.to, &load.bytes).expect("room");
+                load.done.tell();
+            }
+        });
+        Late {
+            shadow,
+            budget: AtomicU64::new(budget),
+            loads: Mutex::new(loads),
+            host,
+            host_kept: Arc::default(),
+            loaded: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes kept on the host.
+    pub(crate) fn host_kept(&self) -> u64 {
+        self.host_kept.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn shadow(&self) -> &Shadow {
+        &self.shadow
+    }
+}
+
+fn moment(mark: &Mark) -> &Moment {
+    mark.0.downcast_ref().expect("a mark of this device")
+}
+
+impl Accelerator for Late {
+    fn name(&self) -> String {
+        "late".to_owned()
+    }
+
+    fn profile(&self, _: Precision) -> DeviceProfile {
+        DeviceProfile {
+            name: "late".to_owned(),
+            link_bytes_per_s: 1e9,
+            cold_bytes_per_s: 1e9,
+            flops_per_s: 1e10,
+            block_overhead_s: 1e-4,
+            overlap: 1.0,
+        }
+    }
+
+    fn figures(&self) -> AcceleratorFigures {
+        let live = self.shadow.live();
+        AcceleratorFigures {
+            live,
+            peak: self.shadow.peak(),
+            held: live,
+            total: self.budget.load(Ordering::Relaxed),
+            free: self.budget.load(Ordering::Relaxed) - live,
+            busy: None,
+            milliwatts: None,
+        }
+    }
+
+    fn reset_peak(&self) {
+        self.shadow.reset_peak();
+    }
+
+    fn set_budget(&self, budget: Option<u64>) {
+        self.shadow
+            .set_budget(budget.unwrap_or(self.budget.load(Ordering::Relaxed)));
+    }
+
+    fn trim(&self) {}
+
+    fn scratch_bytes(&self) -> u64 {
+        0
+    }
+
+    fn scratch_allocated(&self) -> u64 {
+        0
+    }
+
+    fn mark(&self) -> Done<Mark> {
+        // What is computed here is done when the call returns.
+        let moment = Moment::default();
+        moment.tell();
+        Ok(Mark(Arc::new(moment)))
+    }
+
+    fn load(&self, to: Span, from: &dyn HostBytes, after: Option<&Mark>) -> Done<Mark> {
+        if let Some(after) = after {
+            moment(after).wait();
+        }
+        let done = Arc::new(Moment::default());
+        self.loaded.fetch_add(to.bytes as u64, Ordering::Relaxed);
+        let load = Load {
+            to,
+            bytes: from.bytes()[..to.bytes].to_vec(),
+            done: done.clone(),
+        };
+        let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.send(load).expect("the thread lives");
+        Ok(Mark(done))
+    }
+
+    fn wait(&self, mark: &Mark) -> Done {
+        moment(mark).wait();
+        Ok(())
+    }
+
+    fn settle(&self, mark: &Mark) -> Done {
+        self.wait(mark)
+    }
+
+    fn host_bytes(&self, bytes: usize) -> Option<Box<dyn HostBytes>> {
+        let kept = self.host_kept.fetch_add(bytes as u64, Ordering::Relaxed);
+        let host = Kept {
+            bytes: vec![0x5a; bytes],
+            kept: self.host_kept.clone(),
+        };
+        if kept + bytes as u64 > self.host {
+            return None;
+        }
+        Some(Box::new(host))
+    }
+
+    fn as_device(self: Arc<Self>) -> Arc<dyn Device> {
+        self
+    }
+}
+
+/// Every operation is the shadow's.
+impl Device for Late {
+    fn allocate(&self, bytes: usize) -> Done<Span> {
+        self.shadow.allocate(bytes)
+    }
+
+    fn free(&self, memory: Span) {
+        self.shadow.free(memory);
+    }
+
+    fn upload(&self, to: Span, from: &[u8]) -> Done {
+        self.shadow.upload(to, from)
+    }
+
+    fn download(&self, from: Span, to: &mut [u8]) -> Done {
+        self.shadow.download(from, to)
+    }
+
+    fn zero(&self, to: Span) -> Done {
+        self.shadow.zero(to)
+    }
+
+    fn copy_lines(&self, lines: Lines) -> Done {
+        self.shadow.copy_lines(lines)
+    }
+
+    fn elementwise(&self, op: Elementwise, x: Span, y: Span) -> Done {
+        self.shadow.elementwise(op, x, y)
+    }
+
+    fn apply(&self, function: Function, x: Span) -> Done {
+        self.shadow.apply(function, x)
+    }
+
+    fn fill_rows(&self, out: Rows, row: Span) -> Done {
+        self.shadow.fill_rows(out, row)
+    }
+
+    fn widen(&self, from: Matrix, out: Span) -> Done {
+        self.shadow.widen(from, out)
+    }
+
+    fn linear(&self, x: Rows, w: Matrix, finish: Finish, precision: Precision, out: Rows) -> Done {
+        self.shadow.linear(x, w, finish, precision, out)
+    }
+
+    fn linear_gated(&self, x: Rows, gated: Gated, precision: Precision, out: Rows) -> Done {
+        self.shadow.linear_gated(x, gated, precision, out)
+    }
+
+    fn rms_norm(&self, x: Rows, weight: Span, eps: f32, scale: Option<Span>, out: Rows) -> Done {
+        self.shadow.rms_norm(x, weight, eps, scale, out)
+    }
+
+    fn rms_norm_add(&self, y: Rows, weight: Span, eps: f32, gate: Option<Span>, x: Rows) -> Done {
+        self.shadow.rms_norm_add(y, weight, eps, gate, x)
+    }
+
+    fn layer_norm(&self, x: Rows, norm: LayerNorm, out: Rows) -> Done {
+        self.shadow.layer_norm(x, norm, out)
+    }
+
+    fn head_norm_rotary(
+        &self,
+        x: Rows,
+        head_dim: usize,
+        weight: Option<(Span, f32)>,
+        rotary: Option<(Rotary, Span, Span)>,
+    ) -> Done {
+        self.shadow.head_norm_rotary(x, head_dim, weight, rotary)
+    }
+
+    fn attention(&self, spec: &Attention, q: Rows, k: Rows, v: Rows, out: Rows) -> Done {
+        self.shadow.attention(spec, q, k, v, out)
+    }
+
+    fn conv2d(
+        &self,
+        conv: Conv2d,
+        x: Slice,
+        precision: Precision,
+        residual: Residual,
+        out: Slice,
+    ) -> Done {
+        self.shadow.conv2d(conv, x, precision, residual, out)
+    }
+
+    fn group_sums(&self, strip: Span, shape: [usize; 3], groups: usize, sums: Span) -> Done {
+        self.shadow.group_sums(strip, shape, groups, sums)
+    }
+
+    fn group_affine(&self, sums: Span, count: u64, norm: GroupNorm, out: [Span; 2]) -> Done {
+        self.shadow.group_affine(sums, count, norm, out)
+    }
+
+    fn map_to_tokens(
+        &self,
+        x: Span,
+        factors: [Span; 2],
+        plane: usize,
+        first: usize,
+        out: Rows,
+    ) -> Done {
+        self.shadow.map_to_tokens(x, factors, plane, first, out)
+    }
+
+    fn add_tokens_to_map(&self, tokens: Rows, map: Span, plane: usize, first: usize) -> Done {
+        self.shadow.add_tokens_to_map(tokens, map, plane, first)
+    }
+
+    fn patches(&self, map: Span, shape: [usize; 3], patches: Span, back: bool) -> Done {
+        self.shadow.patches(map, shape, patches, back)
+    }
+}
