@@ -19,6 +19,10 @@ BACKGROUNDS = {
     "gray": (150, 150, 150),
     "black": (20, 20, 22),
 }
+COLOURED = 0.35
+"""How much of an object has a clear colour if its main hue is to be turned; one with less is tinted."""
+TINT = {"red": 0.75, "orange": 0.75, "yellow": 0.65, "green": 0.65, "blue": 0.65, "purple": 0.6, "pink": 0.42}
+"""Saturation of what is tinted."""
 COLOUR_WORDS = set("red orange yellow green blue purple pink brown gray grey black white".split())
 
 
@@ -86,12 +90,17 @@ class Hues:
         return Hues(hue, saturation, value, rgb, opacity, float(main), float(saturated), name)
 
     def recoloured(self, colour: str) -> np.ndarray:
-        """The picture's colours with the main hue turned to `colour`; windows, leaves and tongues keep theirs."""
+        """The picture's colours with the main hue turned to `colour`; windows, leaves and tongues keep theirs. What has hardly any
+        colour is tinted: a gray elephant can be pink."""
         hue, saturation, value = self.hue, self.saturation, self.value
         if colour == "gray":
             return to_rgb(hue, saturation * 0.06, value * 0.8 + 0.02)
         if colour == "black":
             return to_rgb(hue, saturation * 0.06, value * 0.33)
+        if self.saturated <= COLOURED:
+            share = np.clip((0.5 - saturation) / 0.2, 0, 1)[..., None]
+            tinted = to_rgb(np.full_like(hue, HUES[colour]), np.full_like(hue, TINT[colour]), value)
+            return self.rgb + (tinted - self.rgb) * share
         share = np.clip((75 - hue_gap(hue, self.main)) / 30, 0, 1)
         turn = (HUES[colour] - self.main + 180) % 360 - 180
         beside = (hue - self.main + 180) % 360 - 180

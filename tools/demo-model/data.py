@@ -7,6 +7,9 @@ there is not fetched again, and one with other bytes is refused. Writes
 
     WORK/pictures.npy     (N, 128, 128, 4) uint8: red, green, blue, opacity; colours are multiplied by the opacity
     WORK/objects.json     for each picture what it may be called, and how it may be recoloured
+    WORK/more.npy         every other picture of the package, for the autoencoder alone
+    WORK/unseen.npy       pictures that no checkpoint's autoencoder was trained on, for measuring it: signs, and people in other
+                          colours of skin
 """
 
 import argparse
@@ -24,6 +27,7 @@ from PIL import Image
 from colours import COLOUR_WORDS, Hues
 
 SIZE = 128
+UNSEEN = 60
 HERE = Path(__file__).parent
 
 
@@ -79,6 +83,8 @@ THINGS_AMONG_SIGNS = set(
     "large_yellow_circle large_green_circle large_purple_circle large_red_square large_blue_square large_yellow_square "
     "large_green_square".split()
 )
+# Of these, the first form of these scripts took none for its autoencoder either.
+NEVER_TRAINED = set("alphanum family av-symbol transport-sign keycap gender other-symbol time punctuation".split())
 # Short names that say something else in plain English than the picture shows.
 MISLEADING = {"tada", "cop", "moyai", "v", "no good", "ok", "raised hand", "fist", "point up", "hand", "large"}
 # What people call these; the names of the standard are not what one types.
@@ -194,25 +200,33 @@ def describe(entry: dict, picture: np.ndarray) -> dict:
         bare=bare,
         own=hues.name,
         says_own=bool(hues.name and bare and not COLOUR_WORDS & set(first)),
-        recolourable=bool(hues.saturated > 0.35 and bare and not of_people_or_signs),
+        recolourable=bool(bare and not of_people_or_signs),
         group=entry["subcategory"],
     )
+
+
+def some(paths: list[Path], count: int) -> list[Path]:
+    """About so many of them, evenly spread."""
+    return paths[:: max(1, len(paths) // count)]
 
 
 def main(work: Path) -> None:
     pictures, groups, names = (package.fetch(work) for package in (PICTURES, GROUPS, NAMES))
     listed = json.loads((names / "data-by-emoji.json").read_text())
     named = {emoji.replace("\ufe0f", ""): known["name"] for emoji, known in listed.items()}
-    entries, pixels = [], []
+    entries, pixels, others, used = [], [], [], []
     for entry in json.loads((groups / "emoji.json").read_text()):
         entry["plain_name"] = clean(named.get(characters(entry["unified"]), entry["name"] or entry["short_name"]))
         path = pictures / "assets" / f"{entry['unified'].lower()}.webp"
+        if path.exists() and entry["subcategory"] in NEVER_TRAINED and not is_thing(entry):
+            others.append(path)
         if not is_thing(entry) or not path.exists():
             continue
         picture = read_picture(path)
         if picture is not None:
             entries.append(entry)
             pixels.append(picture)
+            used.append(path)
     captions(entries)
     tier = tiers(HERE / "objects.txt")
     known = {name for entry in entries for name in entry["captions"]}
@@ -223,6 +237,14 @@ def main(work: Path) -> None:
         objects.append(describe(entry, picture))
         objects[-1]["tier"] = next((tier[name] for name in entry["captions"] if name in tier), "rest")
     np.save(work / "pictures.npy", np.stack(pixels))
+    listed = {entry["unified"].lower() for entry in json.loads((groups / "emoji.json").read_text())}
+    toned = sorted(path for path in (pictures / "assets").glob("*-1f3f*.webp") if path.stem not in listed)
+    paths = some(others, UNSEEN // 2) + some(toned, UNSEEN // 2)
+    unseen = [read_picture(path) for path in paths]
+    left_out = {*paths, *used}
+    more = [read_picture(path) for path in sorted((pictures / "assets").glob("*.webp")) if path not in left_out]
+    np.save(work / "more.npy", np.stack([picture for picture in more if picture is not None]))
+    np.save(work / "unseen.npy", np.stack([picture for picture in unseen if picture is not None]))
     (work / "objects.json").write_text(json.dumps(objects, indent=0))
     counts = {name: sum(found["tier"] == name for found in objects) for name in ("everyday", "common", "rest")}
     print(f"{len(objects)} objects: {counts}")

@@ -5,7 +5,7 @@
     python vae.py encode  WORK [--shard 0] [--everyday 40] [--common 16] [--rest 6]
 
 `train` goes on from WORK/vae.safetensors where there is one. One picture in 29 is held out, which `measure` reads (a checkpoint
-gone on from may have seen them all the same). With `--decoder-only` the encoder stays, and with it every latent: a transformer
+gone on from may have seen them all the same); beside them it reads pictures that are no objects, which nobody trains on. With `--decoder-only` the encoder stays, and with it every latent: a transformer
 trained on them remains right.
 
 `encode` draws variants of the objects (variants.py), encodes them and writes WORK/latents/SHARD.pt; another shard has other colours,
@@ -138,7 +138,10 @@ def train(asked) -> None:
     named = [(n, p) for n, p in vae.named_parameters() if not asked.decoder_only or n.startswith("decoder.")]
     optimiser = Optimiser(named, is_wide, asked.rate, asked.rate / 2, decay=0.0)
     pixels = np.load(asked.work / "pictures.npy")
-    known = Pictures(pixels[~held_out(len(pixels))])
+    known = pixels[~held_out(len(pixels))]
+    if (asked.work / "more.npy").exists():
+        known = np.concatenate([known, np.load(asked.work / "more.npy")])
+    known = Pictures(known)
     unseen = Pictures(pixels[held_out(len(pixels))]).all(np.random.default_rng(99))
     losses, begun, saved, step = Losses(vae, asked.decoder_only), time.time(), time.time(), 0
     while (done := (time.time() - begun) / (asked.minutes * 60)) < 1:
@@ -170,8 +173,11 @@ def measure(asked) -> None:
         for p in vae.parameters():
             p.copy_(p.bfloat16().float())
     pixels = np.load(asked.work / "pictures.npy")
-    for name, chosen in (("held-out", held_out(len(pixels))), ("known", np.arange(len(pixels)) % HELD_OUT_EVERY == 0)):
-        x = Pictures(pixels[chosen]).all(np.random.default_rng(99))
+    sets = {"held-out": pixels[held_out(len(pixels))], "known": pixels[:: HELD_OUT_EVERY]}
+    if (asked.work / "unseen.npy").exists():
+        sets["never seen"] = np.load(asked.work / "unseen.npy")
+    for name, chosen in sets.items():
+        x = Pictures(chosen).all(np.random.default_rng(99))
         print(f"{len(x)} {name} pictures: {psnr(x, restored(vae, x)):.2f} dB")
 
 

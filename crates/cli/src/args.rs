@@ -16,6 +16,7 @@ pub(crate) use service::*;
 pub(crate) use steps::*;
 pub(crate) use upscale::{UpscaleArgs, UpscaleVerb};
 
+use crate::gpu::DeviceChoice;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use lowtide_core::Bytes;
@@ -207,6 +208,9 @@ pub(crate) struct GenerateArgs {
     /// What the networks compute in [default: auto, which is bf16 where the processor has it, else f32]
     #[arg(long, value_enum)]
     pub(crate) precision: Option<PrecisionArg>,
+    /// What the picture is computed on: auto, cpu or a GPU such as cuda:0 [default: auto, a GPU where this build knows one]
+    #[arg(long, value_name = "WORD")]
+    pub(crate) device: Option<DeviceChoice>,
     /// The most memory weights and activations may use, such as 600MiB [default: free memory less the reserve]
     #[arg(long, value_name = "SIZE")]
     pub(crate) budget: Option<Bytes>,

@@ -3,6 +3,7 @@
 use crate::args::DoctorArgs;
 use crate::console::{self, Table};
 use crate::failure::Failure;
+use crate::gpu;
 use lowtide_core::Bytes;
 use lowtide_engine::device::cpu;
 use lowtide_engine::device::memory::Memory;
@@ -38,6 +39,14 @@ fn capabilities(memory: Option<&Memory>) -> Vec<Capability> {
             name: "text to image (Z-Image)",
             available: true,
             why: "on the CPU, weights streamed where they do not fit".to_owned(),
+        },
+        {
+            let (available, why) = gpu::look();
+            Capability {
+                name: "NVIDIA GPUs",
+                available,
+                why,
+            }
         },
         Capability {
             name: "native bf16 products",

@@ -16,6 +16,7 @@ mod detail;
 mod doctor;
 mod drive;
 mod failure;
+mod gpu;
 mod interrupt;
 mod models;
 mod named_files;

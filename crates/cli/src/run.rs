@@ -10,7 +10,7 @@ use crate::progress::{Look, Progress};
 use crate::request::{LocalFiles, option_of, request};
 use crate::service::{Surroundings, models_settings};
 use crate::tensor_files::{self, Tensor};
-use crate::{chain, console, models, plan_view};
+use crate::{chain, console, gpu, models, plan_view};
 use anyhow::Context;
 use lowtide_engine::device::cpu;
 use lowtide_engine::processors::{Prepared, Refiner};
@@ -166,6 +166,8 @@ impl Job {
         let folder = models::open_or_fetch(&args.model, args.download, args.quiet || args.json)?;
         let defaults = Defaults::of(&folder)?;
         let config = Config::new(args, defaults)?;
+        let memory = (config.budget, config.reserve);
+        gpu::put(args.device.unwrap_or_default(), memory)?;
         let files = Arc::new(LocalFiles::read(args, places(args)?)?);
         let model = folder.name.clone();
         let engine = Engine::with_files(folder, options(&config), files.clone())?;

@@ -1,6 +1,7 @@
 //! Devices that compute.
 
 pub mod cpu;
+pub mod cuda;
 pub mod figures;
 pub mod ground;
 pub(crate) mod limits;

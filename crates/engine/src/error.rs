@@ -122,8 +122,30 @@ impl Error {
         Some(side.unwrap_or("prompt"))
     }
 
+    /// Whether the device is lost, so that nothing in this process can compute on it any more.
+    pub fn is_lost(&self) -> bool {
+        use lowtide_models::device::Failure;
+        match self {
+            Error::Model { source, .. } | Error::Lora(source) => match source {
+                models::Error::Device(failure) => matches!(failure, Failure::Lost(_)),
+                models::Error::Source(source) => {
+                    let failed = source.downcast_ref::<crate::stream::Failure>();
+                    matches!(
+                        failed,
+                        Some(crate::stream::Failure::Device(Failure::Lost(_)))
+                    )
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
     /// Whose fault it was.
     pub fn blame(&self) -> Blame {
+        if self.is_lost() {
+            return Blame::Program;
+        }
         match self {
             Error::Request { .. }
             | Error::UnsupportedPipeline { .. }

@@ -6,7 +6,7 @@
 
 #[path = "accelerator/late.rs"]
 mod late;
-#[path = "../../models/tests/shadow/mod.rs"]
+#[path = "../../models/tests/shadow/device.rs"]
 mod shadow;
 
 use std::path::Path;

@@ -9,7 +9,7 @@
 // Its tests look at more of it.
 #[path = "../tests/unet_2d_condition/lora.rs"]
 mod lora;
-#[path = "../tests/shadow/mod.rs"]
+#[path = "../tests/shadow/device.rs"]
 mod shadow;
 #[allow(dead_code)]
 #[path = "../tests/unet_2d_condition/store.rs"]

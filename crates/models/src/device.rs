@@ -206,6 +206,9 @@ pub enum Failure {
         /// Bytes that may ever be.
         budget: u64,
     },
+    /// It is lost: nothing in this process can use it any more.
+    #[error("{0}")]
+    Lost(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Anything else.
     #[error("{0}")]
     Other(#[source] Box<dyn std::error::Error + Send + Sync>),

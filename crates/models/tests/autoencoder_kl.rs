@@ -5,7 +5,7 @@
 
 #[path = "autoencoder_kl/encode.rs"]
 mod encode;
-#[path = "shadow/mod.rs"]
+#[path = "shadow/device.rs"]
 mod shadow;
 #[path = "autoencoder_kl/store.rs"]
 mod store;

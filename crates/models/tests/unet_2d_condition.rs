@@ -5,7 +5,7 @@
 
 #[path = "unet_2d_condition/lora.rs"]
 mod lora;
-#[path = "shadow/mod.rs"]
+#[path = "shadow/device.rs"]
 mod shadow;
 #[path = "unet_2d_condition/store.rs"]
 mod store;

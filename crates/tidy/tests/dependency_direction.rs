@@ -5,10 +5,11 @@ use lowtide_tidy::packages::{Graph, OURS, Package};
 use std::collections::BTreeSet;
 
 /// The arrows of the crate map in ARCHITECTURE.md.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("lowtide-core", &[]),
     ("lowtide-weights", &["lowtide-core"]),
     ("lowtide-kernels", &[]),
+    ("lowtide-cuda", &["lowtide-kernels"]),
     ("lowtide-models", &["lowtide-core", "lowtide-kernels"]),
     (
         "lowtide-engine",
@@ -125,6 +126,22 @@ fn kernels_need_numbers_threads_and_pages() {
     assert_eq!(
         Graph::resolved().direct("lowtide-kernels"),
         set(&["half", "libc", "rayon"])
+    );
+}
+
+#[test]
+fn the_gpu_needs_its_driver_and_numbers() {
+    assert_eq!(
+        Graph::resolved().direct("lowtide-cuda"),
+        set(&[
+            "cudarc",
+            "half",
+            "libc",
+            "libloading",
+            "lowtide-kernels",
+            "nvml-wrapper",
+            "thiserror"
+        ])
     );
 }
 

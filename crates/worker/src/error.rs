@@ -22,6 +22,12 @@ pub enum Error {
     /// A thread could not be started.
     #[error("no thread could be started: {0}")]
     Thread(std::io::Error),
+    /// What it computes on is lost to this process.
+    #[error("{reason}; its job goes back to the queue, and another worker takes its place")]
+    DeviceLost {
+        /// What the device's driver says.
+        reason: String,
+    },
     /// Something is to be preloaded that is not there.
     #[error("'{model}' is to be preloaded, but there is no such model; there are {known}")]
     NoSuchModel {

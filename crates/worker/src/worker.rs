@@ -102,6 +102,8 @@ pub struct Worker {
     scanned: Instant,
     sought: Instant,
     budget: Option<(Instant, Bytes)>,
+    /// Why what it computes on is lost to this process.
+    lost: Option<String>,
 }
 
 /// What a look at the world led to.
@@ -123,7 +125,7 @@ impl Worker {
             folder: setup.sessions.clone(),
             cause,
         })?;
-        let profile = device::cpu::profile(setup.device.precision.resolve());
+        let profile = device::ground::profile(setup.device.precision.resolve());
         let keeper = Arc::new(keeper_of(&setup)?);
         let status = keeper::starting(std::process::id(), clock());
         keeper.say(status.clone(), false, true);
@@ -172,6 +174,7 @@ impl Worker {
             scanned: Instant::now(),
             sought: Instant::now(),
             budget: None,
+            lost: None,
         };
         worker.keeper.show(worker.cards(&profile));
         Ok(worker)
@@ -180,12 +183,16 @@ impl Worker {
     /// Works until it is asked to stop; then what runs is saved and given back.
     ///
     /// # Errors
-    /// When the queue cannot be reached for long.
+    /// When the queue cannot be reached for long, or what it computes on is lost to this process.
     pub fn run(mut self, stop: &Stop) -> Result<()> {
         self.depot.tidy(&*self.store);
         self.preload();
         let mut trouble: Option<Instant> = None;
         loop {
+            if let Some(reason) = self.lost.take() {
+                // Nothing can be saved, since nothing can be brought back; whoever watches gives the jobs back.
+                return Err(Error::DeviceLost { reason });
+            }
             if stop.is_asked() || self.draining {
                 return self.drain();
             }
@@ -370,7 +377,7 @@ impl Worker {
                 found |= self.shelf.rescan();
             }
             if found {
-                let profile = device::cpu::profile(self.device.precision.resolve());
+                let profile = device::ground::profile(self.device.precision.resolve());
                 self.keeper.show(self.cards(&profile));
                 self.read = None;
             }

@@ -25,6 +25,9 @@ pub(crate) struct SettingArgs {
     /// Folder of model folders
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) models: Option<String>,
+    /// What pictures are computed on: auto, cpu, cuda:0, or several: cuda:0,cuda:1 [default: auto, all GPUs it knows]
+    #[arg(long, value_name = "WORD")]
+    pub(crate) device: Option<String>,
     /// The most memory weights and activations may use, such as 6GiB [default: free memory less the reserve]
     #[arg(long, value_name = "SIZE")]
     pub(crate) budget: Option<String>,
@@ -65,6 +68,7 @@ impl SettingArgs {
             ("--store", "server.store", &self.store),
             ("--artifacts", "server.files_bucket", &self.artifacts),
             ("--models", "models.dirs", &self.models),
+            ("--device", "device.name", &self.device),
             ("--budget", "device.budget", &self.budget),
             ("--reserve", "device.reserve", &self.reserve),
             ("--threads", "device.threads", &self.threads),

@@ -84,6 +84,7 @@ pub(crate) const KEYS: &[Key] = &[
         "none: addresses begin with a slash",
     ),
     key("server.connections_max", count(1, 100_000), "256"),
+    key("device.name", Kind::Device, "auto"),
     open(
         "device.budget",
         Kind::Size,

@@ -80,16 +80,9 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     instance.tell(&url)?;
     let named = (&url[..], &files.place[..]);
     say_start((&settings, store.as_ref()), &log, named, &catalog.names());
-    let supervisor = match settings.server.worker {
-        true => Some(Supervisor::start(
-            Plan {
-                command: worker_command()?,
-                settings: settings.resolved.document(),
-                log: log.named("worker"),
-            },
-            store.clone(),
-        )?),
-        false => None,
+    let supervisors = match settings.server.worker {
+        true => workers(&settings, &store, &log)?,
+        false => Vec::new(),
     };
     let downloads = Keeper::start(fetcher, desk, log.clone())?;
     while interrupt.check().is_ok() && !net.is_over() {
@@ -98,9 +91,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     log.info("ends: what runs is parked and saved; a second Ctrl-C ends at once");
     drop(downloads);
     let spoke = net.stop();
-    if let Some(supervisor) = supervisor {
-        supervisor.stop();
-    }
+    Supervisor::stop_all(supervisors);
     let left = waiting(store.as_ref());
     if left > 0 {
         log.info(&format!("{left} jobs go on after the next start"));
@@ -165,9 +156,35 @@ fn reachable(address: std::net::SocketAddr) -> std::net::SocketAddr {
     reachable
 }
 
-/// This program, as a worker.
-fn worker_command() -> Result<Command, Failure> {
-    let program = std::env::current_exe().context("this program's own file is not known")?;
+/// One worker a device.
+fn workers(
+    settings: &Settings,
+    store: &Arc<dyn JobStore>,
+    log: &Logger,
+) -> Result<Vec<Supervisor>, Failure> {
+    let devices = settings.device.name.workers();
+    let alone = devices.len() == 1;
+    let start = |device: String| {
+        let name = match alone {
+            true => "worker".to_owned(),
+            false => format!("worker {device}"),
+        };
+        let mut document = settings.resolved.document();
+        document["device"]["name"] = device.into();
+        let plan = Plan {
+            command: worker_command(settings)?,
+            settings: document,
+            log: log.named(&name),
+        };
+        Supervisor::start(plan, store.clone())
+    };
+    devices.into_iter().map(start).collect()
+}
+
+/// This program, or the one beside it that knows GPUs, as a worker.
+fn worker_command(settings: &Settings) -> Result<Command, Failure> {
+    let own = std::env::current_exe().context("this program's own file is not known")?;
+    let program = settings.device.name.sibling(&own).unwrap_or(own);
     let mut command = Command::new(program);
     command.args(["worker", "--supervised"]);
     Ok(command)

@@ -21,6 +21,7 @@ use super::store::Place;
 use super::value::time;
 use crate::args::{GivenSetting, SettingArgs};
 use crate::failure::Failure;
+use crate::gpu::Devices;
 use crate::named_files::{Places, detectors_of};
 
 pub(crate) use bucket::BucketSettings;
@@ -87,6 +88,7 @@ pub(crate) enum Reserve {
 /// How the device is used.
 #[derive(Clone, Debug)]
 pub(crate) struct DeviceSettings {
+    pub(crate) name: Devices,
     pub(crate) budget: Option<Bytes>,
     pub(crate) reserve: Option<Reserve>,
     pub(crate) threads: Option<usize>,
@@ -275,6 +277,8 @@ impl DeviceSettings {
             }
         });
         DeviceSettings {
+            // The settings let nothing else through.
+            name: text(resolved, "device.name").parse().unwrap_or_default(),
             budget: resolved
                 .get("device.budget")
                 .and_then(Value::as_u64)

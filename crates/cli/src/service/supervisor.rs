@@ -85,13 +85,17 @@ impl Supervisor {
         })
     }
 
-    /// Lets the worker park and save what it does, and waits for its end.
-    pub(crate) fn stop(mut self) {
-        self.nudges.close();
-        // Where the supervisor is gone already, there is nobody to tell.
-        let _ = self.news.send(News::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    /// Lets the workers park and save what they do, all at once, and waits for their ends.
+    pub(crate) fn stop_all(mut supervisors: Vec<Supervisor>) {
+        for supervisor in &supervisors {
+            supervisor.nudges.close();
+            // Where the supervisor is gone already, there is nobody to tell.
+            let _ = supervisor.news.send(News::Stop);
+        }
+        for supervisor in &mut supervisors {
+            if let Some(thread) = supervisor.thread.take() {
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -6,11 +6,15 @@ use lowtide_core::Bytes;
 use lowtide_core::lifecycle::KeepAlive;
 use serde_json::{Value, json};
 
+use crate::gpu::Devices;
+
 /// What may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Anything but nothing.
     Text,
+    /// auto, cpu, or some of cuda:N.
+    Device,
     /// A file or the URL of a server; what may be a password in it is never shown.
     Store,
     /// A text that is never shown.
@@ -53,6 +57,19 @@ pub(crate) const NEVER: &str = "never";
 /// Seconds in 100 years: more is a slip of the pen.
 const SECONDS_MAX: f64 = 100.0 * 365.25 * 86_400.0;
 
+/// A whole number.
+fn whole(written: &Value, strict: bool) -> Option<u64> {
+    match written {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) if !strict => text.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+fn is_devices(text: &str) -> bool {
+    text.trim().parse::<Devices>().is_ok()
+}
+
 impl Kind {
     /// Reads what was written and gives it back in one way of writing: sizes in bytes, times in seconds. `strict` in
     /// files, where numbers, lists and truth values are more than text.
@@ -74,17 +91,10 @@ impl Kind {
                 Value::String(text) if !text.is_empty() => Ok(json!(text)),
                 _ => Err(wrong()),
             },
-            Kind::Count { min, max } => {
-                let count = match written {
-                    Value::Number(number) => number.as_u64(),
-                    Value::String(text) if !strict => text.trim().parse().ok(),
-                    _ => None,
-                };
-                match count {
-                    Some(count) if (min..=max).contains(&count) => Ok(json!(count)),
-                    _ => Err(wrong()),
-                }
-            }
+            Kind::Count { min, max } => whole(written, strict)
+                .filter(|count| (min..=max).contains(count))
+                .map(|count| json!(count))
+                .ok_or_else(wrong),
             Kind::Size => size(written)
                 .map(|Bytes(bytes)| json!(bytes))
                 .ok_or_else(wrong),
@@ -103,6 +113,10 @@ impl Kind {
             Kind::KeepAlive => keep_alive(written)
                 .map(|keep| json!(keep.to_string()))
                 .ok_or_else(wrong),
+            Kind::Device => match written {
+                Value::String(text) if is_devices(text) => Ok(json!(text.trim())),
+                _ => Err(wrong()),
+            },
             Kind::Word(words) => match written {
                 Value::String(text) if words.contains(&text.trim()) => Ok(json!(text.trim())),
                 _ => Err(wrong()),
@@ -152,6 +166,7 @@ impl Kind {
                 "write 0, a time such as \"90s\", \"10m\" or \"2h\", \"forever\" or \"auto\""
                     .to_owned()
             }
+            Kind::Device => "write auto, cpu, or GPUs such as cuda:0 or cuda:0,cuda:1".to_owned(),
             Kind::Word(words) => format!("write {}", words.join(", ")),
             Kind::Flag => "write true or false".to_owned(),
             Kind::Texts => "write a list of texts such as [\"one\", \"two\"]".to_owned(),

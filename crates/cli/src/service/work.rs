@@ -23,6 +23,7 @@ use super::store;
 use super::traces;
 use crate::args::WorkerArgs;
 use crate::failure::Failure;
+use crate::gpu;
 use crate::interrupt::Interrupt;
 use crate::named_files::{NamedFiles, Sent};
 
@@ -124,6 +125,9 @@ fn work(
     log: &Logger,
 ) -> Result<(), Failure> {
     let lines = log.clone();
+    let options_of_device = device(settings);
+    let memory = (options_of_device.budget, options_of_device.reserve);
+    gpu::put(settings.device.name.first(), memory)?;
     let around = Surroundings::of_process();
     let folders = Arc::new(Catalog::new(&settings.models, &around)?);
     let tracer = traces::start(settings, id.as_str(), &around, log)?;
@@ -136,7 +140,7 @@ fn work(
         shared_sessions: kept.sessions,
         processors: enabled(&settings.kinds)?,
         folders: folders.clone(),
-        device: device(settings),
+        device: options_of_device,
         files: files(settings, kept.inputs, folders),
         options: options(settings),
         tracer,

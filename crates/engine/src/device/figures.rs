@@ -31,6 +31,10 @@ pub struct Figures {
     pub cpu_s: Option<f64>,
     /// Joules the processor has used since some moment, where this process may read it.
     pub energy_j: Option<f64>,
+    /// Share of the last moment in which something ran, of a device with memory of its own.
+    pub busy: Option<f64>,
+    /// Watts that such a device takes.
+    pub watts: Option<f64>,
 }
 
 impl Figures {
@@ -52,6 +56,12 @@ impl Figures {
             },
             cpu_s: cpu_s(),
             energy_j: energy_j(),
+            busy: there
+                .and_then(|there| there.busy)
+                .map(|thousandths| f64::from(thousandths) / 1e3),
+            watts: there
+                .and_then(|there| there.milliwatts)
+                .map(|milliwatts| milliwatts as f64 / 1e3),
         }
     }
 }

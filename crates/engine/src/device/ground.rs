@@ -63,6 +63,10 @@ pub trait Accelerator: Device {
     fn profile(&self, precision: Precision) -> DeviceProfile;
     /// How its memory is.
     fn figures(&self) -> AcceleratorFigures;
+    /// Bytes in use.
+    fn live(&self) -> u64;
+    /// The most of them since [`Accelerator::reset_peak`].
+    fn peak(&self) -> u64;
     /// Counts the peak anew.
     fn reset_peak(&self);
     /// The most bytes that may be in use; `None` is all that it was opened with.
@@ -136,12 +140,12 @@ pub fn profile(precision: Precision) -> DeviceProfile {
 
 /// Bytes in use there.
 pub(crate) fn live() -> u64 {
-    accelerator().map_or_else(memory::live, |it| it.figures().live)
+    accelerator().map_or_else(memory::live, |it| it.live())
 }
 
 /// The most of them since [`reset_peak`].
 pub(crate) fn peak() -> u64 {
-    accelerator().map_or_else(memory::peak, |it| it.figures().peak)
+    accelerator().map_or_else(memory::peak, |it| it.peak())
 }
 
 /// Counts the peak anew.

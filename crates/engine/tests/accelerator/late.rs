@@ -148,6 +148,14 @@ impl Accelerator for Late {
         }
     }
 
+    fn live(&self) -> u64 {
+        self.shadow.live()
+    }
+
+    fn peak(&self) -> u64 {
+        self.shadow.peak()
+    }
+
     fn reset_peak(&self) {
         self.shadow.reset_peak();
     }

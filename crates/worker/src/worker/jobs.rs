@@ -445,8 +445,11 @@ impl Worker {
 
     /// Whether another attempt may do better: not where the request is wrong; where nothing fits, only if something
     /// else holds memory now, or others than this process decide how much there is.
-    fn judged(&self, error: &lowtide_engine::Error, others: bool) -> (String, bool) {
+    fn judged(&mut self, error: &lowtide_engine::Error, others: bool) -> (String, bool) {
         use lowtide_engine::Error::{Incomplete, Weights};
+        if error.is_lost() {
+            self.lost = Some(error.to_string());
+        }
         let others = others || self.shelf.held() > Bytes::ZERO || self.device.budget.is_none();
         let retryable = match error.blame() {
             Blame::User => false,

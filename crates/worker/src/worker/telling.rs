@@ -22,7 +22,7 @@ impl Worker {
         Cards {
             device: DeviceCard {
                 name: profile.name.clone(),
-                description: device::cpu::name(),
+                description: device::ground::name(),
                 link_bytes_per_s: profile.link_bytes_per_s,
                 cold_bytes_per_s: profile.cold_bytes_per_s,
                 flops_per_s: profile.flops_per_s,

@@ -1,0 +1,210 @@
+//! Attention that never holds the matrix of scores.
+
+use super::operands::{Memory, Rows, RowsMut};
+use crate::error::Error;
+use lowtide_kernels::Attention;
+
+/// Where keys and values lie as the kernel reads them.
+const SCRATCH_HEADS: usize = 1;
+
+/// `out = softmax(scale * q k^T + mask) v`, head by head; as [`lowtide_kernels::attention`]. Keys and values are laid out in
+/// scratch first, in the precision of the products: some 2 to 4 bytes for each of their numbers.
+///
+/// # Shapes
+/// `q` and `out` `[tq, heads * D]`, `k` and `v` `[tk, kv_heads * D]`.
+///
+/// # Panics
+/// When the shapes do not fit, or a query would see no key.
+pub fn attention(
+    spec: &Attention,
+    q: Rows<'_>,
+    k: Rows<'_>,
+    v: Rows<'_>,
+    out: RowsMut<'_>,
+) -> Result<(), Error> {
+    if q.rows == 0 {
+        return Ok(());
+    }
+    let gpu = out.data.gpu();
+    let scratch = gpu.scratch(SCRATCH_HEADS, launches::scratch(spec, k.rows))?;
+    for launch in launches::attention(spec, [q.at(), k.at(), v.at()], out.at(), scratch.at()) {
+        // SAFETY: the description is of this operation, from spans whose lengths it checked.
+        unsafe { launch.run(gpu) }?;
+    }
+    Ok(())
+}
+
+/// What runs.
+pub mod launches {
+    use crate::ops::launch::Launch;
+    use crate::ops::operands::{At, RowsIn};
+    use lowtide_kernels::{Attention, Mask, Precision};
+
+    /// Threads of a warp, and the queries it takes.
+    const LANES: usize = 32;
+    const WARP_QUERIES: usize = 16;
+
+    /// The tiles of a kernel.
+    struct Tiles {
+        kernel: &'static str,
+        /// Numbers of a head at once, and how often that is.
+        numbers: usize,
+        parts: usize,
+        keys: usize,
+        warps: usize,
+        /// Bytes of a number.
+        bytes: usize,
+    }
+
+    impl Tiles {
+        /// By the head and the precision alone, since the order of sums depends on them.
+        fn of(spec: &Attention) -> Tiles {
+            let known: &[(usize, &'static str)] = match spec.precision {
+                Precision::Bf16 => &[
+                    (48, "attend_bf16_48"),
+                    (64, "attend_bf16_64"),
+                    (80, "attend_bf16_80"),
+                    (128, "attend_bf16_128"),
+                    (160, "attend_bf16_160"),
+                ],
+                Precision::F32 => &[
+                    (64, "attend_f32_64"),
+                    (128, "attend_f32_128"),
+                    (160, "attend_f32_160"),
+                ],
+            };
+            let fits = |size: usize| known.iter().find(|(numbers, _)| *numbers >= size);
+            // Larger heads are taken in parts of 128.
+            let (numbers, kernel) = fits(spec.head_dim).or(fits(128)).unwrap_or(&known[0]);
+            let (keys, warps, bytes) = match spec.precision {
+                Precision::Bf16 => (64, 8, 2),
+                Precision::F32 => (32, 4, 4),
+            };
+            Tiles {
+                kernel,
+                numbers: *numbers,
+                parts: spec.head_dim.div_ceil(*numbers),
+                keys,
+                warps,
+                bytes,
+            }
+        }
+
+        fn queries(&self) -> usize {
+            self.warps * WARP_QUERIES
+        }
+
+        /// Tokens up to whole tiles.
+        fn rows(&self, tokens: usize) -> usize {
+            tokens.next_multiple_of(self.keys)
+        }
+
+        /// Bytes of keys, or values, of so many heads and tokens.
+        fn side(&self, heads: usize, tokens: usize) -> usize {
+            heads * self.rows(tokens) * self.parts * self.numbers * self.bytes
+        }
+
+        /// Bytes of shared memory: queries, keys and values, each row with 16 bytes to spare.
+        fn shared(&self) -> usize {
+            (self.queries() + 2 * self.keys) * (self.numbers * self.bytes + 16)
+        }
+    }
+
+    /// Bytes of scratch for so many keys.
+    pub fn scratch(spec: &Attention, tokens: usize) -> usize {
+        2 * Tiles::of(spec).side(spec.kv_heads, tokens)
+    }
+
+    fn check(spec: &Attention, [q, k, v]: &[RowsIn<At>; 3], out: &RowsIn<At>) {
+        assert!(
+            spec.kv_heads > 0 && spec.heads.is_multiple_of(spec.kv_heads),
+            "{} heads cannot share {} heads of keys",
+            spec.heads,
+            spec.kv_heads
+        );
+        assert!(
+            spec.head_dim > 0 && spec.head_dim <= 1024,
+            "a head of {} numbers",
+            spec.head_dim
+        );
+        assert!(
+            spec.scale > 0.0 && spec.scale.is_finite(),
+            "attention scaled by {}",
+            spec.scale
+        );
+        let (cols, kv_cols) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        assert_eq!(
+            (q.cols, out.cols, k.cols, v.cols),
+            (cols, cols, kv_cols, kv_cols),
+            "columns of queries, output, keys and values"
+        );
+        assert_eq!(
+            (out.rows, v.rows),
+            (q.rows, k.rows),
+            "rows of output and queries, of values and keys"
+        );
+        assert!(
+            k.rows > 0 && (spec.mask == Mask::None || k.rows >= q.rows),
+            "{} queries on {} keys leave queries that see nothing",
+            q.rows,
+            k.rows
+        );
+    }
+
+    /// As the operation of that name, with the scratch that [`scratch`] says.
+    pub fn attention(
+        spec: &Attention,
+        rows: [RowsIn<At>; 3],
+        out: RowsIn<At>,
+        scratch: At,
+    ) -> [Launch; 3] {
+        check(spec, &rows, &out);
+        let [q, k, v] = rows;
+        let tiles = Tiles::of(spec);
+        let side = tiles.side(spec.kv_heads, k.rows);
+        assert!(
+            scratch.bytes >= 2 * side && scratch.address.is_multiple_of(16),
+            "{} bytes of scratch at {:#x} for {}",
+            scratch.bytes,
+            scratch.address,
+            2 * side
+        );
+        let sides = [0, side].map(|start| At {
+            address: scratch.address + start as u64,
+            bytes: side,
+        });
+        let [keys, values] = [(k, sides[0]), (v, sides[1])].map(|(rows, to)| {
+            let kernel = match spec.precision {
+                Precision::Bf16 => "lay_out_bf16",
+                Precision::F32 => "lay_out_f32",
+            };
+            Launch::along(kernel, side / 16)
+                .at(rows.data)
+                .long(rows.stride)
+                .int(rows.rows)
+                .int(spec.kv_heads)
+                .int(spec.head_dim)
+                .int(tiles.rows(rows.rows))
+                .int(tiles.parts * tiles.numbers)
+                .at(to)
+        });
+        let grid = [q.rows.div_ceil(tiles.queries()), spec.heads, tiles.parts];
+        let attend = Launch::new(tiles.kernel, grid, (tiles.warps * LANES) as u32)
+            .shared(tiles.shared())
+            .at(q.data)
+            .long(q.stride)
+            .at(sides[0])
+            .at(sides[1])
+            .at(out.data)
+            .long(out.stride)
+            .int(q.rows)
+            .int(k.rows)
+            .int(tiles.rows(k.rows))
+            .int(spec.heads / spec.kv_heads)
+            .int(spec.head_dim)
+            .int(tiles.parts)
+            .float(spec.scale * std::f32::consts::LOG2_E)
+            .int(usize::from(spec.mask == Mask::Causal));
+        [keys, values, attend]
+    }
+}

@@ -1,0 +1,403 @@
+//! A GPU behind the engine's words: [`lowtide_cuda`] as an [`Accelerator`].
+//!
+//! The GPU stays in one place behind a lock, with the buffers it gave out; what leaves are addresses. Calls only queue work,
+//! so that the lock is held for moments: the thread that computes and the one that loads do not wait for each other, and
+//! nobody waits for the GPU with the lock in hand, but for the little that is brought back.
+
+mod operations;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use lowtide_core::{Bytes, DeviceProfile};
+use lowtide_cuda::telemetry::Telemetry;
+use lowtide_cuda::{Buffer, Context, Error, Event, Gpu, Pinned, Rates, Span, SpanMut, ops};
+use lowtide_kernels::{Activation, Precision, Stored};
+use lowtide_models::device::{Device, Done, Failure, Span as Part};
+
+use crate::device::ground::{Accelerator, AcceleratorFigures, HostBytes, Mark};
+
+/// The link is measured with buffers of this size.
+const MEASURED_BYTES: usize = 64 << 20;
+
+/// A first read may have to come from a disk; an ordinary NVMe drive reads about this fast.
+const COLD_SPEED_BYTES_PER_S: f64 = 3.0e9;
+
+/// What kernels take beside their operands, in pictures of up to four megapixels: keys and values in the products' type
+/// (attention, the most of it), and for products by a library activations in it (32 MiB at most) and a second product (64 MiB).
+/// Larger pictures may be refused once and go on a rung lower.
+const SCRATCH_BYTES: u64 = 384 << 20;
+
+/// Starting a block: launches of some dozen kernels.
+const BLOCK_OVERHEAD_S: f64 = 100e-6;
+
+/// Of the GPU's memory, what stays free for a context, kernels and libraries when nobody names a budget.
+const CONTEXT_BYTES: u64 = 768 << 20;
+
+/// Of the GPU's memory, this share is left to others unless somebody says how much, and never more than 1 GiB.
+const RESERVE_SHARE: u64 = 16;
+const RESERVE_MOST: u64 = 1 << 30;
+
+/// Why no GPU can be used; `None` where one can.
+pub fn absent() -> Option<String> {
+    match lowtide_cuda::devices() {
+        Ok(devices) if devices.is_empty() => Some("the driver shows no GPU".to_owned()),
+        Ok(_) if !lowtide_cuda::has_kernels() => Some(
+            "this build knows GPUs but has no kernels for them; build it with scripts/build-cuda"
+                .to_owned(),
+        ),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// The numbers of the GPUs there are.
+pub fn ordinals() -> Vec<usize> {
+    let devices = lowtide_cuda::devices().unwrap_or_default();
+    devices.iter().map(|device| device.ordinal).collect()
+}
+
+/// The GPUs there are, in words.
+pub fn shown() -> String {
+    let devices = match lowtide_cuda::devices() {
+        Ok(devices) => devices,
+        Err(error) => return error.to_string(),
+    };
+    let one = |device: &lowtide_cuda::DeviceInfo| {
+        let (major, minor) = device.compute;
+        let (free, total) = (Bytes(device.free), Bytes(device.total));
+        format!(
+            "cuda:{} is {} (compute capability {major}.{minor}), {free} free of {total}",
+            device.ordinal, device.name
+        )
+    };
+    devices.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// Opens a GPU for pipelines, tests that it computes what it should, and measures it.
+///
+/// # Errors
+/// When it is not there, has too little memory, or fails; in words for the user.
+pub fn open(
+    ordinal: usize,
+    budget: Option<Bytes>,
+    reserve: Option<Bytes>,
+) -> Result<Arc<dyn Accelerator>, String> {
+    if let Some(why) = absent() {
+        return Err(why);
+    }
+    Cuda::open(ordinal, budget, reserve)
+        .map(|cuda| Arc::new(cuda) as Arc<dyn Accelerator>)
+        .map_err(|error| error.to_string())
+}
+
+/// The GPU, and the buffers that it gave out, by address.
+pub(super) struct State {
+    // Buffers go before the GPU they are of.
+    buffers: HashMap<u64, Buffer>,
+    gpu: Gpu,
+    budget: u64,
+}
+
+/// A [`State`] that may be used by any thread, one at a time.
+struct Kept(State);
+
+// SAFETY: a `Gpu` is bound to a thread because clones of it count themselves without a lock. All clones of this one are
+// in this state (the buffers hold them), and the state is used under one lock alone; nothing that is handed out holds one.
+// Every call binds the context to the thread that makes it.
+#[allow(unsafe_code, reason = "the argument above is beyond the compiler")]
+unsafe impl Send for Kept {}
+
+/// A GPU that pipelines compute on.
+pub(super) struct Cuda {
+    state: Mutex<Kept>,
+    context: Arc<Context>,
+    telemetry: Option<Telemetry>,
+    name: String,
+    total: u64,
+    budget: u64,
+    ordinal: usize,
+    link_bytes_per_s: f64,
+    flops_per_s: [f64; 2],
+}
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cuda").field("name", &self.name).finish()
+    }
+}
+
+/// A failure of the GPU in the models' words.
+pub(super) fn failure(error: Error) -> Failure {
+    match error {
+        Error::OutOfMemory {
+            asked,
+            used,
+            budget,
+        } => Failure::OutOfMemory {
+            asked,
+            used,
+            budget,
+        },
+        Error::DriverOutOfMemory { asked, free, .. } => Failure::OutOfMemory {
+            asked,
+            used: 0,
+            budget: free,
+        },
+        other if other.is_poisoned() => Failure::Lost(Box::new(other)),
+        other => Failure::Other(Box::new(other)),
+    }
+}
+
+impl Cuda {
+    fn open(ordinal: usize, budget: Option<Bytes>, reserve: Option<Bytes>) -> Result<Cuda, Error> {
+        let devices = lowtide_cuda::devices()?;
+        let count = devices.len();
+        let info = devices
+            .into_iter()
+            .find(|device| device.ordinal == ordinal)
+            .ok_or(Error::NoDevice { ordinal, count })?;
+        let reserve = reserve.map_or((info.total / RESERVE_SHARE).min(RESERVE_MOST), |r| r.0);
+        let most = info.free.saturating_sub(reserve + CONTEXT_BYTES);
+        let budget = budget.map_or(most, |budget| budget.0);
+        let gpu = Gpu::open(ordinal, budget)?;
+        lowtide_cuda::self_test(&gpu)?;
+        let bytes = MEASURED_BYTES.min(budget as usize / 4);
+        let rates = Rates::measure(&gpu, bytes)?;
+        let flops_per_s = [
+            measure_flops(&gpu, Precision::F32)?,
+            measure_flops(&gpu, Precision::Bf16)?,
+        ];
+        gpu.forget_scratch();
+        gpu.trim()?;
+        gpu.reset_peak();
+        let context = gpu.context().clone();
+        let state = State {
+            buffers: HashMap::new(),
+            gpu,
+            budget,
+        };
+        Ok(Cuda {
+            state: Mutex::new(Kept(state)),
+            context,
+            telemetry: Telemetry::open(&info.pci).ok(),
+            name: info.name,
+            total: info.total,
+            budget,
+            ordinal,
+            link_bytes_per_s: rates.pinned_up,
+            flops_per_s,
+        })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        // A panic in the middle of a call leaves a GPU that still counts what it gave out.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with the GPU.
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut State) -> Result<T, Error>) -> Done<T> {
+        act(&mut self.kept().0).map_err(failure)
+    }
+}
+
+impl State {
+    /// A part of memory that this GPU gave out.
+    pub(super) fn span(&self, part: Part) -> Span<'_> {
+        self.assert_ours(part);
+        // SAFETY: it lies within a buffer that lives: see above.
+        #[allow(unsafe_code, reason = "addresses come back from outside the lock")]
+        unsafe {
+            Span::from_raw(&self.gpu, part.address, part.bytes)
+        }
+    }
+
+    /// The same, to be written.
+    pub(super) fn span_mut(&self, part: Part) -> SpanMut<'_> {
+        self.assert_ours(part);
+        // SAFETY: as above; work is queued in order, so that nobody writes it at the same time.
+        #[allow(unsafe_code, reason = "addresses come back from outside the lock")]
+        unsafe {
+            SpanMut::from_raw(&self.gpu, part.address, part.bytes)
+        }
+    }
+
+    /// In builds that check, a part must lie in one of the buffers; elsewhere whoever holds an `Allocation` is believed.
+    fn assert_ours(&self, part: Part) {
+        if cfg!(debug_assertions) && part.bytes > 0 {
+            let holds = |(first, buffer): (&u64, &Buffer)| {
+                *first <= part.address
+                    && part.address + part.bytes as u64 <= first + buffer.len() as u64
+            };
+            assert!(
+                self.buffers.iter().any(holds),
+                "{part:?} is no memory of this GPU"
+            );
+        }
+    }
+}
+
+/// Multiplications and additions a second in a large product, the best of three.
+fn measure_flops(gpu: &Gpu, precision: Precision) -> Result<f64, Error> {
+    const ROWS: usize = 2048;
+    const DIM: usize = 4096;
+    let x = Buffer::zeroed(gpu, ROWS * DIM * 4)?;
+    let weights = Buffer::zeroed(gpu, DIM * DIM * 2)?;
+    let mut out = Buffer::new(gpu, ROWS * DIM * 4)?;
+    let matrix = ops::Matrix {
+        stored: Stored::Bf16,
+        data: weights.span(),
+        rows: DIM,
+        cols: DIM,
+        scales: None,
+    };
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        gpu.synchronise_compute()?;
+        let start = Instant::now();
+        let rows = ops::Rows::new(x.span(), ROWS, DIM);
+        let to = ops::RowsMut::new(out.span_mut(), ROWS, DIM);
+        ops::linear(rows, &matrix, None, Activation::None, precision, to)?;
+        gpu.synchronise_compute()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (ROWS * DIM) as f64 * DIM as f64 / best.max(1e-9))
+}
+
+fn event(mark: &Mark) -> Result<&Event, Error> {
+    mark.0.downcast_ref().ok_or_else(|| Error::Host {
+        what: "a mark",
+        reason: "is another device's (this is a bug)".to_owned(),
+    })
+}
+
+/// Page-locked memory of the host.
+struct PinnedBytes(Pinned);
+
+impl HostBytes for PinnedBytes {
+    fn bytes(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.0.as_mut_slice()
+    }
+}
+
+impl Accelerator for Cuda {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn profile(&self, precision: Precision) -> DeviceProfile {
+        let [f32, bf16] = self.flops_per_s;
+        DeviceProfile {
+            name: format!("cuda:{}", self.ordinal),
+            link_bytes_per_s: self.link_bytes_per_s,
+            cold_bytes_per_s: COLD_SPEED_BYTES_PER_S.min(self.link_bytes_per_s),
+            flops_per_s: match precision {
+                Precision::F32 => f32,
+                Precision::Bf16 => bf16,
+            },
+            block_overhead_s: BLOCK_OVERHEAD_S,
+            overlap: 1.0,
+        }
+    }
+
+    fn figures(&self) -> AcceleratorFigures {
+        let activity = self.telemetry.as_ref().and_then(|it| it.activity().ok());
+        let busy = activity.and_then(|it| it.busy);
+        let watts = activity.and_then(|it| it.watts);
+        let kept = self.kept();
+        let gpu = &kept.0.gpu;
+        AcceleratorFigures {
+            live: gpu.used(),
+            peak: gpu.peak(),
+            held: gpu.reserved(),
+            total: self.total,
+            free: gpu.free(),
+            busy: busy.map(|percent| percent * 10),
+            milliwatts: watts.map(|watts| (watts * 1000.0) as u64),
+        }
+    }
+
+    fn live(&self) -> u64 {
+        self.kept().0.gpu.used()
+    }
+
+    fn peak(&self) -> u64 {
+        self.kept().0.gpu.peak()
+    }
+
+    fn reset_peak(&self) {
+        self.kept().0.gpu.reset_peak();
+    }
+
+    fn set_budget(&self, budget: Option<u64>) {
+        self.kept().0.budget = budget.map_or(self.budget, |budget| budget.min(self.budget));
+    }
+
+    fn trim(&self) {
+        let kept = self.kept();
+        kept.0.gpu.forget_scratch();
+        // A GPU that fails here says so at the next call that can.
+        let _ = kept.0.gpu.trim();
+    }
+
+    fn scratch_bytes(&self) -> u64 {
+        SCRATCH_BYTES
+    }
+
+    fn scratch_allocated(&self) -> u64 {
+        self.kept().0.gpu.scratch_bytes()
+    }
+
+    fn mark(&self) -> Done<Mark> {
+        self.with(|state| {
+            let event = Event::new(&state.gpu, false)?;
+            state.gpu.record(&event)?;
+            Ok(Mark(Arc::new(event)))
+        })
+    }
+
+    fn load(&self, to: Part, from: &dyn HostBytes, after: Option<&Mark>) -> Done<Mark> {
+        self.with(|state| {
+            let copies = state.gpu.copies();
+            if let Some(after) = after {
+                copies.wait(event(after)?)?;
+            }
+            let bytes = &from.bytes()[..to.bytes];
+            #[allow(
+                unsafe_code,
+                reason = "that is what `Accelerator::load` asks of its callers"
+            )]
+            // SAFETY: who calls keeps `from` until it was told of the mark, lets nothing use `to` before it is past, and
+            // named the last use of `to` by `after`.
+            unsafe {
+                copies.start(state.span_mut(to), bytes)?;
+            }
+            let event = Event::new(&state.gpu, false)?;
+            copies.record(&event)?;
+            Ok(Mark(Arc::new(event)))
+        })
+    }
+
+    fn wait(&self, mark: &Mark) -> Done {
+        self.with(|state| state.gpu.wait(event(mark)?))
+    }
+
+    fn settle(&self, mark: &Mark) -> Done {
+        // Without the lock: others may go on.
+        event(mark).and_then(Event::synchronise).map_err(failure)
+    }
+
+    fn host_bytes(&self, bytes: usize) -> Option<Box<dyn HostBytes>> {
+        let pinned = Pinned::new(&self.context, bytes).ok()?;
+        Some(Box::new(PinnedBytes(pinned)))
+    }
+
+    fn as_device(self: Arc<Self>) -> Arc<dyn Device> {
+        self
+    }
+}

@@ -1,0 +1,224 @@
+//! What pipelines promise, on a GPU: near the CPU's numbers in f32, the same bytes at any budget, never over it, memory that
+//! goes back at once, a hundred jobs of two models under a cap. One test, since a process has one such device.
+//!
+//! Computes in builds with the kernels (feature `cuda-kernels`); says that it is skipped where there is no GPU. The tree is
+//! `LOWTIDE_TREE`, where the program was carried to another place.
+
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use lowtide_core::{Bytes, Placement};
+use lowtide_engine::device::{cuda, ground};
+use lowtide_engine::{
+    Engine, Hires, ImageRequest, Options, Outcome, PrecisionChoice, Step, Upscaler,
+};
+use lowtide_weights::ModelFolder;
+
+const DEMO: &str = "crates/cli/demo";
+const STABLE_DIFFUSION: [&str; 2] = [
+    "crates/engine/tests/fixtures/stable-diffusion/sd15/checkpoint",
+    "crates/engine/tests/fixtures/stable-diffusion/sdxl/checkpoint",
+];
+
+/// The device may use so much in this test.
+const CAP: Bytes = Bytes::gib(2);
+
+fn tree() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+    std::env::var_os("LOWTIDE_TREE").map_or(here, PathBuf::from)
+}
+
+fn engine(folder: &str, precision: PrecisionChoice, budget: Option<Bytes>) -> Engine {
+    let options = Options {
+        budget,
+        precision,
+        prompt_cache: Some(Bytes::ZERO),
+        keep_weights: budget.is_none(),
+        ..Options::default()
+    };
+    Engine::open(ModelFolder::open(&tree().join(folder)).unwrap(), options).unwrap()
+}
+
+fn request() -> ImageRequest {
+    ImageRequest {
+        prompt: "a red heart".to_owned(),
+        width: 64,
+        height: 96,
+        steps: 3,
+        guidance: 4.0,
+        count: 2,
+        ..ImageRequest::default()
+    }
+}
+
+fn with_second_pass() -> ImageRequest {
+    ImageRequest {
+        hires: Some(Hires {
+            width: 96,
+            height: 144,
+            steps: 2,
+            strength: 0.6,
+            upscaler: Upscaler::Lanczos,
+        }),
+        ..request()
+    }
+}
+
+fn run(engine: &Engine, request: ImageRequest) -> Outcome {
+    let mut session = engine.start(request, true).unwrap();
+    loop {
+        if let Step::Finished(outcome) = session.step().unwrap() {
+            return *outcome;
+        }
+    }
+}
+
+/// The largest difference of latents, in their standard deviations.
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let mean = b.iter().map(|&x| f64::from(x)).sum::<f64>() / b.len() as f64;
+    let spread = b
+        .iter()
+        .map(|&x| (f64::from(x) - mean).powi(2))
+        .sum::<f64>()
+        / b.len() as f64;
+    let pairs = a.iter().zip(b);
+    let worst = pairs.map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs());
+    worst.fold(0.0, f64::max) / spread.sqrt()
+}
+
+fn skip(reason: &str) {
+    eprintln!("skipped: {reason}");
+    if let Some(path) = std::env::var_os("LOWTIDE_TEST_SKIPS") {
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path);
+        writeln!(file.unwrap(), "cuda: {reason}").unwrap();
+    }
+}
+
+/// Waits until the driver says that `bytes` more are free than `before`; how long it took.
+fn free_again(before: u64, bytes: u64) -> Option<Duration> {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        let free = ground::accelerator().unwrap().figures().free;
+        if free >= before + bytes {
+            return Some(start.elapsed());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    None
+}
+
+#[test]
+fn pipelines_on_a_gpu_keep_their_promises() {
+    if let Some(why) = cuda::absent() {
+        return skip(&why);
+    }
+    eprintln!("{}", cuda::shown());
+    let f32 = PrecisionChoice::F32;
+    let host = run(&engine(DEMO, f32, None), request());
+    let others = STABLE_DIFFUSION.map(|folder| run(&engine(folder, f32, None), with_second_pass()));
+    assert!(ground::put(cuda::open(0, Some(CAP), None).unwrap()));
+    let gpu = ground::accelerator().unwrap();
+    let idle = gpu.live();
+
+    let there = run(&engine(DEMO, f32, None), request());
+    let near = difference(&there.latents, &host.latents);
+    eprintln!("Z-Image, f32: {near:.1e} of a standard deviation from the CPU");
+    assert!(near < 2e-3, "{near}");
+    for (folder, host) in STABLE_DIFFUSION.into_iter().zip(&others) {
+        let there = run(&engine(folder, f32, None), with_second_pass());
+        let near = difference(&there.latents, &host.latents);
+        eprintln!("{folder}, f32: {near:.1e}");
+        assert!(near < 2e-2, "{folder}: {near}");
+    }
+    budgets(idle);
+    released(idle);
+    hundred_jobs(idle);
+}
+
+/// The same bytes at any budget, in both precisions, and never over it.
+fn budgets(idle: u64) {
+    let gpu = ground::accelerator().unwrap();
+    for precision in [PrecisionChoice::F32, PrecisionChoice::Bf16] {
+        let free = run(&engine(DEMO, precision, None), request());
+        let most = free.report.plan.peak;
+        let mut streamed = 0;
+        for sixteenths in [15, 14, 13, 12] {
+            // Beside the scratch that plans reckon with there is little that could be less.
+            let budget = Bytes(most.0 * sixteenths / 16);
+            let small = engine(DEMO, precision, Some(budget));
+            let Ok(session) = small.start(request(), true) else {
+                continue;
+            };
+            drop(session);
+            gpu.reset_peak();
+            let outcome = run(&small, request());
+            assert!(outcome.images == free.images, "pictures at {budget}");
+            assert!(outcome.latents == free.latents, "latents at {budget}");
+            assert!(gpu.peak() <= budget.0, "{} of {budget}", gpu.peak());
+            let phases = outcome.report.plan.phases.iter();
+            streamed += phases
+                .filter(|phase| matches!(phase.placement, Placement::Streamed { .. }))
+                .count();
+        }
+        eprintln!("{precision:?}: {streamed} phases streamed, bytes as without a budget");
+    }
+    gpu.trim();
+    assert_eq!(gpu.live(), idle);
+}
+
+/// Memory that is released is visible to the driver within a tenth of a second.
+fn released(idle: u64) {
+    let gpu = ground::accelerator().unwrap();
+    let roomy = engine(DEMO, PrecisionChoice::Bf16, None);
+    drop(run(&roomy, request()));
+    let kept = gpu.live() - idle;
+    let before = gpu.figures().free;
+    let start = Instant::now();
+    assert!(roomy.forget_weights() > Bytes::ZERO);
+    gpu.trim();
+    let took = start.elapsed();
+    let seen = free_again(before, kept / 2).expect("the driver sees it");
+    eprintln!(
+        "{} released in {took:?}, seen by the driver after {seen:?} more",
+        Bytes(kept)
+    );
+    assert!(
+        took + seen < Duration::from_millis(100),
+        "{took:?} {seen:?}"
+    );
+    assert_eq!(gpu.live(), idle);
+}
+
+/// A hundred jobs alternating two models: nothing grows, nothing fails.
+fn hundred_jobs(idle: u64) {
+    let gpu = ground::accelerator().unwrap();
+    let mut first = None;
+    for job in 0..100 {
+        let folder = [DEMO, STABLE_DIFFUSION[0]][job % 2];
+        let request = ImageRequest {
+            steps: 1,
+            count: 1,
+            ..request()
+        };
+        drop(run(&engine(folder, PrecisionChoice::Bf16, None), request));
+        gpu.trim();
+        assert_eq!(gpu.live(), idle, "after job {job}");
+        let free = gpu.figures().free;
+        let first = *first.get_or_insert(free);
+        let grown = first.saturating_sub(free);
+        assert!(
+            grown <= 64 << 20,
+            "{} less free after job {job}",
+            Bytes(grown)
+        );
+    }
+    eprintln!("100 jobs alternating two models: nothing left behind");
+}
