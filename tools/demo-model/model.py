@@ -115,11 +115,17 @@ def rms(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5) * weight).to(x.dtype)
 
 
+def by_halves(p: torch.Tensor, head: int) -> torch.Tensor:
+    """Of rows that lie head after head: in each the even ones first, then the odd ones. The rotary embedding turns neighbours; with
+    queries and keys reordered alike it turns halves, whose numbers lie side by side, and their products stay what they were."""
+    return p.unflatten(0, (-1, head // 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x (B, T, heads, head width); cos and sin (T, head width / 2)."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """x (B, T, heads, head width), by halves; cos and sin (T, head width / 2)."""
+    first, second = x.float().chunk(2, -1)
     cos, sin = cos[:, None], sin[:, None]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(x.dtype)
 
 
 def block(layer, x, cos, sin, time):
@@ -132,8 +138,9 @@ def block(layer, x, cos, sin, time):
         gate_attention, gate_ff = gate_attention.tanh(), gate_ff.tanh()
         y = y * (1 + scale)
     split = (attention.heads, -1)
-    q = rms(attention.to_q(y).unflatten(-1, split), attention.norm_q.weight)
-    k = rms(attention.to_k(y).unflatten(-1, split), attention.norm_k.weight)
+    head = attention.norm_q.weight.shape[0]
+    q, k = (F.linear(y, by_halves(part.weight, head)).unflatten(-1, split) for part in (attention.to_q, attention.to_k))
+    q, k = rms(q, by_halves(attention.norm_q.weight, head)), rms(k, by_halves(attention.norm_k.weight, head))
     v = attention.to_v(y).unflatten(-1, split).transpose(1, 2)
     q, k = rotated(q, cos, sin).transpose(1, 2), rotated(k, cos, sin).transpose(1, 2)
     weights = torch.softmax((q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5, -1).to(v.dtype)

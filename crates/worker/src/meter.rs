@@ -126,6 +126,9 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(300));
         let (shares, _) = meter.read(&told(1.0));
         assert!((shares.now - 1.0).abs() < 0.02, "{shares:?}");
-        assert!(shares.job_peak > 0.9 && shares.job_average > 0.6, "{shares:?}");
+        assert!(
+            shares.job_peak > 0.9 && shares.job_average > 0.6,
+            "{shares:?}"
+        );
     }
 }
