@@ -3,10 +3,9 @@
 use crate::args::DoctorArgs;
 use crate::console::{self, Table};
 use crate::failure::Failure;
-use crate::gpu;
 use lowtide_core::Bytes;
-use lowtide_engine::device::cpu;
 use lowtide_engine::device::memory::Memory;
+use lowtide_engine::device::{cpu, cuda};
 use lowtide_kernels as kernels;
 use serde_json::{Value, json};
 
@@ -34,19 +33,17 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Failure> {
 fn capabilities(memory: Option<&Memory>) -> Vec<Capability> {
     let native = kernels::native_bf16();
     let linux = cfg!(target_os = "linux");
+    let gpus = cuda::shown();
     vec![
         Capability {
             name: "text to image (Z-Image)",
             available: true,
             why: "on the CPU, weights streamed where they do not fit".to_owned(),
         },
-        {
-            let (available, why) = gpu::look();
-            Capability {
-                name: "NVIDIA GPUs",
-                available,
-                why,
-            }
+        Capability {
+            name: "NVIDIA GPUs",
+            available: gpus.is_ok(),
+            why: gpus.unwrap_or_else(|why| why),
         },
         Capability {
             name: "native bf16 products",

@@ -47,8 +47,14 @@ impl std::str::FromStr for DeviceChoice {
 }
 
 /// The devices of a service, each with a worker of its own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Devices(Vec<DeviceChoice>);
+
+impl Default for Devices {
+    fn default() -> Devices {
+        Devices(vec![DeviceChoice::Auto])
+    }
+}
 
 impl std::str::FromStr for Devices {
     type Err = String;
@@ -74,14 +80,13 @@ impl Devices {
 
     /// What each worker is told: one a device, and where nobody named any, one for each GPU.
     pub(crate) fn workers(&self) -> Vec<String> {
-        let gpus = cuda::ordinals();
-        if self.first() == DeviceChoice::Auto && self.0.len() <= 1 && cuda::absent().is_none() {
-            let gpus = gpus.into_iter().map(DeviceChoice::Cuda);
-            return gpus.map(|gpu| gpu.to_string()).collect();
-        }
-        match self.0.is_empty() {
-            true => vec![DeviceChoice::Auto.to_string()],
-            false => self.0.iter().map(DeviceChoice::to_string).collect(),
+        let gpus = match self.0 == [DeviceChoice::Auto] {
+            true => cuda::ordinals(),
+            false => Vec::new(),
+        };
+        match gpus.is_empty() {
+            true => self.0.iter().map(DeviceChoice::to_string).collect(),
+            false => gpus.iter().map(|gpu| format!("cuda:{gpu}")).collect(),
         }
     }
 
@@ -119,14 +124,6 @@ pub(crate) fn put(
         )));
     }
     Ok(())
-}
-
-/// Whether a GPU could be used, and with what, or why not: for `lowtide doctor`.
-pub(crate) fn look() -> (bool, String) {
-    match cuda::absent() {
-        Some(why) => (false, why),
-        None => (true, cuda::shown()),
-    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ mod norm;
 mod operands;
 
 pub use attention::attention;
-pub use conv::{Residual, conv2d, conv2d_finished, conv2d_in_place_add, conv2d_padded, convolve};
+pub use conv::{Residual, convolve};
 pub use elementwise::{
     activate, add, add_constant, add_scaled, copy, copy_strided, fill_rows, gather_rows, mul, tanh,
     widen,

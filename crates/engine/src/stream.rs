@@ -244,18 +244,8 @@ impl Blocks {
         self.on_host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes kept in memory of the host for a device that is none.
-    pub fn kept_on_host(&self) -> Bytes {
-        let kept = self.on_host();
-        let kept = kept
-            .iter()
-            .zip(&self.bytes)
-            .filter(|(kept, _)| kept.is_some());
-        kept.map(|(_, bytes)| Bytes::from(*bytes)).sum()
-    }
-
-    /// Forgets what is kept there. No stream of this component may run.
-    pub fn forget_on_host(&self) {
+    /// Forgets what is kept in memory of the host. No stream of this component may run.
+    fn forget_on_host(&self) {
         if let Some(accelerator) = &self.accelerator
             && let Ok(mark) = accelerator.mark()
         {

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
 
+#[path = "accelerator/asked.rs"]
+mod asked;
 #[path = "accelerator/late.rs"]
 mod late;
 #[path = "../../models/tests/shadow/device.rs"]
@@ -15,11 +17,10 @@ use std::sync::atomic::Ordering;
 
 use lowtide_core::{Bytes, Placement};
 use lowtide_engine::device::ground;
-use lowtide_engine::{
-    Engine, Hires, ImageRequest, Options, Outcome, PrecisionChoice, Step, Upscaler,
-};
+use lowtide_engine::{Engine, Options, PrecisionChoice};
 use lowtide_weights::ModelFolder;
 
+use asked::{request, run, with_second_pass};
 use late::Late;
 
 const HOST: u64 = 40 << 20;
@@ -37,57 +38,23 @@ fn engine(folder: &str, budget: Option<Bytes>, keep_weights: bool) -> Engine {
     Engine::open(ModelFolder::open(&folder).unwrap(), options).unwrap()
 }
 
-fn request(steps: usize) -> ImageRequest {
-    ImageRequest {
-        prompt: "a red heart".to_owned(),
-        width: 64,
-        height: 96,
-        steps,
-        guidance: 4.0,
-        count: 2,
-        ..ImageRequest::default()
-    }
-}
-
-fn run(engine: &Engine, request: ImageRequest) -> Outcome {
-    let mut session = engine.start(request, true).unwrap();
-    loop {
-        if let Step::Finished(outcome) = session.step().unwrap() {
-            return *outcome;
-        }
-    }
-}
-
 const DEMO: &str = "../cli/demo";
 const STABLE_DIFFUSION: [&str; 2] = [
     "tests/fixtures/stable-diffusion/sd15/checkpoint",
     "tests/fixtures/stable-diffusion/sdxl/checkpoint",
 ];
 
-fn of_stable_diffusion() -> ImageRequest {
-    ImageRequest {
-        hires: Some(Hires {
-            width: 96,
-            height: 144,
-            steps: 2,
-            strength: 0.6,
-            upscaler: Upscaler::Lanczos,
-        }),
-        ..request(3)
-    }
-}
-
 #[test]
 fn a_device_with_memory_of_its_own_gives_the_bytes_of_the_host_within_any_budget() {
-    let host = run(&engine(DEMO, None, false), request(3));
+    let host = run(&engine(DEMO, None, false), request());
     let others =
-        STABLE_DIFFUSION.map(|folder| run(&engine(folder, None, false), of_stable_diffusion()));
+        STABLE_DIFFUSION.map(|folder| run(&engine(folder, None, false), with_second_pass()));
     let late = Arc::new(Late::new(1 << 30, HOST));
     assert!(ground::put(late.clone()));
     let idle = late.shadow().live();
 
     let roomy = engine(DEMO, None, true);
-    let there = run(&roomy, request(3));
+    let there = run(&roomy, request());
     assert!(there.images == host.images && there.latents == host.latents);
     assert!(late.shadow().calls() > 1000, "it was computed elsewhere");
     let kept = late.shadow().live() - idle;
@@ -97,7 +64,7 @@ fn a_device_with_memory_of_its_own_gives_the_bytes_of_the_host_within_any_budget
 
     // What the host keeps is brought again without a look at the file.
     let again = late.loaded.load(Ordering::Relaxed);
-    let second = run(&roomy, request(3));
+    let second = run(&roomy, request());
     assert!(second.images == host.images);
     assert!(late.loaded.load(Ordering::Relaxed) > again);
     assert!(late.host_kept() <= HOST, "{} of {HOST}", late.host_kept());
@@ -111,10 +78,10 @@ fn a_device_with_memory_of_its_own_gives_the_bytes_of_the_host_within_any_budget
         let budget = Bytes(most.0 * sixteenths / 16);
         late.shadow().reset_peak();
         let small = engine(DEMO, Some(budget), false);
-        let outcome = match small.start(request(3), true) {
+        let outcome = match small.start(request(), true) {
             Ok(session) => {
                 drop(session);
-                run(&small, request(3))
+                run(&small, request())
             }
             Err(lowtide_engine::Error::DoesNotFit(_)) => continue,
             Err(other) => panic!("{other}"),
@@ -135,7 +102,7 @@ fn a_device_with_memory_of_its_own_gives_the_bytes_of_the_host_within_any_budget
     assert_eq!(late.shadow().live(), idle);
 
     for (folder, host) in STABLE_DIFFUSION.into_iter().zip(&others) {
-        let there = run(&engine(folder, None, false), of_stable_diffusion());
+        let there = run(&engine(folder, None, false), with_second_pass());
         assert!(there.images == host.images, "{folder}");
     }
     assert_eq!(late.shadow().live(), idle);

@@ -7,16 +7,19 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, reason = "an unwrap in a test is an assertion")]
 
+#[path = "accelerator/asked.rs"]
+mod asked;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use lowtide_core::{Bytes, Placement};
 use lowtide_engine::device::{cuda, ground};
-use lowtide_engine::{
-    Engine, Hires, ImageRequest, Options, Outcome, PrecisionChoice, Step, Upscaler,
-};
+use lowtide_engine::{Engine, ImageRequest, Options, PrecisionChoice};
 use lowtide_weights::ModelFolder;
+
+use asked::{request, run, with_second_pass};
 
 const DEMO: &str = "crates/cli/demo";
 const STABLE_DIFFUSION: [&str; 2] = [
@@ -41,40 +44,6 @@ fn engine(folder: &str, precision: PrecisionChoice, budget: Option<Bytes>) -> En
         ..Options::default()
     };
     Engine::open(ModelFolder::open(&tree().join(folder)).unwrap(), options).unwrap()
-}
-
-fn request() -> ImageRequest {
-    ImageRequest {
-        prompt: "a red heart".to_owned(),
-        width: 64,
-        height: 96,
-        steps: 3,
-        guidance: 4.0,
-        count: 2,
-        ..ImageRequest::default()
-    }
-}
-
-fn with_second_pass() -> ImageRequest {
-    ImageRequest {
-        hires: Some(Hires {
-            width: 96,
-            height: 144,
-            steps: 2,
-            strength: 0.6,
-            upscaler: Upscaler::Lanczos,
-        }),
-        ..request()
-    }
-}
-
-fn run(engine: &Engine, request: ImageRequest) -> Outcome {
-    let mut session = engine.start(request, true).unwrap();
-    loop {
-        if let Step::Finished(outcome) = session.step().unwrap() {
-            return *outcome;
-        }
-    }
 }
 
 /// The largest difference of latents, in their standard deviations.
@@ -117,10 +86,10 @@ fn free_again(before: u64, bytes: u64) -> Option<Duration> {
 
 #[test]
 fn pipelines_on_a_gpu_keep_their_promises() {
-    if let Some(why) = cuda::absent() {
-        return skip(&why);
+    match cuda::shown() {
+        Ok(shown) => eprintln!("{shown}"),
+        Err(why) => return skip(&why),
     }
-    eprintln!("{}", cuda::shown());
     let f32 = PrecisionChoice::F32;
     let host = run(&engine(DEMO, f32, None), request());
     let others = STABLE_DIFFUSION.map(|folder| run(&engine(folder, f32, None), with_second_pass()));

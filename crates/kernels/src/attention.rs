@@ -72,6 +72,14 @@ impl Attention {
         k.check();
         v.check();
         out.check();
+        self.check_shapes(
+            [(q.rows, q.cols), (k.rows, k.cols), (v.rows, v.cols)],
+            (out.rows, out.cols),
+        );
+    }
+
+    /// Panics unless rows and columns of queries, keys, values and output fit.
+    pub fn check_shapes(&self, [q, k, v]: [(usize, usize); 3], out: (usize, usize)) {
         assert!(
             self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
             "{} heads cannot share {} heads of keys",
@@ -90,20 +98,20 @@ impl Attention {
         );
         let (cols, kv_cols) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         assert_eq!(
-            (q.cols, out.cols, k.cols, v.cols),
+            (q.1, out.1, k.1, v.1),
             (cols, cols, kv_cols, kv_cols),
             "columns of queries, output, keys and values"
         );
         assert_eq!(
-            (out.rows, v.rows),
-            (q.rows, k.rows),
+            (out.0, v.0),
+            (q.0, k.0),
             "rows of output and queries, of values and keys"
         );
         assert!(
-            k.rows > 0 && (self.mask == Mask::None || k.rows >= q.rows),
+            k.0 > 0 && (self.mask == Mask::None || k.0 >= q.0),
             "{} queries on {} keys leave queries that see nothing",
-            q.rows,
-            k.rows
+            q.0,
+            k.0
         );
     }
 }

@@ -41,7 +41,8 @@ impl MapRows {
         }
     }
 
-    fn check(&self, what: &str) {
+    /// Panics unless the slice lies in its map.
+    pub fn check(&self, what: &str) {
         assert!(
             self.first + self.count <= self.total,
             "{what} rows {}..{} of a map of {} rows",

@@ -633,6 +633,13 @@ pub(crate) fn elsewhere() -> ! {
     panic!("an operand is not where the others are (this is a bug)")
 }
 
+pub(crate) fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect()
+}
+
 /// A layer's small vector.
 #[derive(Debug)]
 pub struct Vector(Held);
@@ -686,8 +693,7 @@ impl Vector {
             Place::Host => Ok(Vector::from(values)),
             Place::Device(device) => {
                 let vector = Vector::on(&device, values.len())?;
-                let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_ne_bytes()).collect();
-                device.upload(vector.values().span(), &bytes)?;
+                device.upload(vector.values().span(), &bytes_of(&values))?;
                 Ok(vector)
             }
         }

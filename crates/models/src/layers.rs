@@ -544,15 +544,6 @@ impl Strip {
     }
 }
 
-/// What a convolution's result is added to.
-#[derive(Clone, Copy)]
-enum Residual<'a> {
-    Nothing,
-    Other(&'a Tensor),
-    /// What is there already.
-    Result,
-}
-
 fn same_shape(what: &'static str, expected: &Tensor, found: &Tensor) -> Result<()> {
     if expected.shape() == found.shape() {
         return Ok(());
@@ -589,8 +580,8 @@ impl Conv2d<'_> {
             first: rows.first,
             height: rows.total,
         };
-        let add = add.map_or(Residual::Nothing, Residual::Other);
-        self.run(compute, x, around, add, &mut out)?;
+        let onto = add.map_or(Onto::Nothing, |add| Onto::Other(add.values()));
+        self.run(compute, x, around, onto, &mut out)?;
         Ok(out)
     }
 
@@ -620,7 +611,7 @@ impl Conv2d<'_> {
             input,
             ..Around::default()
         };
-        self.run(compute, x, around, Residual::Result, out)
+        self.run(compute, x, around, Onto::Out, out)
     }
 
     /// `finish(conv(x)) + add` from one part of the host's memory to another, without adapters: for networks whose maps are parts
@@ -679,7 +670,7 @@ impl Conv2d<'_> {
         compute: Compute,
         x: &Strip,
         around: Around<'_>,
-        add: Residual<'_>,
+        onto: Onto<'_>,
         out: &mut Strip,
     ) -> Result<()> {
         let (_, _, width) = x.rows.dims3()?;
@@ -700,11 +691,6 @@ impl Conv2d<'_> {
             data: x.rows.values(),
             rows: x.map_rows(),
             width,
-        };
-        let onto = match add {
-            Residual::Nothing => Onto::Nothing,
-            Residual::Other(add) => Onto::Other(add.values()),
-            Residual::Result => Onto::Out,
         };
         let to = (out.rows.values_mut(), rows, width_out);
         ops::conv2d(&conv, slice, precision, onto, to)?;

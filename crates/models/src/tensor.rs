@@ -9,7 +9,7 @@ use std::ops::Range;
 use lowtide_kernels as kernels;
 use lowtide_kernels::{Rows, RowsMut};
 
-use crate::device::{Elementwise, Memory, On, Place, Values, ValuesMut, elsewhere};
+use crate::device::{Elementwise, Memory, On, Place, Values, ValuesMut, bytes_of, elsewhere};
 use crate::{Error, Result, ops};
 
 /// How products are multiplied; passed down to every layer.
@@ -96,6 +96,17 @@ impl Tensor {
     /// As [`Tensor::new`].
     pub fn copied_here(&self) -> Result<Tensor> {
         Tensor::from_slice(&self.shape, self.data())
+    }
+
+    /// A tensor of the host where this thread makes new ones: itself, or a copy.
+    ///
+    /// # Errors
+    /// As [`Tensor::new`].
+    pub(crate) fn here(&self) -> Result<Here<'_>> {
+        match Place::here() {
+            Place::Host => Ok(Here::Itself(self)),
+            Place::Device(_) => Ok(Here::Copy(self.copied_here()?)),
+        }
     }
 
     /// The same numbers where this thread makes new tensors; nothing happens where they are there already.
@@ -270,11 +281,22 @@ impl Tensor {
     }
 }
 
-fn bytes_of(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_ne_bytes())
-        .collect()
+/// A tensor where it is computed with.
+#[derive(Debug)]
+pub(crate) enum Here<'a> {
+    Itself(&'a Tensor),
+    Copy(Tensor),
+}
+
+impl std::ops::Deref for Here<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        match self {
+            Here::Itself(tensor) => tensor,
+            Here::Copy(tensor) => tensor,
+        }
+    }
 }
 
 /// Consecutive rows of a matrix.

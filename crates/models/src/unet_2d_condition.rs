@@ -103,21 +103,16 @@ pub fn predict(
         return Ok(Vec::new());
     };
     let _there = source.place().enter();
-    let elsewhere = !source.place().is_host();
-    let texts: Vec<Tensor> = match elsewhere {
-        true => sequences
-            .iter()
-            .map(|(_, told)| told.text.copied_here())
-            .collect::<Result<_>>()?,
-        false => Vec::new(),
-    };
-    let brought: Vec<(usize, Condition<'_>)> = sequences
+    let texts: Vec<_> = sequences
+        .iter()
+        .map(|(_, told)| told.text.here())
+        .collect::<Result<_>>()?;
+    let sequences: Vec<(usize, Condition<'_>)> = sequences
         .iter()
         .zip(&texts)
         .map(|(&(sample, told), text)| (sample, Condition { text, ..told }))
         .collect();
-    let sequences = if elsewhere { &brought } else { sequences };
-    let mut flow = Flow::new(pass, size, sequences);
+    let mut flow = Flow::new(pass, size, &sequences);
     for (index, block) in network::blocks(pass.config).iter().enumerate() {
         let weights = source.block(index)?;
         flow.apply(block, block.load(&weights, pass.config)?, samples, timestep)?;

@@ -611,8 +611,7 @@ pub fn refine_captions(
         let embedder = CaptionEmbedder::load(&weights, config)?;
         for caption in captions {
             let (tokens, _) = caption.dims2()?;
-            let caption = caption.copied_here()?;
-            let normed = embedder.norm.forward(&caption, None)?;
+            let normed = embedder.norm.forward(&*caption.here()?, None)?;
             let embedded = embedder.linear.forward(pass.compute, &normed)?;
             let mut rows = Tensor::new(&[padded(tokens), config.dim])?;
             rows.part_mut(0..tokens).copy_from(embedded.all())?;
@@ -801,16 +800,12 @@ pub fn velocities(
         layer.forward(pass, &mut pictures, &segments, Some(&time))?;
     }
 
-    let brought: Vec<Tensor> = match elsewhere {
-        true => captions
-            .iter()
-            .map(|caption| caption.copied_here())
-            .collect::<Result<_>>()?,
-        false => Vec::new(),
-    };
-    let brought: Vec<&Tensor> = brought.iter().collect();
-    let captions = if elsewhere { &brought } else { captions };
-    let (mut x, segments) = unify(sequences, &pictures, &taken, captions)?;
+    let captions: Vec<_> = captions
+        .iter()
+        .map(|caption| caption.here())
+        .collect::<Result<_>>()?;
+    let captions: Vec<&Tensor> = captions.iter().map(|caption| &**caption).collect();
+    let (mut x, segments) = unify(sequences, &pictures, &taken, &captions)?;
     drop(pictures);
     for i in 0..config.layers {
         let weights = source.block(1 + config.refiners + i)?;

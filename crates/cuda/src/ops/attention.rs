@@ -115,40 +115,9 @@ pub mod launches {
         2 * Tiles::of(spec).side(spec.kv_heads, tokens)
     }
 
-    fn check(spec: &Attention, [q, k, v]: &[RowsIn<At>; 3], out: &RowsIn<At>) {
-        assert!(
-            spec.kv_heads > 0 && spec.heads.is_multiple_of(spec.kv_heads),
-            "{} heads cannot share {} heads of keys",
-            spec.heads,
-            spec.kv_heads
-        );
-        assert!(
-            spec.head_dim > 0 && spec.head_dim <= 1024,
-            "a head of {} numbers",
-            spec.head_dim
-        );
-        assert!(
-            spec.scale > 0.0 && spec.scale.is_finite(),
-            "attention scaled by {}",
-            spec.scale
-        );
-        let (cols, kv_cols) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        assert_eq!(
-            (q.cols, out.cols, k.cols, v.cols),
-            (cols, cols, kv_cols, kv_cols),
-            "columns of queries, output, keys and values"
-        );
-        assert_eq!(
-            (out.rows, v.rows),
-            (q.rows, k.rows),
-            "rows of output and queries, of values and keys"
-        );
-        assert!(
-            k.rows > 0 && (spec.mask == Mask::None || k.rows >= q.rows),
-            "{} queries on {} keys leave queries that see nothing",
-            q.rows,
-            k.rows
-        );
+    fn check(spec: &Attention, operands: &[RowsIn<At>; 3], out: &RowsIn<At>) {
+        let shape = |rows: &RowsIn<At>| (rows.rows, rows.cols);
+        spec.check_shapes([0, 1, 2].map(|i| shape(&operands[i])), shape(out));
     }
 
     /// As the operation of that name, with the scratch that [`scratch`] says.

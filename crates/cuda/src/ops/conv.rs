@@ -16,104 +16,14 @@ pub enum Residual<M> {
     Out,
 }
 
-/// Computes rows `out_rows` of a convolution's result from rows `x_rows` of its input; as [`lowtide_kernels::conv2d`].
+/// Computes rows `out_rows` of a convolution's result from rows `x_rows` of its input; as [`lowtide_kernels::conv2d`], with
+/// zeros by side, what becomes of results, and what they are added to. `conv.padding` is not looked at.
 ///
 /// # Shapes
-/// `x` `[cin, x_rows.count, width]`; `out` and `add` `[cout, out_rows.count, width_out]`.
+/// `x` `[cin, x_rows.count, width]`; `out` and what is added `[cout, out_rows.count, width_out]`.
 ///
 /// # Panics
 /// When shapes do not fit, or input rows that are needed are not in the slice.
-#[allow(clippy::too_many_arguments)] // One name for each thing; a struct would only rename them.
-pub fn conv2d(
-    conv: &Conv2d<'_>,
-    x: Span<'_>,
-    x_rows: MapRows,
-    width: usize,
-    precision: Precision,
-    add: Option<Span<'_>>,
-    out: SpanMut<'_>,
-    out_rows: MapRows,
-) -> Result<(), Error> {
-    let padding = Padding::all(conv.padding);
-    conv2d_padded(
-        conv, padding, x, x_rows, width, precision, add, out, out_rows,
-    )
-}
-
-/// [`conv2d`] with zeros that differ by side; `conv.padding` is not looked at.
-#[allow(clippy::too_many_arguments)]
-pub fn conv2d_padded(
-    conv: &Conv2d<'_>,
-    padding: Padding,
-    x: Span<'_>,
-    x_rows: MapRows,
-    width: usize,
-    precision: Precision,
-    add: Option<Span<'_>>,
-    out: SpanMut<'_>,
-    out_rows: MapRows,
-) -> Result<(), Error> {
-    let residual = add.map_or(Residual::Nothing, Residual::Other);
-    convolve(
-        conv,
-        padding,
-        Finish::Plain,
-        (x, x_rows, width),
-        precision,
-        residual,
-        (out, out_rows),
-    )
-}
-
-/// `finish(conv(x)) + add`, otherwise as [`conv2d`].
-#[allow(clippy::too_many_arguments)]
-pub fn conv2d_finished(
-    conv: &Conv2d<'_>,
-    finish: Finish<'_>,
-    x: Span<'_>,
-    x_rows: MapRows,
-    width: usize,
-    precision: Precision,
-    add: Option<Span<'_>>,
-    out: SpanMut<'_>,
-    out_rows: MapRows,
-) -> Result<(), Error> {
-    convolve(
-        conv,
-        Padding::all(conv.padding),
-        finish,
-        (x, x_rows, width),
-        precision,
-        add.map_or(Residual::Nothing, Residual::Other),
-        (out, out_rows),
-    )
-}
-
-/// `out += conv(x)`, otherwise as [`conv2d`].
-pub fn conv2d_in_place_add(
-    conv: &Conv2d<'_>,
-    x: Span<'_>,
-    x_rows: MapRows,
-    width: usize,
-    precision: Precision,
-    out: SpanMut<'_>,
-    out_rows: MapRows,
-) -> Result<(), Error> {
-    convolve(
-        conv,
-        Padding::all(conv.padding),
-        Finish::Plain,
-        (x, x_rows, width),
-        precision,
-        Residual::Out,
-        (out, out_rows),
-    )
-}
-
-/// All that the others are: zeros by side, what becomes of results, and what they are added to.
-///
-/// # Panics
-/// As [`conv2d`].
 pub fn convolve(
     conv: &Conv2d<'_>,
     padding: Padding,
@@ -196,16 +106,6 @@ pub mod launches {
     const TILE_PIXELS: usize = 128;
     const TILE_CHANNELS: usize = 128;
 
-    fn check_rows(what: &str, rows: MapRows) {
-        assert!(
-            rows.first + rows.count <= rows.total,
-            "{what} rows {}..{} of a map of {} rows",
-            rows.first,
-            rows.first + rows.count,
-            rows.total
-        );
-    }
-
     /// Rows (or columns) of the result for `size` of the input, `around` zeros added in all.
     fn size_out<M>(conv: &Conv2dIn<M>, size: usize, around: usize) -> usize {
         let padded = (size << usize::from(conv.upsample)) + around;
@@ -242,8 +142,8 @@ pub mod launches {
         (x, x_rows, width): (At, MapRows, usize),
         (out, out_rows): (At, MapRows),
     ) -> (usize, usize) {
-        check_rows("input", x_rows);
-        check_rows("output", out_rows);
+        x_rows.check("input");
+        out_rows.check("output");
         let taps = conv.kernel * conv.kernel;
         assert!(
             conv.stride > 0 && taps > 0 && conv.weight.cols.is_multiple_of(taps),

@@ -6,13 +6,7 @@ use lowtide_core::{Budget, Bytes};
 use lowtide_kernels::memory;
 
 use crate::device::ground;
-use crate::device::memory::Memory;
-
-/// Of a device's own memory, this share is left to others unless somebody says how much.
-const RESERVE_SHARE: u64 = 16;
-
-/// And never more than this.
-const RESERVE_MOST: Bytes = Bytes::gib(1);
+use crate::device::memory::{Memory, reserve_of};
 
 /// How the device is now. What the system does not tell is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -77,7 +71,7 @@ pub(crate) fn of_pipelines(budget: Option<Bytes>, reserve: Option<Bytes>, in_use
         return within(budget, reserve, in_use);
     };
     let figures = accelerator.figures();
-    let reserve = reserve.unwrap_or(Bytes(figures.total / RESERVE_SHARE).min(RESERVE_MOST));
+    let reserve = reserve.unwrap_or_else(|| reserve_of(Bytes(figures.total)));
     let total = budget.unwrap_or_else(|| free.saturating_sub(reserve) + Bytes(figures.live));
     Budget { total, in_use }
 }

@@ -56,7 +56,7 @@ pub struct AcceleratorFigures {
 ///
 /// Two things go on at once: what [`Device`] asks for, in order, and loads, in order. Marks tie them together: a load can wait
 /// for what was computed with the memory before, and computing for a load.
-pub trait Accelerator: Device {
+pub trait Accelerator: Debug + Send + Sync {
     /// What it is called.
     fn name(&self) -> String;
     /// The rates plans are made with.

@@ -30,6 +30,11 @@ pub struct Memory {
     pub limits: Vec<Limit>,
 }
 
+/// What is left to others of so much memory, unless the user says how much.
+pub fn reserve_of(all: Bytes) -> Bytes {
+    Bytes(all.0 / RESERVE_DIVISOR).min(RESERVE_MAX)
+}
+
 impl Memory {
     /// The present state, or `None` on systems whose figures this program does not know how to read.
     pub fn read() -> Option<Memory> {
@@ -56,7 +61,7 @@ impl Memory {
             .chain([self.total])
             .min()
             .expect("chain adds one");
-        Bytes(all.0 / RESERVE_DIVISOR).min(RESERVE_MAX)
+        reserve_of(all)
     }
 
     /// As [`Memory::read`], with another folder for `/`.

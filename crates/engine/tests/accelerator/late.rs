@@ -8,11 +8,8 @@ use std::time::Duration;
 
 use lowtide_core::DeviceProfile;
 use lowtide_engine::device::ground::{Accelerator, AcceleratorFigures, HostBytes, Mark};
-use lowtide_kernels::{Attention, Precision, Rotary};
-use lowtide_models::device::{
-    Conv2d, Device, Done, Elementwise, Finish, Function, Gated, GroupNorm, LayerNorm, Lines,
-    Matrix, Residual, Rows, Slice, Span,
-};
+use lowtide_kernels::Precision;
+use lowtide_models::device::{Device, Done, Span};
 
 use crate::shadow::Shadow;
 
@@ -220,121 +217,6 @@ impl Accelerator for Late {
     }
 
     fn as_device(self: Arc<Self>) -> Arc<dyn Device> {
-        self
-    }
-}
-
-/// Every operation is the shadow's.
-impl Device for Late {
-    fn allocate(&self, bytes: usize) -> Done<Span> {
-        self.shadow.allocate(bytes)
-    }
-
-    fn free(&self, memory: Span) {
-        self.shadow.free(memory);
-    }
-
-    fn upload(&self, to: Span, from: &[u8]) -> Done {
-        self.shadow.upload(to, from)
-    }
-
-    fn download(&self, from: Span, to: &mut [u8]) -> Done {
-        self.shadow.download(from, to)
-    }
-
-    fn zero(&self, to: Span) -> Done {
-        self.shadow.zero(to)
-    }
-
-    fn copy_lines(&self, lines: Lines) -> Done {
-        self.shadow.copy_lines(lines)
-    }
-
-    fn elementwise(&self, op: Elementwise, x: Span, y: Span) -> Done {
-        self.shadow.elementwise(op, x, y)
-    }
-
-    fn apply(&self, function: Function, x: Span) -> Done {
-        self.shadow.apply(function, x)
-    }
-
-    fn fill_rows(&self, out: Rows, row: Span) -> Done {
-        self.shadow.fill_rows(out, row)
-    }
-
-    fn widen(&self, from: Matrix, out: Span) -> Done {
-        self.shadow.widen(from, out)
-    }
-
-    fn linear(&self, x: Rows, w: Matrix, finish: Finish, precision: Precision, out: Rows) -> Done {
-        self.shadow.linear(x, w, finish, precision, out)
-    }
-
-    fn linear_gated(&self, x: Rows, gated: Gated, precision: Precision, out: Rows) -> Done {
-        self.shadow.linear_gated(x, gated, precision, out)
-    }
-
-    fn rms_norm(&self, x: Rows, weight: Span, eps: f32, scale: Option<Span>, out: Rows) -> Done {
-        self.shadow.rms_norm(x, weight, eps, scale, out)
-    }
-
-    fn rms_norm_add(&self, y: Rows, weight: Span, eps: f32, gate: Option<Span>, x: Rows) -> Done {
-        self.shadow.rms_norm_add(y, weight, eps, gate, x)
-    }
-
-    fn layer_norm(&self, x: Rows, norm: LayerNorm, out: Rows) -> Done {
-        self.shadow.layer_norm(x, norm, out)
-    }
-
-    fn head_norm_rotary(
-        &self,
-        x: Rows,
-        head_dim: usize,
-        weight: Option<(Span, f32)>,
-        rotary: Option<(Rotary, Span, Span)>,
-    ) -> Done {
-        self.shadow.head_norm_rotary(x, head_dim, weight, rotary)
-    }
-
-    fn attention(&self, spec: &Attention, q: Rows, k: Rows, v: Rows, out: Rows) -> Done {
-        self.shadow.attention(spec, q, k, v, out)
-    }
-
-    fn conv2d(
-        &self,
-        conv: Conv2d,
-        x: Slice,
-        precision: Precision,
-        residual: Residual,
-        out: Slice,
-    ) -> Done {
-        self.shadow.conv2d(conv, x, precision, residual, out)
-    }
-
-    fn group_sums(&self, strip: Span, shape: [usize; 3], groups: usize, sums: Span) -> Done {
-        self.shadow.group_sums(strip, shape, groups, sums)
-    }
-
-    fn group_affine(&self, sums: Span, count: u64, norm: GroupNorm, out: [Span; 2]) -> Done {
-        self.shadow.group_affine(sums, count, norm, out)
-    }
-
-    fn map_to_tokens(
-        &self,
-        x: Span,
-        factors: [Span; 2],
-        plane: usize,
-        first: usize,
-        out: Rows,
-    ) -> Done {
-        self.shadow.map_to_tokens(x, factors, plane, first, out)
-    }
-
-    fn add_tokens_to_map(&self, tokens: Rows, map: Span, plane: usize, first: usize) -> Done {
-        self.shadow.add_tokens_to_map(tokens, map, plane, first)
-    }
-
-    fn patches(&self, map: Span, shape: [usize; 3], patches: Span, back: bool) -> Done {
-        self.shadow.patches(map, shape, patches, back)
+        self.shadow.clone()
     }
 }

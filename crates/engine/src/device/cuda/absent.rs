@@ -13,14 +13,17 @@ pub fn absent() -> Option<String> {
     Some(WHY.to_owned())
 }
 
-/// The numbers of the GPUs there are.
+/// The numbers of the GPUs that can be used.
 pub fn ordinals() -> Vec<usize> {
     Vec::new()
 }
 
-/// The GPUs there are, in words.
-pub fn shown() -> String {
-    WHY.to_owned()
+/// The GPUs that can be used, in words, or why there are none.
+///
+/// # Errors
+/// Always, in words for the user.
+pub fn shown() -> Result<String, String> {
+    Err(WHY.to_owned())
 }
 
 /// Opens a GPU for pipelines.

@@ -12,11 +12,14 @@ use std::time::Instant;
 
 use lowtide_core::{Bytes, DeviceProfile};
 use lowtide_cuda::telemetry::Telemetry;
-use lowtide_cuda::{Buffer, Context, Error, Event, Gpu, Pinned, Rates, Span, SpanMut, ops};
+use lowtide_cuda::{
+    Buffer, Context, DeviceInfo, Error, Event, Gpu, Pinned, Rates, Span, SpanMut, ops,
+};
 use lowtide_kernels::{Activation, Precision, Stored};
 use lowtide_models::device::{Device, Done, Failure, Span as Part};
 
 use crate::device::ground::{Accelerator, AcceleratorFigures, HostBytes, Mark};
+use crate::device::memory::reserve_of;
 
 /// The link is measured with buffers of this size.
 const MEASURED_BYTES: usize = 64 << 20;
@@ -35,36 +38,36 @@ const BLOCK_OVERHEAD_S: f64 = 100e-6;
 /// Of the GPU's memory, what stays free for a context, kernels and libraries when nobody names a budget.
 const CONTEXT_BYTES: u64 = 768 << 20;
 
-/// Of the GPU's memory, this share is left to others unless somebody says how much, and never more than 1 GiB.
-const RESERVE_SHARE: u64 = 16;
-const RESERVE_MOST: u64 = 1 << 30;
-
-/// Why no GPU can be used; `None` where one can.
-pub fn absent() -> Option<String> {
+/// The GPUs that can be used, or why there are none.
+fn usable() -> Result<Vec<DeviceInfo>, String> {
     match lowtide_cuda::devices() {
-        Ok(devices) if devices.is_empty() => Some("the driver shows no GPU".to_owned()),
-        Ok(_) if !lowtide_cuda::has_kernels() => Some(
+        Ok(devices) if devices.is_empty() => Err("the driver shows no GPU".to_owned()),
+        Ok(_) if !lowtide_cuda::has_kernels() => Err(
             "this build knows GPUs but has no kernels for them; build it with scripts/build-cuda"
                 .to_owned(),
         ),
-        Ok(_) => None,
-        Err(error) => Some(error.to_string()),
+        Ok(devices) => Ok(devices),
+        Err(error) => Err(error.to_string()),
     }
 }
 
-/// The numbers of the GPUs there are.
+/// Why no GPU can be used; `None` where one can.
+pub fn absent() -> Option<String> {
+    usable().err()
+}
+
+/// The numbers of the GPUs that can be used.
 pub fn ordinals() -> Vec<usize> {
-    let devices = lowtide_cuda::devices().unwrap_or_default();
+    let devices = usable().unwrap_or_default();
     devices.iter().map(|device| device.ordinal).collect()
 }
 
-/// The GPUs there are, in words.
-pub fn shown() -> String {
-    let devices = match lowtide_cuda::devices() {
-        Ok(devices) => devices,
-        Err(error) => return error.to_string(),
-    };
-    let one = |device: &lowtide_cuda::DeviceInfo| {
+/// The GPUs that can be used, in words, or why there are none.
+///
+/// # Errors
+/// In words for the user.
+pub fn shown() -> Result<String, String> {
+    let one = |device: &DeviceInfo| {
         let (major, minor) = device.compute;
         let (free, total) = (Bytes(device.free), Bytes(device.total));
         format!(
@@ -72,7 +75,7 @@ pub fn shown() -> String {
             device.ordinal, device.name
         )
     };
-    devices.iter().map(one).collect::<Vec<_>>().join("; ")
+    Ok(usable()?.iter().map(one).collect::<Vec<_>>().join("; "))
 }
 
 /// Opens a GPU for pipelines, tests that it computes what it should, and measures it.
@@ -84,10 +87,7 @@ pub fn open(
     budget: Option<Bytes>,
     reserve: Option<Bytes>,
 ) -> Result<Arc<dyn Accelerator>, String> {
-    if let Some(why) = absent() {
-        return Err(why);
-    }
-    Cuda::open(ordinal, budget, reserve)
+    Cuda::open(usable()?, ordinal, (budget, reserve))
         .map(|cuda| Arc::new(cuda) as Arc<dyn Accelerator>)
         .map_err(|error| error.to_string())
 }
@@ -151,14 +151,17 @@ pub(super) fn failure(error: Error) -> Failure {
 }
 
 impl Cuda {
-    fn open(ordinal: usize, budget: Option<Bytes>, reserve: Option<Bytes>) -> Result<Cuda, Error> {
-        let devices = lowtide_cuda::devices()?;
+    fn open(
+        devices: Vec<DeviceInfo>,
+        ordinal: usize,
+        (budget, reserve): (Option<Bytes>, Option<Bytes>),
+    ) -> Result<Cuda, Error> {
         let count = devices.len();
         let info = devices
             .into_iter()
             .find(|device| device.ordinal == ordinal)
             .ok_or(Error::NoDevice { ordinal, count })?;
-        let reserve = reserve.map_or((info.total / RESERVE_SHARE).min(RESERVE_MOST), |r| r.0);
+        let reserve = reserve.unwrap_or_else(|| reserve_of(Bytes(info.total))).0;
         let most = info.free.saturating_sub(reserve + CONTEXT_BYTES);
         let budget = budget.map_or(most, |budget| budget.0);
         let gpu = Gpu::open(ordinal, budget)?;
