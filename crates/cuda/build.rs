@@ -12,7 +12,13 @@ const TEXT_FOR: &str = "80";
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=kernels");
-    for variable in ["CUDA_HOME", "CUDA_PATH", "PATH", "LOWTIDE_NVCC_FLAGS"] {
+    for variable in [
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "PATH",
+        "LOWTIDE_NVCC_FLAGS",
+        "LOWTIDE_FATBIN",
+    ] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     if std::env::var_os("CARGO_FEATURE_KERNELS").is_none() {
@@ -21,10 +27,19 @@ fn main() {
     let out = std::env::var_os("OUT_DIR")
         .map(PathBuf::from)
         .expect("cargo sets OUT_DIR");
+    let to = out.join("kernels.fatbin");
+    // Kernels that were compiled elsewhere, or the name of those that a simulated driver has itself.
+    if let Some(file) = std::env::var_os("LOWTIDE_FATBIN") {
+        println!("cargo:rerun-if-changed={}", Path::new(&file).display());
+        if let Err(error) = std::fs::copy(&file, &to) {
+            panic!("LOWTIDE_FATBIN is {}: {error}", Path::new(&file).display());
+        }
+        return;
+    }
     let compiler = find_compiler().unwrap_or_else(|| {
         panic!("the feature `kernels` needs nvcc in CUDA_HOME, CUDA_PATH or PATH; scripts/build-cuda brings one")
     });
-    compile(&compiler, &out.join("kernels.fatbin"));
+    compile(&compiler, &to);
 }
 
 /// nvcc, and the toolkit's folder where it is known.

@@ -7,7 +7,6 @@
 
 #pragma once
 
-#include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -48,6 +47,45 @@ static Index3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulated {
 
+// A place on a stack of its own, from which another goes on.
+#ifdef __x86_64__
+struct Spot {
+    void **top;
+};
+
+// What outlives a call is put on the stack that is left, and taken from the one that is gone to. `swapcontext` asks the
+// system about signals each time, which takes most of a kernel's time.
+extern "C" void lowtide_switch(void ***from, void **to);
+asm(".text\n.type lowtide_switch, @function\nlowtide_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n"
+    ".size lowtide_switch, . - lowtide_switch\n");
+
+static void switch_to(Spot &from, Spot &to) { lowtide_switch(&from.top, to.top); }
+
+static void begin_at(Spot &spot, unsigned char *stack, size_t bytes, void (*function)()) {
+    // The function finds its stack as after a call; six registers come first.
+    spot.top = (void **)(((uintptr_t)stack + bytes) / 16 * 16) - 2;
+    *spot.top = (void *)function;
+    for (int i = 0; i < 6; i++) *--spot.top = nullptr;
+}
+#else
+struct Spot {
+    ucontext_t context;
+};
+
+static void switch_to(Spot &from, Spot &to) { swapcontext(&from.context, &to.context); }
+
+static void begin_at(Spot &spot, unsigned char *stack, size_t bytes, void (*function)()) {
+    getcontext(&spot.context);
+    spot.context.uc_stack.ss_sp = stack;
+    spot.context.uc_stack.ss_size = bytes;
+    spot.context.uc_link = nullptr;
+    makecontext(&spot.context, function, 0);
+}
+#endif
+
 constexpr int LANES = 32;
 constexpr size_t STACK_BYTES = 128 * 1024;
 constexpr size_t SLOT_BYTES = 64;
@@ -66,6 +104,9 @@ struct Meeting {
     unsigned long round = 0;
     // What lanes lay out for each other. There are two of each slot: who is a step ahead must not disturb who still reads.
     __align__(16) unsigned char slots[2][LANES][SLOT_BYTES];
+    // The last product of a warp, and after how many exchanges it was made.
+    unsigned multiplied = 0;
+    float sums[16][8];
 
     void arrive() {
         if (++arrived == members) {
@@ -84,8 +125,7 @@ struct Meeting {
 };
 
 struct Thread {
-    ucontext_t beginning;
-    jmp_buf place;
+    Spot place;
     std::unique_ptr<unsigned char[]> stack;
     bool begun = false;
     bool ended = false;
@@ -102,7 +142,7 @@ struct Thread {
 struct Kernel {
     void (*call)(void (*)(), const unsigned long long *);
     void (*function)();
-    size_t parameters;
+    std::vector<int> parameters;
 };
 
 static std::map<std::string, Kernel> &kernels() {
@@ -115,7 +155,7 @@ static std::vector<Meeting> warps;
 static Meeting block;
 static std::vector<float4> dynamic_shared;
 static Thread *now;
-static jmp_buf scheduler;
+static Spot scheduler;
 static const Kernel *kernel;
 static const unsigned long long *arguments;
 
@@ -128,7 +168,7 @@ static void meet(Meeting &meeting) {
         now->awaited = nullptr;
         return;
     }
-    if (!_setjmp(now->place)) _longjmp(scheduler, 1);
+    switch_to(now->place, scheduler);
 }
 
 static void life() {
@@ -138,7 +178,7 @@ static void life() {
         now->ended = true;
         now->warp->leave();
         block.leave();
-        if (!_setjmp(now->place)) _longjmp(scheduler, 1);
+        switch_to(now->place, scheduler);
     }
 }
 
@@ -146,16 +186,12 @@ static void resume(Thread &thread) {
     now = &thread;
     threadIdx = thread.index;
     thread.awaited = nullptr;
-    if (_setjmp(scheduler)) return;
-    if (thread.begun) _longjmp(thread.place, 1);
-    thread.begun = true;
-    getcontext(&thread.beginning);
-    thread.stack.reset(new unsigned char[STACK_BYTES]);
-    thread.beginning.uc_stack.ss_sp = thread.stack.get();
-    thread.beginning.uc_stack.ss_size = STACK_BYTES;
-    thread.beginning.uc_link = nullptr;
-    makecontext(&thread.beginning, life, 0);
-    setcontext(&thread.beginning);
+    if (!thread.begun) {
+        thread.begun = true;
+        thread.stack.reset(new unsigned char[STACK_BYTES]);
+        begin_at(thread.place, thread.stack.get(), STACK_BYTES, life);
+    }
+    switch_to(scheduler, thread.place);
 }
 
 // Runs a block; false where its threads wait for each other for ever.
@@ -166,6 +202,7 @@ static bool run_block() {
     for (Meeting &warp : warps) {
         warp.members = LANES;
         warp.arrived = 0;
+        warp.multiplied = 0;
     }
     for (Thread &thread : threads) {
         thread.ended = false;
@@ -242,11 +279,19 @@ template <class... P> struct Caller {
 
 struct Registered {
     template <class... P> Registered(const char *name, void (*function)(P...)) {
-        kernels()[name] = {Caller<P...>::call, (void (*)())function, sizeof...(P)};
+        kernels()[name] = {Caller<P...>::call, (void (*)())function, {(int)sizeof(P)...}};
     }
 };
 
 } // namespace emulated
+
+// Bytes of a kernel's parameter; 0 behind the last one, and -1 where there is no such kernel.
+extern "C" int lowtide_parameter_bytes(const char *name, size_t index) {
+    auto found = emulated::kernels().find(name);
+    if (found == emulated::kernels().end()) return -1;
+    const std::vector<int> &parameters = found->second.parameters;
+    return index < parameters.size() ? parameters[index] : 0;
+}
 
 // What a test calls: 0, or 1 for an unknown kernel, 2 for another number of arguments, 3 for a block that hangs, 4 for a
 // block of parts of warps.
@@ -255,7 +300,7 @@ extern "C" int lowtide_emulate(const char *name, const unsigned *grid, const uns
     using namespace emulated;
     auto found = kernels().find(name);
     if (found == kernels().end()) return 1;
-    if (found->second.parameters != count) return 2;
+    if (found->second.parameters.size() != count) return 2;
     if ((size[0] * size[1] * size[2]) % LANES != 0) return 4;
     kernel = &found->second;
     arguments = values;
@@ -334,20 +379,39 @@ template <int K> struct Factors {
     float a[2][K], b[K];
 };
 
+// All sixteen rows and eight columns: for each result along k in ascending order. Done once for a warp, by the first lane
+// that sees what all have laid out.
+template <int K> static void mma_of_warp(const unsigned char *slots, float (&sums)[16][8]) {
+    float b[4 * K][8];
+    for (int column = 0; column < 8; column++)
+        for (int neighbour = 0; neighbour < 4; neighbour++) {
+            auto right = (const Factors<K> *)(slots + (column * 4 + neighbour) * emulated::SLOT_BYTES);
+            for (int k = 0; k < K; k++) b[neighbour * K + k][column] = right->b[k];
+        }
+    for (int row = 0; row < 16; row++) {
+        float sum[8] = {};
+        for (int neighbour = 0; neighbour < 4; neighbour++) {
+            auto left = (const Factors<K> *)(slots + (row % 8 * 4 + neighbour) * emulated::SLOT_BYTES);
+            for (int k = 0; k < K; k++) {
+                float factor = left->a[row / 8][k];
+                for (int column = 0; column < 8; column++) sum[column] += factor * b[neighbour * K + k][column];
+            }
+        }
+        memcpy(sums[row], sum, sizeof(sum));
+    }
+}
+
 // Each lane's four results: rows lane / 4 and 8 further on, columns lane % 4 * 2 and the next. The lanes of four neighbours
 // hold what is along k.
 template <int K> static inline void mma(float (&c)[4], const Factors<K> &own) {
     const unsigned char *slots = emulated::exchange(own);
-    int lane = emulated::now->lane;
-    for (int i = 0; i < 4; i++) {
-        float sum = 0;
-        for (int neighbour = 0; neighbour < 4; neighbour++) {
-            auto left = (const Factors<K> *)(slots + (lane / 4 * 4 + neighbour) * emulated::SLOT_BYTES);
-            auto right = (const Factors<K> *)(slots + ((lane % 4 * 2 + i % 2) * 4 + neighbour) * emulated::SLOT_BYTES);
-            for (int k = 0; k < K; k++) sum += left->a[i / 2][k] * right->b[k];
-        }
-        c[i] += sum;
+    emulated::Meeting &warp = *emulated::now->warp;
+    if (warp.multiplied != emulated::now->exchanges) {
+        warp.multiplied = emulated::now->exchanges;
+        mma_of_warp<K>(slots, warp.sums);
     }
+    int lane = emulated::now->lane;
+    for (int i = 0; i < 4; i++) c[i] += warp.sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }
 
 static inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {

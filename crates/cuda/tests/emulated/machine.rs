@@ -3,6 +3,7 @@
 use crate::gpu;
 use lowtide_cuda::ops::launches::Launch;
 use std::ffi::{CString, OsString, c_char};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -83,31 +84,51 @@ fn compiler() -> Option<OsString> {
     })
 }
 
-fn build(compiler: &OsString) -> Machine {
+/// The sources of the kernels, and what they are compiled as here, in a number.
+fn fingerprint(kernels: &Path) -> u64 {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(kernels)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    FLAGS.hash(&mut hasher);
+    for file in files {
+        std::fs::read(file).unwrap().hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+const FLAGS: [&str; 9] = [
+    "-std=c++17",
+    "-O2",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    // Jumps from one stack to another are meant.
+    "-U_FORTIFY_SOURCE",
+    "-DLOWTIDE_EMULATE",
+    "-shared",
+    "-fPIC",
+    "-w",
+];
+
+/// The library's file, compiled once for all tests: each of them may be a process.
+fn compiled(compiler: &OsString) -> PathBuf {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let library = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-        .join(format!("emulated-{}.so", std::process::id()));
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let library = folder.join(format!("emulated-{:016x}.so", fingerprint(&kernels)));
+    if library.exists() {
+        return library;
+    }
+    let own = folder.join(format!("emulated-{}.so", std::process::id()));
     let output = Command::new(compiler)
-        .args([
-            "-std=c++17",
-            "-O2",
-            "-fno-strict-aliasing",
-            "-ffp-contract=off",
-        ])
-        // Jumps from one stack to another are meant.
-        .args([
-            "-U_FORTIFY_SOURCE",
-            "-DLOWTIDE_EMULATE",
-            "-shared",
-            "-fPIC",
-            "-w",
-        ])
+        .args(FLAGS)
         .arg("-include")
         .arg(kernels.join("emulate.h"))
         .args(["-x", "c++"])
         .arg(kernels.join("all.cu"))
         .arg("-o")
-        .arg(&library)
+        .arg(&own)
         .output()
         .unwrap();
     assert!(
@@ -115,10 +136,14 @@ fn build(compiler: &OsString) -> Machine {
         "the kernels do not compile: {}",
         String::from_utf8_lossy(&output.stderr)
     );
+    std::fs::rename(&own, &library).unwrap();
+    library
+}
+
+fn build(compiler: &OsString) -> Machine {
+    let library = compiled(compiler);
     // SAFETY: the library is the one just made; loading it registers its kernels and does nothing else.
     let loaded = unsafe { libloading::Library::new(&library) }.unwrap();
-    // Nobody needs its file any more.
-    let _ = std::fs::remove_file(&library);
     let loaded = Box::leak(Box::new(loaded));
     // SAFETY: kernels/emulate.h declares it so.
     let emulate = *unsafe { loaded.get::<Emulate>(b"lowtide_emulate") }.unwrap();

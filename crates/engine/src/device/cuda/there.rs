@@ -241,31 +241,49 @@ impl State {
     }
 }
 
-/// Multiplications and additions a second in a large product, the best of three.
+/// A product that takes longer than this says enough of how fast a GPU multiplies.
+const MEASURED_S: f64 = 0.02;
+
+/// Multiplications and additions a second in a large product, or in a small one where that takes long.
 fn measure_flops(gpu: &Gpu, precision: Precision) -> Result<f64, Error> {
-    const ROWS: usize = 2048;
-    const DIM: usize = 4096;
-    let x = Buffer::zeroed(gpu, ROWS * DIM * 4)?;
-    let weights = Buffer::zeroed(gpu, DIM * DIM * 2)?;
-    let mut out = Buffer::new(gpu, ROWS * DIM * 4)?;
+    let mut rate = 0.0;
+    for (rows, dim) in [(128, 256), (512, 1024), (2048, 4096)] {
+        let seconds = time_product(gpu, (rows, dim), precision)?.max(1e-9);
+        rate = 2.0 * (rows * dim) as f64 * dim as f64 / seconds;
+        if seconds > MEASURED_S {
+            break;
+        }
+    }
+    Ok(rate)
+}
+
+/// Seconds of a product of `rows` rows with `dim` times `dim` weights, the best of three.
+fn time_product(
+    gpu: &Gpu,
+    (rows, dim): (usize, usize),
+    precision: Precision,
+) -> Result<f64, Error> {
+    let x = Buffer::zeroed(gpu, rows * dim * 4)?;
+    let weights = Buffer::zeroed(gpu, dim * dim * 2)?;
+    let mut out = Buffer::new(gpu, rows * dim * 4)?;
     let matrix = ops::Matrix {
         stored: Stored::Bf16,
         data: weights.span(),
-        rows: DIM,
-        cols: DIM,
+        rows: dim,
+        cols: dim,
         scales: None,
     };
     let mut best = f64::INFINITY;
     for _ in 0..3 {
         gpu.synchronise_compute()?;
         let start = Instant::now();
-        let rows = ops::Rows::new(x.span(), ROWS, DIM);
-        let to = ops::RowsMut::new(out.span_mut(), ROWS, DIM);
-        ops::linear(rows, &matrix, None, Activation::None, precision, to)?;
+        let from = ops::Rows::new(x.span(), rows, dim);
+        let to = ops::RowsMut::new(out.span_mut(), rows, dim);
+        ops::linear(from, &matrix, None, Activation::None, precision, to)?;
         gpu.synchronise_compute()?;
         best = best.min(start.elapsed().as_secs_f64());
     }
-    Ok(2.0 * (ROWS * DIM) as f64 * DIM as f64 / best.max(1e-9))
+    Ok(best)
 }
 
 fn event(mark: &Mark) -> Result<&Event, Error> {
