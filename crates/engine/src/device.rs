@@ -6,3 +6,4 @@ pub mod figures;
 pub mod ground;
 pub(crate) mod limits;
 pub mod memory;
+pub mod neighbours;

@@ -2,6 +2,7 @@
 
 mod describe;
 mod passes;
+mod share;
 mod weights;
 
 use std::path::Path;
@@ -473,6 +474,7 @@ impl Engine {
         }
         let (passes, courses) = self.passes(&members[0].0)?;
         let mut work = Work::new(members, passes, self.model.text_stages().len());
+        self.ask_neighbours(&work, active.as_ref(), room)?;
         let planned = match self.planned(&work, (courses, active.clone()), room) {
             // What was made of earlier prompts gives way to this job.
             Err(Error::DoesNotFit(_))
@@ -493,6 +495,7 @@ impl Engine {
             compute: self.compute,
             profile: self.profile.clone(),
             prompts: self.prompts.clone(),
+            reserve: self.reserve(),
         };
         Ok(Session::new(makings, Job { work, planned }))
     }
@@ -519,8 +522,19 @@ impl Engine {
     fn planned(
         &self,
         work: &Work,
+        about: (Vec<Course>, Option<Arc<Active>>),
+        room: (bool, Bytes),
+    ) -> Result<Planned> {
+        self.planned_within(work, about, room, None)
+    }
+
+    /// As [`Engine::planned`], with so much memory in all, where that is said.
+    fn planned_within(
+        &self,
+        work: &Work,
         (courses, active): (Vec<Course>, Option<Arc<Active>>),
         (keep_values, in_use): (bool, Bytes),
+        total: Option<Bytes>,
     ) -> Result<Planned> {
         let request = work.settings();
         let texts = work.texts.iter().map(|text| text.key.tokens()).collect();
@@ -545,6 +559,7 @@ impl Engine {
         let shared = job::shared(&*self.model, &shape);
         let mut budget = self.budget();
         budget.in_use = budget.in_use.max(in_use);
+        budget.total = total.unwrap_or(budget.total);
         self.planned_for((shape, courses, active), request.quality, (budget, shared))
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct Makings {
     pub(crate) compute: Compute,
     pub(crate) profile: DeviceProfile,
     pub(crate) prompts: Arc<PromptCache>,
+    /// What is left to others of the device's memory.
+    pub(crate) reserve: Bytes,
 }
 
 /// Everything about a session that does not change from step to step, and the report that grows.
@@ -158,6 +160,7 @@ impl Session {
             // All members were dropped.
             return Ok(Step::Finished(Box::new(self.finish())));
         };
+        self.give_way(phase);
         self.enter(phase);
         let before = self.counted(phase);
         loop {
@@ -259,6 +262,50 @@ impl Session {
             context.planned.shared = shared;
             self.going = None;
         }
+    }
+
+    /// Where others on the device lack memory, goes on with less of it: weights that are kept for other phases go first, then
+    /// a rung is taken that leaves all they lack, or else half of that, or a quarter. Where no plan needs so little it stays as
+    /// it is, and they have to wait.
+    fn give_way(&mut self, phase: usize) {
+        let context = &mut self.context;
+        let makings = &context.makings;
+        let peak = context.planned.plan.phases[phase].peak;
+        let held = Bytes(ground::live());
+        if ground::lacking(makings.reserve, peak.max(held), false) == Bytes::ZERO {
+            return;
+        }
+        let own = makings.model.part_of(context.planned.phases[phase]);
+        for part in makings.model.parts() {
+            if !std::ptr::eq(part, own) {
+                part.blocks.forget_unless(|_| false);
+            }
+        }
+        ground::trim();
+        let lacking = ground::lacking(makings.reserve, peak, false);
+        if lacking == Bytes::ZERO {
+            return;
+        }
+        let shared = still_shared(&*makings.model, &context.planned);
+        let rung = [1, 2, 4].into_iter().find_map(|part| {
+            let total = peak.saturating_sub(Bytes(lacking.0.div_ceil(part)));
+            let budget = less(context.planned.plan.budget, total);
+            let planned = &context.planned;
+            let (model, profile) = (&*makings.model, &makings.profile);
+            replan(model, planned, profile, phase, (budget, &shared)).ok()
+        });
+        let Some(rung) = rung.filter(|rung| rung.peak < peak) else {
+            return;
+        };
+        let most = rung.peak;
+        context.rungs_taken += 1;
+        context.planned.plan.phases[phase] = rung;
+        self.leave();
+        ground::trim();
+        // What is kept from here on counts as well.
+        self.context.planned.plan.budget.total = most;
+        self.context.seat.own(most);
+        self.going = None;
     }
 
     /// After a refusal that the plan did not foresee: the next rung below the one that failed.

@@ -8,6 +8,8 @@
 mod asked;
 #[path = "accelerator/late.rs"]
 mod late;
+#[path = "accelerator/others.rs"]
+mod others;
 #[path = "../../models/tests/shadow/device.rs"]
 mod shadow;
 
@@ -47,10 +49,11 @@ const STABLE_DIFFUSION: [&str; 2] = [
 #[test]
 fn a_device_with_memory_of_its_own_gives_the_bytes_of_the_host_within_any_budget() {
     let host = run(&engine(DEMO, None, false), request());
-    let others =
+    let hosts =
         STABLE_DIFFUSION.map(|folder| run(&engine(folder, None, false), with_second_pass()));
-    let late = Arc::new(Late::new(1 << 30, HOST));
-    assert!(ground::put(late.clone()));
+    let late = Arc::new(Late::new(48 << 20, HOST));
+    let folder = tempfile::tempdir().unwrap();
+    assert!(ground::put_among(late.clone(), folder.path()).unwrap());
     let idle = late.shadow().live();
 
     let roomy = engine(DEMO, None, true);
@@ -101,7 +104,15 @@ fn a_device_with_memory_of_its_own_gives_the_bytes_of_the_host_within_any_budget
     assert!(streamed > 0, "no budget made it stream");
     assert_eq!(late.shadow().live(), idle);
 
-    for (folder, host) in STABLE_DIFFUSION.into_iter().zip(&others) {
+    // Reserves count where nobody names a budget.
+    let alone = engine(DEMO, None, true);
+    others::a_program_that_takes_memory_gets_it(&late, &alone, &there);
+    others::a_neighbour_that_waits_gets_its_share(&late, (&alone, &there), folder.path());
+    others::a_job_waits_for_its_share(&late, (&alone, &there), folder.path());
+    drop(alone);
+    assert_eq!(late.shadow().live(), idle);
+
+    for (folder, host) in STABLE_DIFFUSION.into_iter().zip(&hosts) {
         let there = run(&engine(folder, None, false), with_second_pass());
         assert!(there.images == host.images, "{folder}");
     }

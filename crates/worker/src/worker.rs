@@ -2,6 +2,7 @@
 
 mod hands;
 mod jobs;
+mod neighbours;
 mod peers;
 mod telling;
 
@@ -266,6 +267,7 @@ impl Worker {
         }
         self.shelf.tick();
         self.obey()?;
+        self.make_room_for_others();
         let decision = self.decide();
         self.unknown_models(&decision);
         let sentence = decision.to_string();

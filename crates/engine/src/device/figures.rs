@@ -37,6 +37,7 @@ impl Figures {
         let memory = Memory::read();
         let resident = resident();
         let there = ground::accelerator().map(|accelerator| accelerator.figures());
+        let activity = ground::accelerator().map(|accelerator| accelerator.activity());
         let host = Bytes(memory::live() + memory::spare());
         let total = memory.as_ref().map(|memory| memory.total);
         Figures {
@@ -50,10 +51,10 @@ impl Figures {
             },
             cpu_s: cpu_s(),
             energy_j: energy_j(),
-            busy: there
+            busy: activity
                 .and_then(|there| there.busy)
                 .map(|thousandths| f64::from(thousandths) / 1e3),
-            watts: there
+            watts: activity
                 .and_then(|there| there.milliwatts)
                 .map(|milliwatts| milliwatts as f64 / 1e3),
         }
@@ -67,13 +68,31 @@ pub fn budget(budget: Option<Bytes>, reserve: Option<Bytes>) -> Budget {
 
 /// As [`budget`], of what pipelines compute on, for whoever counts less than everything as in use.
 pub(crate) fn of_pipelines(budget: Option<Bytes>, reserve: Option<Bytes>, in_use: Bytes) -> Budget {
-    let Some((accelerator, free)) = ground::accelerator().zip(ground::free()) else {
+    let Some(accelerator) = ground::accelerator() else {
         return within(budget, reserve, in_use);
     };
     let figures = accelerator.figures();
-    let reserve = reserve.unwrap_or_else(|| reserve_of(Bytes(figures.total)));
-    let total = budget.unwrap_or_else(|| free.saturating_sub(reserve) + Bytes(figures.live));
+    let reserve = reserve_there(budget, reserve);
+    let free = (figures.free + figures.held).saturating_sub(reserve.0);
+    // More than is free or can ever be had is no plan, whoever asks for it.
+    let most = Bytes(free.min(figures.most));
+    let total = budget.map_or(most, |budget| budget.min(most));
     Budget { total, in_use }
+}
+
+/// What is left to others of the memory that pipelines compute in; who names a budget and no reserve has reckoned with them.
+pub(crate) fn reserve_there(budget: Option<Bytes>, reserve: Option<Bytes>) -> Bytes {
+    let total = ground::accelerator().map_or(0, |accelerator| accelerator.figures().total);
+    reserve.unwrap_or_else(|| match budget {
+        Some(_) => Bytes::ZERO,
+        None => reserve_of(Bytes(total)),
+    })
+}
+
+/// What others on the device lack and this process can give, which has nothing to do now and holds `held` bytes.
+pub fn lacking_of_idle(budget: Option<Bytes>, reserve: Option<Bytes>) -> Bytes {
+    let held = Bytes(ground::live());
+    ground::lacking(reserve_there(budget, reserve), held, true)
 }
 
 /// As [`budget`], for whoever counts less than everything as in use.

@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use lowtide_core::{Bytes, DeviceProfile};
@@ -14,6 +15,7 @@ use lowtide_models::Precision;
 use lowtide_models::device::{Device, Done, Place, Span};
 
 use super::cpu;
+use super::neighbours::{Neighbours, Others};
 
 /// A moment in what a device does; what it is made of is the device's business.
 #[derive(Clone)]
@@ -46,9 +48,16 @@ pub struct AcceleratorFigures {
     pub total: u64,
     /// What the driver says is free.
     pub free: u64,
-    /// Thousandths of the time it was busy, where that is known.
+    /// The most that this process can ever have in use.
+    pub most: u64,
+}
+
+/// What the device is doing, where that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Thousandths of the last moment in which something ran.
     pub busy: Option<u32>,
-    /// Milliwatts, where they are known.
+    /// Milliwatts that it takes.
     pub milliwatts: Option<u64>,
 }
 
@@ -61,8 +70,12 @@ pub trait Accelerator: Debug + Send + Sync {
     fn name(&self) -> String;
     /// The rates plans are made with.
     fn profile(&self, precision: Precision) -> DeviceProfile;
-    /// How its memory is.
+    /// What it is called on this machine, whichever process asks; `None`: processes do not share it.
+    fn place_on_machine(&self) -> Option<String>;
+    /// How its memory is; asked before every step.
     fn figures(&self) -> AcceleratorFigures;
+    /// What it is doing; takes longer to ask.
+    fn activity(&self) -> Activity;
     /// Bytes in use.
     fn live(&self) -> u64;
     /// The most of them since [`Accelerator::reset_peak`].
@@ -106,10 +119,86 @@ pub trait Accelerator: Debug + Send + Sync {
 
 static ACCELERATOR: OnceLock<Arc<dyn Accelerator>> = OnceLock::new();
 
+static NEIGHBOURS: OnceLock<Neighbours> = OnceLock::new();
+
 /// Makes pipelines of this process compute on `accelerator`; must come before anything is opened. Returns whether it is the
 /// first.
 pub fn put(accelerator: Arc<dyn Accelerator>) -> bool {
-    ACCELERATOR.set(accelerator).is_ok()
+    let place = accelerator.place_on_machine();
+    let first = ACCELERATOR.set(accelerator).is_ok();
+    if let Some(folder) = place
+        .filter(|_| first)
+        .and_then(|at| Neighbours::folder_of(&at))
+    {
+        // Without them it is alone with the reserve.
+        let _ = Neighbours::join(&folder).map(|joined| NEIGHBOURS.set(joined));
+    }
+    first
+}
+
+/// As [`put`], for one whose processes meet in `folder`.
+///
+/// # Errors
+/// When the folder cannot be written to.
+pub fn put_among(accelerator: Arc<dyn Accelerator>, folder: &Path) -> std::io::Result<bool> {
+    let joined = Neighbours::join(folder)?;
+    let first = ACCELERATOR.set(accelerator).is_ok();
+    Ok(first && NEIGHBOURS.set(joined).is_ok())
+}
+
+fn others() -> Others {
+    NEIGHBOURS.get().map(Neighbours::others).unwrap_or_default()
+}
+
+/// Says that this process waits for so many bytes more.
+pub(crate) fn want(bytes: Bytes) {
+    if let Some(joined) = NEIGHBOURS.get() {
+        joined.want(bytes);
+    }
+}
+
+/// What a process among several of this program on one device may count on; `None` where it is alone.
+pub(crate) fn share(reserve: Bytes) -> Option<Bytes> {
+    let others = others();
+    let figures = accelerator().filter(|_| others.count > 0)?.figures();
+    Some(share_of(&figures, reserve, others))
+}
+
+fn share_of(figures: &AcceleratorFigures, reserve: Bytes, others: Others) -> Bytes {
+    Bytes(figures.total.saturating_sub(reserve.0) / (1 + others.count as u64))
+}
+
+/// What others on the device lack and this process can give, once it has `peak` bytes in use: of the reserve, where they took
+/// more than was theirs, and of what they wait for, as long as its own share is left to it. Where it is `idle` it needs none.
+pub fn lacking(reserve: Bytes, peak: Bytes, idle: bool) -> Bytes {
+    accelerator().map_or(Bytes::ZERO, |accelerator| {
+        lacks(&accelerator.figures(), others(), (reserve, peak, idle))
+    })
+}
+
+/// Of the reserve, what others may take before anybody makes room: programs come and go by a few megabytes.
+const RESERVE_SLACK_DIVISOR: u64 = 4;
+
+fn lacks(
+    figures: &AcceleratorFigures,
+    others: Others,
+    (reserve, peak, idle): (Bytes, Bytes, bool),
+) -> Bytes {
+    // What is free for everybody beside what this process holds, and what both are to have of it.
+    let free = figures.free + figures.held;
+    let due = reserve.0 + peak.0;
+    let of_reserve = due.saturating_sub(free);
+    let of_reserve = match of_reserve > reserve.0 / RESERVE_SLACK_DIVISOR || others.wanted.0 > 0 {
+        true => of_reserve.min(peak.0),
+        false => 0,
+    };
+    let wanted = others.wanted.0.saturating_sub(free.saturating_sub(due));
+    let own = match idle {
+        true => 0,
+        false => share_of(figures, reserve, others).0,
+    };
+    let spare = (peak.0 - of_reserve).saturating_sub(own);
+    Bytes(of_reserve + wanted.min(spare))
 }
 
 /// What pipelines compute on beside the processor.
@@ -197,10 +286,59 @@ pub(crate) fn scratch_allocated() -> u64 {
     )
 }
 
-/// What is free there for everybody, and what is kept for reuse.
-pub(crate) fn free() -> Option<Bytes> {
-    accelerator().map(|it| {
-        let figures = it.figures();
-        Bytes(figures.free + figures.held.saturating_sub(figures.live))
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    /// A device of 24 GiB, of which this process holds `held` and others `taken`.
+    fn device(held: u64, taken: u64) -> AcceleratorFigures {
+        AcceleratorFigures {
+            live: held * GIB,
+            peak: held * GIB,
+            held: held * GIB,
+            total: 24 * GIB,
+            free: (24 - held - taken) * GIB,
+            most: 23 * GIB,
+        }
+    }
+
+    fn lack(figures: AcceleratorFigures, others: (usize, u64), peak: u64, idle: bool) -> u64 {
+        let others = Others {
+            count: others.0,
+            wanted: Bytes::gib(others.1),
+        };
+        let lacks = lacks(&figures, others, (Bytes::gib(2), Bytes::gib(peak), idle));
+        assert_eq!(lacks.0 % GIB, 0);
+        lacks.0 / GIB
+    }
+
+    #[test]
+    fn who_is_alone_gives_nothing() {
+        assert_eq!(lack(device(22, 0), (0, 0), 22, false), 0);
+        assert_eq!(lack(device(10, 0), (0, 0), 22, false), 0);
+        assert_eq!(lack(device(0, 0), (3, 0), 0, true), 0);
+    }
+
+    #[test]
+    fn what_others_took_of_the_reserve_is_given_back_whole() {
+        // 24 - 20 - 3: one is left of two.
+        assert_eq!(lack(device(20, 3), (0, 0), 20, false), 1);
+        // It has 12 now, and would have 20.
+        assert_eq!(lack(device(12, 6), (0, 0), 20, false), 4);
+        // More than there is cannot be given.
+        assert_eq!(lack(device(1, 23), (0, 0), 1, false), 1);
+    }
+
+    #[test]
+    fn what_others_wait_for_is_given_down_to_ones_share() {
+        // Shares of 11.
+        assert_eq!(lack(device(20, 1), (1, 5), 20, false), 4);
+        assert_eq!(lack(device(20, 1), (1, 50), 20, false), 9);
+        assert_eq!(lack(device(11, 1), (1, 50), 11, false), 0);
+        assert_eq!(lack(device(11, 1), (1, 50), 11, true), 11, "idle");
+        // Shares of 5 and a half; what is free beyond the reserve they can have without us.
+        assert_eq!(lack(device(9, 11), (3, 3), 9, false), 1);
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use lowtide_core::DeviceProfile;
-use lowtide_engine::device::ground::{Accelerator, AcceleratorFigures, HostBytes, Mark};
+use lowtide_engine::device::ground::{Accelerator, AcceleratorFigures, Activity, HostBytes, Mark};
 use lowtide_kernels::Precision;
 use lowtide_models::device::{Device, Done, Span};
 
@@ -52,6 +52,8 @@ pub(crate) struct Late {
     host: u64,
     host_kept: Arc<AtomicU64>,
     pub(crate) loaded: AtomicU64,
+    /// Bytes that another program uses.
+    pub(crate) taken: AtomicU64,
 }
 
 /// Memory of the host that counts itself.
@@ -99,12 +101,18 @@ impl Late {
             host,
             host_kept: Arc::default(),
             loaded: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
         }
     }
 
     /// Bytes kept on the host.
     pub(crate) fn host_kept(&self) -> u64 {
         self.host_kept.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the device.
+    pub(crate) fn total(&self) -> u64 {
+        self.budget.load(Ordering::Relaxed)
     }
 
     pub(crate) fn shadow(&self) -> &Shadow {
@@ -132,17 +140,26 @@ impl Accelerator for Late {
         }
     }
 
+    fn place_on_machine(&self) -> Option<String> {
+        None
+    }
+
     fn figures(&self) -> AcceleratorFigures {
         let live = self.shadow.live();
+        let total = self.budget.load(Ordering::Relaxed);
+        let taken = self.taken.load(Ordering::Relaxed);
         AcceleratorFigures {
             live,
             peak: self.shadow.peak(),
             held: live,
-            total: self.budget.load(Ordering::Relaxed),
-            free: self.budget.load(Ordering::Relaxed) - live,
-            busy: None,
-            milliwatts: None,
+            total,
+            free: (total - taken).saturating_sub(live),
+            most: total,
         }
+    }
+
+    fn activity(&self) -> Activity {
+        Activity::default()
     }
 
     fn live(&self) -> u64 {

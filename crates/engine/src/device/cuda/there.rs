@@ -18,7 +18,7 @@ use lowtide_cuda::{
 use lowtide_kernels::{Activation, Precision, Stored};
 use lowtide_models::device::{Device, Done, Failure, Span as Part};
 
-use crate::device::ground::{Accelerator, AcceleratorFigures, HostBytes, Mark};
+use crate::device::ground::{Accelerator, AcceleratorFigures, Activity, HostBytes, Mark};
 use crate::device::memory::reserve_of;
 
 /// The link is measured with buffers of this size.
@@ -115,6 +115,8 @@ pub(super) struct Cuda {
     context: Arc<Context>,
     telemetry: Option<Telemetry>,
     name: String,
+    /// Where it is on the bus.
+    pci: String,
     total: u64,
     budget: u64,
     ordinal: usize,
@@ -161,8 +163,9 @@ impl Cuda {
             .into_iter()
             .find(|device| device.ordinal == ordinal)
             .ok_or(Error::NoDevice { ordinal, count })?;
+        // What others use now they may give back: how much is free is asked again before each job.
         let reserve = reserve.unwrap_or_else(|| reserve_of(Bytes(info.total))).0;
-        let most = info.free.saturating_sub(reserve + CONTEXT_BYTES);
+        let most = info.total.saturating_sub(reserve + CONTEXT_BYTES);
         let budget = budget.map_or(most, |budget| budget.0);
         let gpu = Gpu::open(ordinal, budget)?;
         lowtide_cuda::self_test(&gpu)?;
@@ -186,6 +189,7 @@ impl Cuda {
             context,
             telemetry: Telemetry::open(&info.pci).ok(),
             name: info.name,
+            pci: info.pci,
             total: info.total,
             budget,
             ordinal,
@@ -326,10 +330,11 @@ impl Accelerator for Cuda {
         }
     }
 
+    fn place_on_machine(&self) -> Option<String> {
+        Some(self.pci.clone())
+    }
+
     fn figures(&self) -> AcceleratorFigures {
-        let activity = self.telemetry.as_ref().and_then(|it| it.activity().ok());
-        let busy = activity.and_then(|it| it.busy);
-        let watts = activity.and_then(|it| it.watts);
         let kept = self.kept();
         let gpu = &kept.0.gpu;
         AcceleratorFigures {
@@ -338,6 +343,15 @@ impl Accelerator for Cuda {
             held: gpu.reserved(),
             total: self.total,
             free: gpu.free(),
+            most: self.budget,
+        }
+    }
+
+    fn activity(&self) -> Activity {
+        let activity = self.telemetry.as_ref().and_then(|it| it.activity().ok());
+        let busy = activity.and_then(|it| it.busy);
+        let watts = activity.and_then(|it| it.watts);
+        Activity {
             busy: busy.map(|percent| percent * 10),
             milliwatts: watts.map(|watts| (watts * 1000.0) as u64),
         }
