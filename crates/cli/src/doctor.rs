@@ -38,7 +38,7 @@ fn capabilities(memory: Option<&Memory>) -> Vec<Capability> {
         Capability {
             name: "text to image (Z-Image)",
             available: true,
-            why: "on the CPU, weights streamed where they do not fit".to_owned(),
+            why: "weights streamed where they do not fit".to_owned(),
         },
         Capability {
             name: "NVIDIA GPUs",
@@ -75,11 +75,6 @@ fn capabilities(memory: Option<&Memory>) -> Vec<Capability> {
             },
         },
         huge_pages(std::fs::read_to_string(HUGE_PAGES).ok().as_deref()),
-        Capability {
-            name: "CUDA",
-            available: false,
-            why: "this program is built without it; everything runs on the CPU".to_owned(),
-        },
     ]
 }
 

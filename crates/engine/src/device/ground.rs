@@ -165,7 +165,8 @@ pub(crate) fn share(reserve: Bytes) -> Option<Bytes> {
 }
 
 fn share_of(figures: &AcceleratorFigures, reserve: Bytes, others: Others) -> Bytes {
-    Bytes(figures.total.saturating_sub(reserve.0) / (1 + others.count as u64))
+    let share = figures.total.saturating_sub(reserve.0) / (1 + others.count as u64);
+    Bytes(share.min(figures.most))
 }
 
 /// What others on the device lack and this process can give, once it has `peak` bytes in use: of the reserve, where they took

@@ -35,9 +35,6 @@ const SCRATCH_BYTES: u64 = 384 << 20;
 /// Starting a block: launches of some dozen kernels.
 const BLOCK_OVERHEAD_S: f64 = 100e-6;
 
-/// Of the GPU's memory, what stays free for a context, kernels and libraries when nobody names a budget.
-const CONTEXT_BYTES: u64 = 768 << 20;
-
 /// The GPUs that can be used, or why there are none.
 fn usable() -> Result<Vec<DeviceInfo>, String> {
     match lowtide_cuda::devices() {
@@ -163,9 +160,9 @@ impl Cuda {
             .into_iter()
             .find(|device| device.ordinal == ordinal)
             .ok_or(Error::NoDevice { ordinal, count })?;
-        // What others use now they may give back: how much is free is asked again before each job.
+        // What others use now they may give back: how much is free, contexts not counted, is asked again before each job.
         let reserve = reserve.unwrap_or_else(|| reserve_of(Bytes(info.total))).0;
-        let most = info.total.saturating_sub(reserve + CONTEXT_BYTES);
+        let most = info.total.saturating_sub(reserve);
         let budget = budget.map_or(most, |budget| budget.0);
         let gpu = Gpu::open(ordinal, budget)?;
         lowtide_cuda::self_test(&gpu)?;
