@@ -14,13 +14,12 @@
 //! # How it is made
 //!
 //! A [`Gpu`] belongs to the thread that opened it. Other threads see its [`Context`], with which they pin host memory
-//! ([`Pinned`]) and fill it; [`Feeder`] is such a thread, for weights that cannot be pinned.
+//! ([`Pinned`]) and fill it; what cannot stay pinned passes through a [`Ring`].
 
 mod blas;
 mod check;
 mod driver;
 mod error;
-mod feeder;
 mod gpu;
 mod memory;
 mod module;
@@ -28,6 +27,7 @@ pub mod ops;
 mod pinned;
 mod pool;
 mod rates;
+mod ring;
 mod stream;
 pub mod telemetry;
 
@@ -35,11 +35,11 @@ pub use check::{PROOF_KERNELS, busy, busy_on_host, checksum, checksum_on_host, s
 pub use cudarc::driver::sys::{CUfunction, CUstream};
 pub use driver::{Context, DeviceInfo, devices, driver_version};
 pub use error::Error;
-pub use feeder::{Feeder, Source, Ticket};
 pub use gpu::{Gpu, SCRATCH_PURPOSES};
 pub use memory::{BUFFER_ALIGNMENT, Buffer, Span, SpanMut};
 pub use module::{Function, has_kernels};
 pub use pinned::{HostMemory, Pages, Pinned, Room, memory_file, pinned_bytes};
 pub use pool::PoolFigures;
 pub use rates::Rates;
+pub use ring::Ring;
 pub use stream::{CHUNK_BYTES, Copies, Event};

@@ -9,8 +9,9 @@
 //! stays and is equal to one that another model has in memory is that one ([`crate::shared`]).
 //!
 //! On a device with memory of its own ([`ground::Accelerator`]) the loader keeps what it read in memory of the host that the
-//! device can read, as long as there is room, and brings it from there at every visit, beside the computation: a slot is
-//! written once what was computed with it is past, and used once it is written. Nobody waits for either but the device.
+//! device can read, as long as there is room, and brings it from there at every visit, beside the computation; the rest
+//! comes from the file each time, in pieces. A slot is written once what was computed with it is past, and used once it is
+//! written. Nobody waits for either but the device.
 
 mod loader;
 
@@ -30,7 +31,7 @@ use lowtide_weights::{Checkpoint, Fingerprint, TensorEntry};
 use crate::device::ground::{self, Accelerator, HostBytes};
 use crate::shared::{Claim, Counted, Form, Ours};
 use crate::{Error, Result};
-use loader::{Loaded, Slot, Staging, Weight, Work};
+use loader::{Loaded, Slot, Weight, Work};
 
 /// The loader only reads files; it needs next to no stack.
 const LOADER_STACK_BYTES: usize = 256 << 10;
@@ -227,13 +228,11 @@ impl Blocks {
         if self.is_kept(block) {
             return Ok(());
         }
-        let mut staging = Staging::default();
         let (mut memory, after) = self.room(block)?;
-        let mark = self.fill(block, &mut memory, after.as_ref(), &mut staging)?;
+        let mark = self.fill(block, &mut memory, after.as_ref())?;
         if let Some((accelerator, mark)) = self.accelerator.as_ref().zip(mark) {
             accelerator.wait(&mark)?;
         }
-        staging.settle(self.accelerator.as_ref())?;
         let claim = self.claim(block, memory);
         self.shelf()[block] = Some(claim);
         Ok(())

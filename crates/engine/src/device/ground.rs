@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -34,6 +35,9 @@ pub trait HostBytes: Send + Sync {
     /// Its bytes, to be written.
     fn bytes_mut(&mut self) -> &mut [u8];
 }
+
+/// Gives bytes from one on.
+pub type Fill<'a> = &'a mut dyn FnMut(usize, &mut [u8]) -> ControlFlow<()>;
 
 /// How the device's memory is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +105,13 @@ pub trait Accelerator: Debug + Send + Sync {
     /// # Errors
     /// When the device fails.
     fn load(&self, to: Span, from: &dyn HostBytes, after: Option<&Mark>) -> Done<Mark>;
+    /// Brings `to.bytes` bytes that `fill` gives, a piece after the other: from which byte on, and where to. It begins once
+    /// `after` is past, and returns before all has arrived, with the mark of that; `None` where `fill` broke off, and then
+    /// nothing is on its way.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn feed(&self, to: Span, fill: Fill<'_>, after: Option<&Mark>) -> Done<Option<Mark>>;
     /// What is computed from here on waits for a mark.
     ///
     /// # Errors

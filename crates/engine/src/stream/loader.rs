@@ -1,6 +1,6 @@
 //! The thread that loads: from files, and to a device with memory of its own through memory of the host.
 
-use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -11,7 +11,7 @@ use lowtide_kernels::memory::Buffer;
 use lowtide_models::device::{self, Allocation, Memory};
 
 use super::{Blocks, Failure};
-use crate::device::ground::{Accelerator, HostBytes, Mark};
+use crate::device::ground::{HostBytes, Mark};
 use crate::shared::Claim;
 
 /// A block that was read.
@@ -68,7 +68,6 @@ impl Blocks {
         block: usize,
         memory: &mut Memory,
         after: Option<&Mark>,
-        staging: &mut Staging,
     ) -> std::result::Result<Option<Mark>, Failure> {
         let allocation = match memory {
             Memory::Host(buffer) => {
@@ -91,74 +90,36 @@ impl Blocks {
             self.on_host()[block] = Some(bytes);
             return Ok(Some(mark));
         }
-        let bytes = staging.next(accelerator, self.bytes[block])?;
-        self.read(block, &mut bytes.bytes_mut()[..self.bytes[block]])?;
-        let mark = accelerator.load(to, &**bytes, after)?;
-        staging.used(mark.clone());
-        Ok(Some(mark))
-    }
-}
-
-/// As many blocks at most are on their way from memory that is written anew for each.
-const STAGED: usize = 2;
-
-/// Memory of the host that blocks pass through on their way to a device, where it cannot keep them.
-#[derive(Default)]
-pub(super) struct Staging {
-    /// Each with the mark of what was last brought from it; the one used longest ago first.
-    places: VecDeque<(Box<dyn HostBytes>, Option<Mark>)>,
-}
-
-/// Ordinary memory: loads from it are slower.
-struct Pageable(Vec<u8>);
-
-impl HostBytes for Pageable {
-    fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-}
-
-impl Staging {
-    /// A place of exactly `bytes` that nothing is brought from any more; it is the last one then.
-    fn next(
-        &mut self,
-        accelerator: &Arc<dyn Accelerator>,
-        bytes: usize,
-    ) -> std::result::Result<&mut Box<dyn HostBytes>, Failure> {
-        let mut place: Option<Box<dyn HostBytes>> = None;
-        if self.places.len() >= STAGED
-            && let Some((old, mark)) = self.places.pop_front()
-        {
-            if let Some(mark) = mark {
-                accelerator.settle(&mark)?;
+        let mut unread = None;
+        let mut fill = |from: usize, to: &mut [u8]| match self.read_from(block, from, to) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(failure) => {
+                unread = Some(failure);
+                ControlFlow::Break(())
             }
-            place = Some(old).filter(|old| old.bytes().len() == bytes);
-        }
-        let place = place.unwrap_or_else(|| Box::new(Pageable(vec![0; bytes])));
-        self.places.push_back((place, None));
-        let (last, _) = self.places.back_mut().ok_or(Failure::Stopped)?;
-        Ok(last)
-    }
-
-    /// The last one is being brought.
-    fn used(&mut self, mark: Mark) {
-        if let Some((_, last)) = self.places.back_mut() {
-            *last = Some(mark);
+        };
+        let mark = accelerator.feed(to, &mut fill, after)?;
+        match unread {
+            Some(failure) => Err(failure),
+            None => Ok(Some(mark.ok_or(Failure::Stopped)?)),
         }
     }
 
-    /// Waits until nothing is brought from it any more.
-    pub(super) fn settle(
-        &mut self,
-        accelerator: Option<&Arc<dyn Accelerator>>,
+    /// Reads what lies from byte `from` of `block` on. What lies between tensors is zero.
+    fn read_from(
+        &self,
+        block: usize,
+        from: usize,
+        to: &mut [u8],
     ) -> std::result::Result<(), Failure> {
-        for (_, mark) in &mut self.places {
-            if let Some((accelerator, mark)) = accelerator.zip(mark.take()) {
-                accelerator.settle(&mark)?;
+        to.fill(0);
+        let end = from + to.len();
+        for (entry, at) in &self.reads[block] {
+            let (first, last) = ((*at).max(from), (*at + entry.bytes as usize).min(end));
+            if first < last {
+                let part = &mut to[first - from..last - from];
+                let offset = (first - *at) as u64;
+                self.checkpoint.read_range(entry, offset, part)?;
             }
         }
         Ok(())
@@ -181,7 +142,6 @@ pub(super) struct Work {
 impl Work {
     pub(super) fn run(mut self, ready: &SyncSender<Loaded>, free: &Receiver<Slot>) {
         self.slots.reverse();
-        let mut staging = Staging::default();
         'visits: for visit in 0..self.visits {
             for block in 0..self.stays.len() {
                 if self.stays[block] && (visit > 0 || self.have[block]) {
@@ -200,22 +160,18 @@ impl Work {
                         Err(_) => break 'visits,
                     }
                 };
-                let loaded = slot.and_then(|slot| self.load(block, slot, &mut staging));
+                let loaded = slot.and_then(|slot| self.load(block, slot));
                 let failed = loaded.is_err();
                 if ready.send(loaded).is_err() || failed {
                     break 'visits;
                 }
             }
         }
-        // What is brought from there is read until it has arrived.
-        let _ = staging.settle(self.blocks.accelerator.as_ref());
     }
 
-    fn load(&self, block: usize, (mut memory, after): Slot, staging: &mut Staging) -> Loaded {
+    fn load(&self, block: usize, (mut memory, after): Slot) -> Loaded {
         let start = Instant::now();
-        let mark = self
-            .blocks
-            .fill(block, &mut memory, after.as_ref(), staging)?;
+        let mark = self.blocks.fill(block, &mut memory, after.as_ref())?;
         let weight = match self.stays[block] {
             true => Weight::Stays(self.blocks.claim(block, memory)),
             false => Weight::Passes(memory),

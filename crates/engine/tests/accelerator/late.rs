@@ -7,7 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use lowtide_core::DeviceProfile;
-use lowtide_engine::device::ground::{Accelerator, AcceleratorFigures, Activity, HostBytes, Mark};
+use lowtide_engine::device::ground::{
+    Accelerator, AcceleratorFigures, Activity, Fill, HostBytes, Mark,
+};
 use lowtide_kernels::Precision;
 use lowtide_models::device::{Device, Done, Span};
 
@@ -42,6 +44,9 @@ struct Load {
     done: Arc<Moment>,
 }
 
+/// Bytes of a piece that is asked for.
+const PIECE: usize = 1000;
+
 /// The accelerator.
 #[derive(Debug)]
 pub(crate) struct Late {
@@ -52,6 +57,8 @@ pub(crate) struct Late {
     host: u64,
     host_kept: Arc<AtomicU64>,
     pub(crate) loaded: AtomicU64,
+    /// Bytes that could not be kept on the host.
+    pub(crate) fed: AtomicU64,
     /// Bytes that another program uses.
     pub(crate) taken: AtomicU64,
 }
@@ -101,6 +108,7 @@ impl Late {
             host,
             host_kept: Arc::default(),
             loaded: AtomicU64::new(0),
+            fed: AtomicU64::new(0),
             taken: AtomicU64::new(0),
         }
     }
@@ -108,6 +116,18 @@ impl Late {
     /// Bytes kept on the host.
     pub(crate) fn host_kept(&self) -> u64 {
         self.host_kept.load(Ordering::Relaxed)
+    }
+
+    fn begin(&self, to: Span, bytes: Vec<u8>) -> Mark {
+        let done = Arc::new(Moment::default());
+        let load = Load {
+            to,
+            bytes,
+            done: done.clone(),
+        };
+        let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
+        loads.send(load).expect("the thread lives");
+        Mark(done)
     }
 
     /// Bytes of the device.
@@ -196,20 +216,27 @@ impl Accelerator for Late {
         Ok(Mark(Arc::new(moment)))
     }
 
+    fn feed(&self, to: Span, fill: Fill<'_>, after: Option<&Mark>) -> Done<Option<Mark>> {
+        if let Some(after) = after {
+            moment(after).wait();
+        }
+        let mut bytes = vec![0; to.bytes];
+        // Pieces that no tensor fits into.
+        for (i, piece) in bytes.chunks_mut(PIECE).enumerate() {
+            if fill(i * PIECE, piece).is_break() {
+                return Ok(None);
+            }
+        }
+        self.fed.fetch_add(to.bytes as u64, Ordering::Relaxed);
+        Ok(Some(self.begin(to, bytes)))
+    }
+
     fn load(&self, to: Span, from: &dyn HostBytes, after: Option<&Mark>) -> Done<Mark> {
         if let Some(after) = after {
             moment(after).wait();
         }
-        let done = Arc::new(Moment::default());
         self.loaded.fetch_add(to.bytes as u64, Ordering::Relaxed);
-        let load = Load {
-            to,
-            bytes: from.bytes()[..to.bytes].to_vec(),
-            done: done.clone(),
-        };
-        let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
-        loads.send(load).expect("the thread lives");
-        Ok(Mark(done))
+        Ok(self.begin(to, from.bytes()[..to.bytes].to_vec()))
     }
 
     fn wait(&self, mark: &Mark) -> Done {

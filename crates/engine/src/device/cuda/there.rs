@@ -13,12 +13,12 @@ use std::time::Instant;
 use lowtide_core::{Bytes, DeviceProfile};
 use lowtide_cuda::telemetry::Telemetry;
 use lowtide_cuda::{
-    Buffer, Context, DeviceInfo, Error, Event, Gpu, Pinned, Rates, Span, SpanMut, ops,
+    Buffer, Context, DeviceInfo, Error, Event, Gpu, Pinned, Rates, Ring, Span, SpanMut, ops,
 };
 use lowtide_kernels::{Activation, Precision, Stored};
 use lowtide_models::device::{Device, Done, Failure, Span as Part};
 
-use crate::device::ground::{Accelerator, AcceleratorFigures, Activity, HostBytes, Mark};
+use crate::device::ground::{Accelerator, AcceleratorFigures, Activity, Fill, HostBytes, Mark};
 use crate::device::memory::reserve_of;
 
 /// The link is measured with buffers of this size.
@@ -109,6 +109,8 @@ unsafe impl Send for Kept {}
 /// A GPU that pipelines compute on.
 pub(super) struct Cuda {
     state: Mutex<Kept>,
+    /// What weights pass through that cannot stay in page-locked memory; made when the first of them comes.
+    ring: Mutex<Option<Ring>>,
     context: Arc<Context>,
     telemetry: Option<Telemetry>,
     name: String,
@@ -183,6 +185,7 @@ impl Cuda {
         };
         Ok(Cuda {
             state: Mutex::new(Kept(state)),
+            ring: Mutex::new(None),
             context,
             telemetry: Telemetry::open(&info.pci).ok(),
             name: info.name,
@@ -413,6 +416,25 @@ impl Accelerator for Cuda {
             copies.record(&event)?;
             Ok(Mark(Arc::new(event)))
         })
+    }
+
+    fn feed(&self, to: Part, fill: Fill<'_>, after: Option<&Mark>) -> Done<Option<Mark>> {
+        // Without the other lock: filling takes long.
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut feed = |ring: &mut Option<Ring>| {
+            if ring.is_none() {
+                *ring = Some(Ring::new(&self.context)?);
+            }
+            let ring = ring.as_mut().expect("made above");
+            let after = after.map(event).transpose()?;
+            #[allow(unsafe_code, reason = "as `Accelerator::load`")]
+            // SAFETY: who calls lets nothing use `to` before the mark is past, and named its last use by `after`.
+            unsafe {
+                ring.feed((to.address, to.bytes), after, fill)
+            }
+        };
+        let done = feed(&mut ring).map_err(failure)?;
+        Ok(done.map(|event| Mark(Arc::new(event))))
     }
 
     fn wait(&self, mark: &Mark) -> Done {
