@@ -147,12 +147,10 @@ fn budgets(idle: u64) {
         let scratch = gpu.scratch_bytes();
         let rest = free.report.plan.peak.0 - scratch;
         let mut streamed = 0;
-        let budgets: &[u64] = if is_simulated() {
-            &[12, 9]
-        } else {
-            &[15, 12, 9, 7]
-        };
-        for sixteenths in budgets {
+        for sixteenths in (4..16).rev().step_by(2) {
+            if is_simulated() && streamed > 0 {
+                break;
+            }
             let budget = Bytes(scratch + rest * sixteenths / 16);
             let small = engine(z_image(), precision, Some(budget));
             let Ok(session) = small.start(asked(request()), true) else {
