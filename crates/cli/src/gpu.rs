@@ -72,7 +72,25 @@ impl std::str::FromStr for Devices {
     }
 }
 
+impl std::fmt::Display for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<String> = self.0.iter().map(DeviceChoice::to_string).collect();
+        f.write_str(&names.join(", "))
+    }
+}
+
 impl Devices {
+    /// Whether the processor is all there is, as far as this process can know.
+    pub(crate) fn is_processor(&self) -> bool {
+        let knows_one = cuda::absent().is_none();
+        let mut devices = self.0.iter();
+        devices.all(|device| match device {
+            DeviceChoice::Cpu => true,
+            DeviceChoice::Auto => !knows_one,
+            DeviceChoice::Cuda(_) => false,
+        })
+    }
+
     /// The first one, for a process that has one.
     pub(crate) fn first(&self) -> DeviceChoice {
         self.0.first().copied().unwrap_or_default()
@@ -98,6 +116,15 @@ impl Devices {
         let sibling =
             program.with_file_name(format!("lowtide-cuda{}", std::env::consts::EXE_SUFFIX));
         sibling.is_file().then_some(sibling)
+    }
+}
+
+/// The memory of what was chosen, where that is a GPU.
+pub(crate) fn total(choice: DeviceChoice) -> Option<Bytes> {
+    match choice {
+        DeviceChoice::Cpu => None,
+        DeviceChoice::Auto => cuda::total(0),
+        DeviceChoice::Cuda(ordinal) => cuda::total(ordinal),
     }
 }
 

@@ -51,7 +51,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let catalog = Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?);
     say_missing(&settings, &catalog, &log);
     let setup = processor::Setup {
-        options: work::device(&settings),
+        options: work::device(&settings, None),
         files: work::files(&settings, files.inputs.clone(), catalog.clone()),
     };
     let around = Surroundings::of_process();
@@ -250,16 +250,23 @@ fn say_start(
 
 fn budget(settings: &Settings) -> String {
     let device = &settings.device;
+    let on = match device.name.is_processor() {
+        true => format!("the cpu ({})", cpu::name()),
+        // Workers know them, this process does not.
+        false => device.name.to_string(),
+    };
+    let reserve = work::device(settings, None).reserve;
     let total = Memory::read().map(|memory| (memory.free(), memory.reserve_default()));
     match (device.budget, total) {
-        (Some(budget), _) => format!("budget {budget} on the cpu ({})", cpu::name()),
-        (None, Some((free, reserve))) => {
-            let reserve: Bytes = work::device(settings).reserve.unwrap_or(reserve);
-            format!(
-                "budget: free memory less {reserve}, now {} on the cpu ({})",
-                free.saturating_sub(reserve),
-                cpu::name()
-            )
+        (Some(budget), _) => format!("budget {budget} on {on}"),
+        (None, _) if !device.name.is_processor() => match reserve {
+            Some(reserve) => format!("budget: what is free less {reserve} on {on}"),
+            None => format!("budget: what is free less a reserve on {on}"),
+        },
+        (None, Some((free, default))) => {
+            let reserve: Bytes = reserve.unwrap_or(default);
+            let now = free.saturating_sub(reserve);
+            format!("budget: free memory less {reserve}, now {now} on {on}")
         }
         (None, None) => "budget: free memory is unknown on this system; give --budget".to_owned(),
     }

@@ -125,7 +125,7 @@ fn work(
     log: &Logger,
 ) -> Result<(), Failure> {
     let lines = log.clone();
-    let options_of_device = device(settings);
+    let options_of_device = device(settings, gpu::total(settings.device.name.first()));
     let memory = (options_of_device.budget, options_of_device.reserve);
     gpu::put(settings.device.name.first(), memory)?;
     let around = Surroundings::of_process();
@@ -187,14 +187,15 @@ pub(crate) fn enabled(kinds: &[String]) -> Result<Vec<Arc<dyn Processor>>, Failu
     kinds.iter().map(pick).collect()
 }
 
-/// How the engine is to use its device. Weights stay between jobs: that is what a service is for.
-pub(crate) fn device(settings: &Settings) -> Options {
+/// How the engine is to use its device, which has `total` bytes where it is none of the processor's. Weights stay between
+/// jobs: that is what a service is for.
+pub(crate) fn device(settings: &Settings, total: Option<Bytes>) -> Options {
     let (worker, settings) = (&settings.worker, &settings.device);
     let reserve = settings.reserve.and_then(|reserve| match reserve {
         Reserve::Bytes(bytes) => Some(bytes),
-        Reserve::Share(share) => {
-            Memory::read().map(|memory| Bytes((memory.total.as_f64() * share) as u64))
-        }
+        Reserve::Share(share) => total
+            .or_else(|| Memory::read().map(|memory| memory.total))
+            .map(|total| Bytes((total.as_f64() * share) as u64)),
     });
     Options {
         budget: settings.budget,
@@ -255,7 +256,7 @@ fn own_id() -> WorkerId {
 
 /// The name of the worker that is this process of this machine; no other one has it.
 pub(super) fn worker_id(pid: u32) -> WorkerId {
-    format!("{}-cpu-{pid}", host())
+    format!("{}-worker-{pid}", host())
         .parse()
         .expect("letters, digits and hyphens, at most 64")
 }
@@ -290,7 +291,7 @@ mod tests {
         assert!(
             own_id()
                 .as_str()
-                .ends_with(&format!("-cpu-{}", std::process::id()))
+                .ends_with(&format!("-worker-{}", std::process::id()))
         );
     }
 

@@ -369,7 +369,7 @@ impl Machines {
 
 /// Whether a job runs on the worker that is this process.
 fn is_of(job: &Job, pid: u32) -> bool {
-    let own = format!("-cpu-{pid}");
+    let own = format!("-worker-{pid}");
     let holder = job.holder.as_ref();
     holder.is_some_and(|holder| holder.worker.as_str().ends_with(&own))
 }

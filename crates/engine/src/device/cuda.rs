@@ -6,6 +6,6 @@ mod absent;
 mod there;
 
 #[cfg(not(feature = "cuda"))]
-pub use absent::{absent, open, ordinals, shown};
+pub use absent::{absent, open, ordinals, shown, total};
 #[cfg(feature = "cuda")]
-pub use there::{absent, open, ordinals, shown};
+pub use there::{absent, open, ordinals, shown, total};

@@ -89,10 +89,19 @@ pub(crate) fn reserve_there(budget: Option<Bytes>, reserve: Option<Bytes>) -> By
     })
 }
 
-/// What others on the device lack and this process can give, which has nothing to do now and holds `held` bytes.
+/// What others on the device lack and this process can give of what it holds now: what is held for nothing goes at once,
+/// the rest is in use.
 pub fn lacking_of_idle(budget: Option<Bytes>, reserve: Option<Bytes>) -> Bytes {
-    let held = Bytes(ground::live());
-    ground::lacking(reserve_there(budget, reserve), held, true)
+    let Some(accelerator) = ground::accelerator() else {
+        return Bytes::ZERO;
+    };
+    let reserve = reserve_there(budget, reserve);
+    let lacking = || ground::lacking(reserve, Bytes(accelerator.figures().held), true);
+    if lacking() == Bytes::ZERO {
+        return Bytes::ZERO;
+    }
+    ground::trim();
+    lacking()
 }
 
 /// As [`budget`], for whoever counts less than everything as in use.

@@ -161,7 +161,7 @@ fn others() -> Others {
     NEIGHBOURS.get().map(Neighbours::others).unwrap_or_default()
 }
 
-/// Says that this process waits for so many bytes more.
+/// Says that this process waits for so many bytes beside those that it has, what is free among them.
 pub(crate) fn want(bytes: Bytes) {
     if let Some(joined) = NEIGHBOURS.get() {
         joined.want(bytes);
@@ -173,6 +173,14 @@ pub(crate) fn share(reserve: Bytes) -> Option<Bytes> {
     let others = others();
     let figures = accelerator().filter(|_| others.count > 0)?.figures();
     Some(share_of(&figures, reserve, others))
+}
+
+/// The most that a process can have where it is alone on a device.
+pub(crate) fn most(reserve: Bytes) -> Bytes {
+    accelerator().map_or(Bytes::ZERO, |accelerator| {
+        let figures = accelerator.figures();
+        Bytes(figures.total.saturating_sub(reserve.0).min(figures.most))
+    })
 }
 
 fn share_of(figures: &AcceleratorFigures, reserve: Bytes, others: Others) -> Bytes {

@@ -20,7 +20,7 @@ const LOCK: &str = "lock";
 pub struct Others {
     /// How many.
     pub count: usize,
-    /// Bytes that they wait for, together.
+    /// Bytes that they wait for beside those they have, together.
     pub wanted: Bytes,
 }
 
@@ -65,7 +65,7 @@ impl Neighbours {
         })
     }
 
-    /// Says that this process waits for so many bytes more.
+    /// Says that this process waits for so many bytes beside those that it has, what is free among them.
     pub fn want(&self, bytes: Bytes) {
         // Nobody reads half of it: it is put there whole. A folder that vanished has nobody in it who could give.
         let new = self.folder.join(format!("{}.want", self.name));

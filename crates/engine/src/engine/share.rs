@@ -41,8 +41,10 @@ impl Engine {
             let (_, courses) = self.passes(work.settings())?;
             self.planned_within(work, (courses, active.cloned()), room, total)
         };
-        let Ok(ideal) = plan_with(Some(share)) else {
-            // Not even that would do.
+        // What is busy keeps its share; what is idle gives all.
+        let most = ground::most(self.reserve());
+        let Ok(ideal) = plan_with(Some(share)).or_else(|_| plan_with(Some(most))) else {
+            // Not even all of it would do.
             return Ok(());
         };
         let wanted = ideal.plan.peak;
@@ -56,7 +58,7 @@ impl Engine {
         };
         let began = Instant::now();
         while lacks() > Bytes::ZERO && began.elapsed() < most {
-            ground::want(lacks());
+            ground::want(wanted.saturating_sub(Bytes(ground::live())));
             std::thread::sleep(NEIGHBOURS_EVERY);
         }
         ground::want(Bytes::ZERO);

@@ -18,6 +18,11 @@ pub fn ordinals() -> Vec<usize> {
     Vec::new()
 }
 
+/// The memory of a GPU that can be used.
+pub fn total(_ordinal: usize) -> Option<Bytes> {
+    None
+}
+
 /// The GPUs that can be used, in words, or why there are none.
 ///
 /// # Errors

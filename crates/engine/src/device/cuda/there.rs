@@ -59,6 +59,13 @@ pub fn ordinals() -> Vec<usize> {
     devices.iter().map(|device| device.ordinal).collect()
 }
 
+/// The memory of a GPU that can be used.
+pub fn total(ordinal: usize) -> Option<Bytes> {
+    let devices = usable().unwrap_or_default();
+    let found = devices.iter().find(|device| device.ordinal == ordinal);
+    found.map(|device| Bytes(device.total))
+}
+
 /// The GPUs that can be used, in words, or why there are none.
 ///
 /// # Errors
