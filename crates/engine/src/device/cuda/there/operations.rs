@@ -54,18 +54,31 @@ impl State {
     }
 }
 
+impl State {
+    fn buffer(&self, bytes: usize) -> Result<Buffer, Error> {
+        let (used, budget) = (self.gpu.used(), self.budget);
+        if used + bytes as u64 > budget {
+            return Err(Error::OutOfMemory {
+                asked: bytes as u64,
+                used,
+                budget,
+            });
+        }
+        Buffer::new(&self.gpu, bytes)
+    }
+}
+
 impl Device for Cuda {
     fn allocate(&self, bytes: usize) -> Done<Span> {
         self.with(|state| {
-            let (used, budget) = (state.gpu.used(), state.budget);
-            if used + bytes as u64 > budget {
-                return Err(Error::OutOfMemory {
-                    asked: bytes as u64,
-                    used,
-                    budget,
-                });
-            }
-            let buffer = Buffer::new(&state.gpu, bytes)?;
+            let buffer = match state.buffer(bytes) {
+                // What kernels keep for their own use gives way: they ask again for what they need.
+                Err(error) if error.is_out_of_memory() && state.gpu.scratch_bytes() > 0 => {
+                    state.gpu.forget_scratch();
+                    state.buffer(bytes)?
+                }
+                buffer => buffer?,
+            };
             let address = buffer.span().address();
             if bytes > 0 {
                 state.buffers.insert(address, buffer);
