@@ -357,6 +357,8 @@ pub struct Stream {
     stop: Arc<AtomicBool>,
     loader: Option<JoinHandle<()>>,
     traffic: Traffic,
+    /// How long the device had waited before.
+    waited_before: Duration,
     /// Nanoseconds the loader read so far.
     reading: Arc<AtomicU64>,
     adapters: Option<Arc<Adapters>>,
@@ -373,6 +375,8 @@ impl Stream {
         plan: &PhasePlan,
         visits: u64,
     ) -> std::result::Result<Stream, Failure> {
+        let waited_before = blocks.accelerator.as_ref().map(|it| it.waited());
+        let waited_before = waited_before.unwrap_or_default();
         let count = blocks.bytes.len();
         let stays: Vec<bool> = (0..count)
             .map(|block| plan.placement.is_resident(block))
@@ -412,6 +416,7 @@ impl Stream {
             stop,
             loader,
             traffic: Traffic::default(),
+            waited_before,
             reading,
             counted,
             adapters: None,
@@ -434,8 +439,14 @@ impl Stream {
 
     /// What it did so far.
     pub fn traffic(&self) -> Traffic {
+        // Another device works on while this thread waits; what counts is when that stood still.
+        let waited = match &self.blocks.accelerator {
+            Some(accelerator) => accelerator.waited().saturating_sub(self.waited_before),
+            None => self.traffic.waited,
+        };
         Traffic {
             reading: Duration::from_nanos(self.reading.load(Ordering::Relaxed)),
+            waited,
             ..self.traffic
         }
     }
@@ -455,6 +466,11 @@ impl Stream {
         if self.kept[block].is_some() {
             return Ok(());
         }
+        let accelerator = self.blocks.accelerator.clone();
+        let begins = match &accelerator {
+            Some(accelerator) => Some(accelerator.wait_begins()?),
+            None => None,
+        };
         let start = Instant::now();
         let next = self
             .loaded
@@ -464,8 +480,13 @@ impl Stream {
             .map_err(|_| Failure::Stopped)?;
         self.traffic.waited += start.elapsed();
         let (planned, weight, mark) = next?;
-        if let Some((accelerator, mark)) = self.blocks.accelerator.as_ref().zip(mark) {
-            accelerator.wait(&mark)?;
+        if let Some(accelerator) = &accelerator {
+            if let Some(mark) = mark {
+                accelerator.wait(&mark)?;
+            }
+            if let Some(begins) = begins {
+                accelerator.wait_ends(begins)?;
+            }
         }
         if planned != block {
             return Err(Failure::OutOfOrder {

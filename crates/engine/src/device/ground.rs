@@ -8,6 +8,7 @@ use std::fmt::Debug;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use lowtide_core::{Bytes, DeviceProfile};
 use lowtide_kernels as kernels;
@@ -117,6 +118,18 @@ pub trait Accelerator: Debug + Send + Sync {
     /// # Errors
     /// When the device fails.
     fn wait(&self, mark: &Mark) -> Done;
+    /// From where computing may have to wait for what is brought: the moment at which all that was asked for before is done.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn wait_begins(&self) -> Done<Mark>;
+    /// Up to where: what lies between both counts as [`Accelerator::waited`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn wait_ends(&self, since: Mark) -> Done;
+    /// How long computing stood still so far because of what was not there yet. Waits for what was asked for before.
+    fn waited(&self) -> Duration;
     /// Waits here until a mark is past.
     ///
     /// # Errors

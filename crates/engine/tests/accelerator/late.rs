@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lowtide_core::DeviceProfile;
 use lowtide_engine::device::ground::{
@@ -59,6 +59,7 @@ pub(crate) struct Late {
     pub(crate) loaded: AtomicU64,
     /// Bytes that could not be kept on the host.
     pub(crate) fed: AtomicU64,
+    waited: AtomicU64,
     /// Bytes that another program uses.
     pub(crate) taken: AtomicU64,
 }
@@ -109,6 +110,7 @@ impl Late {
             host_kept: Arc::default(),
             loaded: AtomicU64::new(0),
             fed: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
             taken: AtomicU64::new(0),
         }
     }
@@ -229,6 +231,21 @@ impl Accelerator for Late {
         }
         self.fed.fetch_add(to.bytes as u64, Ordering::Relaxed);
         Ok(Some(self.begin(to, bytes)))
+    }
+
+    fn wait_begins(&self) -> Done<Mark> {
+        Ok(Mark(Arc::new(Instant::now())))
+    }
+
+    fn wait_ends(&self, since: Mark) -> Done {
+        let since: &Instant = since.0.downcast_ref().expect("of `wait_begins`");
+        let took = since.elapsed().as_nanos() as u64;
+        self.waited.fetch_add(took, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
     }
 
     fn load(&self, to: Span, from: &dyn HostBytes, after: Option<&Mark>) -> Done<Mark> {

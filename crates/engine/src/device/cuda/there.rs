@@ -6,9 +6,9 @@
 
 mod operations;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lowtide_core::{Bytes, DeviceProfile};
 use lowtide_cuda::telemetry::Telemetry;
@@ -118,6 +118,7 @@ pub(super) struct Cuda {
     state: Mutex<Kept>,
     /// What weights pass through that cannot stay in page-locked memory; made when the first of them comes.
     ring: Mutex<Option<Ring>>,
+    waits: Mutex<Waits>,
     context: Arc<Context>,
     telemetry: Option<Telemetry>,
     name: String,
@@ -128,6 +129,47 @@ pub(super) struct Cuda {
     ordinal: usize,
     link_bytes_per_s: f64,
     flops_per_s: [f64; 2],
+}
+
+/// So many waits are noted before those that are over are counted.
+const WAITS_OPEN_MAX: usize = 64;
+
+/// Two events that follow each other at once are about this far apart.
+const NO_WAIT: Duration = Duration::from_micros(5);
+
+/// The moments between which the GPU waited, and the sum of those that were looked at.
+#[derive(Default)]
+struct Waits {
+    open: VecDeque<(Mark, Mark)>,
+    total: Duration,
+}
+
+impl Waits {
+    fn count(&mut self, (begin, end): &(Mark, Mark)) -> Result<(), Error> {
+        let ms = event(end)?.elapsed_ms(event(begin)?)?;
+        let took = Duration::from_secs_f32(ms.max(0.0) / 1e3);
+        self.total += took.saturating_sub(NO_WAIT);
+        Ok(())
+    }
+
+    /// Counts those that are over.
+    fn count_past(&mut self) -> Result<(), Error> {
+        while let Some(first) = self.open.pop_front() {
+            if !event(&first.1)?.is_past()? {
+                self.open.push_front(first);
+                break;
+            }
+            self.count(&first)?;
+        }
+        Ok(())
+    }
+
+    fn count_all(&mut self) -> Result<(), Error> {
+        while let Some(first) = self.open.pop_front() {
+            self.count(&first)?;
+        }
+        Ok(())
+    }
 }
 
 impl std::fmt::Debug for Cuda {
@@ -193,6 +235,7 @@ impl Cuda {
         Ok(Cuda {
             state: Mutex::new(Kept(state)),
             ring: Mutex::new(None),
+            waits: Mutex::default(),
             context,
             telemetry: Telemetry::open(&info.pci).ok(),
             name: info.name,
@@ -203,6 +246,11 @@ impl Cuda {
             link_bytes_per_s: rates.pinned_up,
             flops_per_s,
         })
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Waits> {
+        // What a panic leaves uncounted is no harm.
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -446,6 +494,31 @@ impl Accelerator for Cuda {
 
     fn wait(&self, mark: &Mark) -> Done {
         self.with(|state| state.gpu.wait(event(mark)?))
+    }
+
+    fn wait_begins(&self) -> Done<Mark> {
+        self.with(|state| {
+            let event = Event::new(&state.gpu, true)?;
+            state.gpu.record(&event)?;
+            Ok(Mark(Arc::new(event)))
+        })
+    }
+
+    fn wait_ends(&self, since: Mark) -> Done {
+        let end = self.wait_begins()?;
+        let mut waits = self.waits();
+        waits.open.push_back((since, end));
+        if waits.open.len() > WAITS_OPEN_MAX {
+            waits.count_past().map_err(failure)?;
+        }
+        Ok(())
+    }
+
+    fn waited(&self) -> Duration {
+        let mut waits = self.waits();
+        // A GPU that fails here says so at the next call that can.
+        let _ = waits.count_all();
+        waits.total
     }
 
     fn settle(&self, mark: &Mark) -> Done {
