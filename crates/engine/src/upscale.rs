@@ -13,13 +13,12 @@ use std::sync::Arc;
 
 use lowtide_core::{Budget, Bytes, DeviceProfile, Formula, Plan, Quality, Vars, plan};
 use lowtide_kernels as kernels;
-use lowtide_kernels::memory;
 use lowtide_media::{Depth, Original, Size};
 use lowtide_models::upscaler::Network;
 use lowtide_models::{Compute, Precision};
 use lowtide_weights::ModelFolder;
 
-use crate::device::{cpu, figures};
+use crate::device::{cpu, figures, ground};
 use crate::engine::Options;
 use crate::job::Habits;
 use crate::pipeline::{Opener, Part, SMALL_THINGS_BYTES, phase};
@@ -61,7 +60,7 @@ impl Default for Enlargement {
     }
 }
 
-/// An opened network on the CPU.
+/// An opened network, which computes on what pipelines compute on.
 pub struct Enlarger {
     name: String,
     network: Network,
@@ -107,7 +106,7 @@ impl Enlarger {
             part,
             options,
             compute: Compute { precision },
-            profile: cpu::profile(precision),
+            profile: ground::profile(precision),
         }))
     }
 
@@ -134,9 +133,9 @@ impl Enlarger {
     /// The budget in force now.
     pub fn budget(&self) -> Budget {
         let ours = stream::ours([&self.part.blocks]).bytes();
-        let not_others = kernels::scratch_allocated() as u64 + ours.0;
-        let in_use = Bytes(memory::live().saturating_sub(not_others));
-        figures::within(self.options.budget, self.options.reserve, in_use)
+        let not_others = ground::scratch_allocated() + ours.0;
+        let in_use = Bytes(ground::live().saturating_sub(not_others));
+        figures::of_pipelines(self.options.budget, self.options.reserve, in_use)
     }
 
     /// Width and height of the result for a picture of this size.
@@ -228,8 +227,11 @@ impl Enlarger {
         (budget, shared): (Budget, Vec<usize>),
     ) -> Result<Planned> {
         let cuts = cuts(&self.network, (size.width, size.height), asked);
-        let scratch = kernels::scratch_bytes(kernels::threads()) as f64 + SMALL_THINGS_BYTES;
-        let held = Formula::constant(self.held(size, asked)? as f64 + scratch);
+        let scratch = ground::scratch_bytes() as f64 + SMALL_THINGS_BYTES;
+        // Pictures lie on the host, which is the device's memory or is not.
+        let pictures = self.held(size, asked)?;
+        let pictures = if ground::is_host() { pictures } else { 0 };
+        let held = Formula::constant(pictures as f64 + scratch);
         let layout = &self.part.layout;
         let passes = if size.alpha { 2 } else { 1 };
         let modes = cuts
@@ -264,9 +266,11 @@ impl Enlarger {
         asked: Enlargement,
     ) -> Result<Enlarging> {
         let size = picture.size();
-        // The picture is there already, and is part of what the plan counts.
         let mut budget = self.budget();
-        budget.in_use = budget.in_use.saturating_sub(Bytes::from(picture.bytes()));
+        if ground::is_host() {
+            // The picture is there already, and is part of what the plan counts.
+            budget.in_use = budget.in_use.saturating_sub(Bytes::from(picture.bytes()));
+        }
         let planned = self.planned(&size, &asked, (budget, self.shared()))?;
         Ok(Enlarging::new(
             self.clone(),
@@ -309,6 +313,7 @@ impl Enlarger {
         let ours = stream::ours([&self.part.blocks]).bytes();
         self.part.blocks.forget_unless(|_| false);
         cpu::give_back();
+        ground::trim();
         ours
     }
 

@@ -6,6 +6,8 @@
 
 #[path = "accelerator/asked.rs"]
 mod asked;
+#[path = "accelerator/enlarged.rs"]
+mod enlarged;
 #[path = "accelerator/late.rs"]
 mod late;
 #[path = "accelerator/others.rs"]
@@ -19,10 +21,13 @@ use std::sync::atomic::Ordering;
 
 use lowtide_core::{Bytes, Placement};
 use lowtide_engine::device::ground;
+use lowtide_engine::upscale::Enlarged;
 use lowtide_engine::{Engine, Options, PrecisionChoice};
+use lowtide_media::Original;
 use lowtide_weights::ModelFolder;
 
 use asked::{request, run, with_second_pass};
+use enlarged::{NETWORKS, enlarged, enlarger};
 use late::Late;
 
 /// The host has no room for all weights.
@@ -52,6 +57,10 @@ fn a_device_with_memory_of_its_own_gives_the_bytes_of_the_host_within_any_budget
     let host = run(&engine(DEMO, None, false), request());
     let hosts =
         STABLE_DIFFUSION.map(|folder| run(&engine(folder, None, false), with_second_pass()));
+    let networks = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/upscale");
+    let picture = enlarged::picture(&networks);
+    let larger =
+        NETWORKS.map(|file| enlarged(&enlarger(&networks, file, None), &picture).expect("it fits"));
     let late = Arc::new(Late::new(48 << 20, HOST));
     let folder = tempfile::tempdir().unwrap();
     assert!(ground::put_among(late.clone(), folder.path()).unwrap());
@@ -122,4 +131,41 @@ fn a_device_with_memory_of_its_own_gives_the_bytes_of_the_host_within_any_budget
         assert!(there.images == host.images, "{folder}");
     }
     assert_eq!(late.shadow().live(), idle);
+    for (file, host) in NETWORKS.into_iter().zip(&larger) {
+        pictures_are_made_larger_there(&late, (&networks, file), (&picture, host));
+    }
+}
+
+/// The bytes of the host, whole and in parts, within any budget.
+fn pictures_are_made_larger_there(
+    late: &Late,
+    (networks, file): (&Path, &str),
+    (picture, host): (&Arc<Original>, &Enlarged),
+) {
+    let (idle, calls) = (late.shadow().live(), late.shadow().calls());
+    let whole = enlarged(&enlarger(networks, file, None), picture).expect("it fits");
+    assert!(whole.picture == host.picture, "{file}");
+    assert!(
+        late.shadow().calls() > calls + 5,
+        "it was computed elsewhere"
+    );
+    assert_eq!(late.shadow().live(), idle, "{file}");
+    let mut cuts = vec![whole.report.cut];
+    for sixteenths in (3..16).rev() {
+        let budget = Bytes(whole.report.plan.peak.0 * sixteenths / 16);
+        late.shadow().reset_peak();
+        let Some(small) = enlarged(&enlarger(networks, file, Some(budget)), picture) else {
+            continue;
+        };
+        assert_eq!(small.report.rungs_taken, 0, "{file} at {budget}");
+        let peak = late.shadow().peak();
+        assert!(peak <= budget.0, "{file}: {peak} of {budget}");
+        if small.report.exact {
+            assert!(small.picture == host.picture, "{file} at {budget}");
+            cuts.push(small.report.cut);
+        }
+    }
+    cuts.dedup();
+    assert!(cuts.len() > 1, "{file}: {cuts:?}");
+    assert_eq!(late.shadow().live(), idle, "{file}");
 }

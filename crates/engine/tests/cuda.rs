@@ -9,17 +9,22 @@
 
 #[path = "accelerator/asked.rs"]
 mod asked;
+#[path = "accelerator/enlarged.rs"]
+mod enlarged;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use lowtide_core::{Bytes, Placement};
 use lowtide_engine::device::{cuda, ground};
+use lowtide_engine::upscale::Enlarged;
 use lowtide_engine::{Engine, ImageRequest, Options, PrecisionChoice};
+use lowtide_media::{Original, Region};
 use lowtide_weights::ModelFolder;
 
 use asked::{request, run, with_second_pass};
+use enlarged::{NETWORKS, enlarged, enlarger};
 
 /// A model for a real GPU, and one for a GPU that is simulated, which takes a thousand times as long.
 const Z_IMAGE: [&str; 2] = [
@@ -119,6 +124,9 @@ fn pipelines_on_a_gpu_keep_their_promises() {
     let host = run(&engine(z_image(), f32, None), asked(request()));
     let others =
         STABLE_DIFFUSION.map(|folder| run(&engine(folder, f32, None), asked(with_second_pass())));
+    let networks = tree().join("crates/engine/tests/fixtures/upscale");
+    let picture = enlarged::picture(&networks);
+    let larger = NETWORKS.map(|file| enlarged(&enlarger(&networks, file, None), &picture).unwrap());
     assert!(ground::put(cuda::open(0, Some(CAP), None).unwrap()));
     let gpu = ground::accelerator().unwrap();
     let idle = gpu.live();
@@ -133,9 +141,61 @@ fn pipelines_on_a_gpu_keep_their_promises() {
         eprintln!("{folder}, f32: {near:.1e}");
         assert!(near < 2e-2, "{folder}: {near}");
     }
+    larger_pictures(&networks, &larger, idle);
     budgets(idle);
     released(idle);
     hundred_jobs(idle);
+}
+
+/// Pictures made larger are those of the CPU but for the last bit, and the same whole and in parts.
+fn larger_pictures(networks: &Path, hosts: &[Enlarged], idle: u64) {
+    let gpu = ground::accelerator().unwrap();
+    let picture = enlarged::picture(networks);
+    // The first is the largest.
+    let skipped = usize::from(is_simulated());
+    for (file, host) in NETWORKS.into_iter().zip(hosts).skip(skipped) {
+        let whole = enlarged(&enlarger(networks, file, None), &picture).unwrap();
+        let far = distance(&whole.picture, &host.picture);
+        assert!(far <= 1.01, "{file}: {far} of 255");
+        let scratch = gpu.scratch_bytes();
+        let rest = whole.report.plan.peak.0 - scratch;
+        let mut parts = 0;
+        for sixteenths in (5..16).rev() {
+            let budget = Bytes(scratch + rest * sixteenths / 16);
+            let Some(small) = enlarged(&enlarger(networks, file, Some(budget)), &picture) else {
+                continue;
+            };
+            if small.report.exact && small.report.cut != whole.report.cut {
+                assert!(small.picture == whole.picture, "{file} at {budget}");
+                parts += 1;
+                break;
+            }
+        }
+        eprintln!("{file}: at most {far:.2} of 255 from the CPU; {parts} ways in parts");
+        assert!(parts > 0, "{file}");
+    }
+    gpu.trim();
+    assert_eq!(gpu.live(), idle);
+}
+
+/// The largest distance of two pictures, in steps of 8 bits.
+fn distance(a: &Original, b: &Original) -> f32 {
+    let planes = |picture: &Original| {
+        let (width, height) = (picture.width(), picture.height());
+        let mut planes = vec![0.0; 3 * width as usize * height as usize];
+        let region = Region {
+            left: 0,
+            top: 0,
+            width,
+            height,
+        };
+        picture.planes(region, false, &mut planes);
+        planes
+    };
+    let (a, b) = (planes(a), planes(b));
+    assert_eq!(a.len(), b.len());
+    let pairs = a.iter().zip(&b);
+    255.0 * pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 /// The same bytes at any budget, in both precisions, and never over it.

@@ -109,6 +109,21 @@ pub struct Conv2d {
     pub upsample: bool,
     /// Applied to the map's numbers as they are read.
     pub input: Option<Affine>,
+    /// What becomes of its sums, before anything is added to them.
+    pub after: After,
+}
+
+/// What becomes of a convolution's sums; as [`lowtide_kernels::Finish`].
+#[derive(Clone, Copy, Debug)]
+pub enum After {
+    /// They stay.
+    Plain,
+    /// Times a factor.
+    Scaled(f32),
+    /// Negative ones times a slope.
+    Leaky(f32),
+    /// The same with a slope a channel.
+    Slopes(Span),
 }
 
 /// What a product becomes before it is written.
@@ -161,6 +176,8 @@ pub enum Elementwise {
     Mul,
     /// `x = y`.
     Copy,
+    /// `x += factor * y`.
+    AddScaled(f32),
 }
 
 /// A function of single numbers.
@@ -625,6 +642,26 @@ impl ValuesMut<'_> {
         match self {
             ValuesMut::Host(all) => ValuesMut::Host(all),
             ValuesMut::Device(on) => ValuesMut::Device(*on),
+        }
+    }
+}
+
+impl<'a> ValuesMut<'a> {
+    /// The first `at` of them to be read, and the others to be written.
+    pub(crate) fn split_at(self, at: usize) -> (Values<'a>, ValuesMut<'a>) {
+        match self {
+            ValuesMut::Host(all) => {
+                let (read, write) = all.split_at_mut(at);
+                (Values::Host(read), ValuesMut::Host(write))
+            }
+            ValuesMut::Device(on) => {
+                let all = Values::Device(on);
+                let write = On {
+                    span: on.span.part(at..on.span.values()),
+                    ..on
+                };
+                (all.part(0..at), ValuesMut::Device(write))
+            }
         }
     }
 }

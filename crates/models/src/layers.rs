@@ -7,8 +7,8 @@ pub use lowtide_kernels::Padding;
 use lowtide_kernels::{Activation, MapRows, Mask};
 
 use crate::adapters::{self, Added};
-use crate::device::{Allocation, Place, Values, Vector};
-use crate::ops::{self, Convolution, MapSlice, NormParameters, Onto, Sums};
+use crate::device::{Allocation, Place, Values, ValuesMut, Vector};
+use crate::ops::{self, After, Convolution, MapSlice, NormParameters, Onto, Sums};
 pub use crate::ops::{ChannelAffine, Weight};
 use crate::tensor::{Compute, Part, PartMut, Tensor};
 use crate::{Error, Result};
@@ -474,25 +474,6 @@ pub struct Conv2d<'w> {
     pub(crate) added: Vec<Added<'w>>,
 }
 
-/// Rows of a map on the host (channels, rows, width).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Slice<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) rows: MapRows,
-    pub(crate) width: usize,
-}
-
-impl<'a> Slice<'a> {
-    /// A whole map.
-    pub(crate) fn whole(data: &'a [f32], height: usize, width: usize) -> Slice<'a> {
-        Slice {
-            data,
-            rows: MapRows::whole(height),
-            width,
-        }
-    }
-}
-
 /// What happens to a map around a convolution.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Around<'a> {
@@ -614,19 +595,18 @@ impl Conv2d<'_> {
         self.run(compute, x, around, Onto::Out, out)
     }
 
-    /// `finish(conv(x)) + add` from one part of the host's memory to another, without adapters: for networks whose maps are parts
-    /// of others. `upsample`: x is first enlarged twice, each value becoming four.
+    /// `after(conv(x)) + add` from one part of memory to another, without adapters: for networks whose maps are parts of others.
+    /// `upsample`: x is first enlarged twice, each value becoming four.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the numbers do not match.
+    /// [`Error::Shape`] when the numbers do not match; when a device fails.
     pub(crate) fn apply(
         &self,
         compute: Compute,
-        x: Slice<'_>,
-        upsample: bool,
-        finish: kernels::Finish<'_>,
-        add: Option<&[f32]>,
-        (out, out_rows): (&mut [f32], MapRows),
+        (x, upsample): (MapSlice<'_>, bool),
+        after: After<'_>,
+        add: Option<Values<'_>>,
+        (out, out_rows): (ValuesMut<'_>, MapRows),
     ) -> Result<()> {
         let taps = self.kernel * self.kernel;
         let width_out = x.width << usize::from(upsample);
@@ -641,27 +621,17 @@ impl Conv2d<'_> {
                 found: vec![x.data.len(), out.len()],
             });
         }
-        let conv = kernels::Conv2d {
-            weight: self.weight.host(),
-            bias: Some(self.bias.values().host()),
+        let conv = Convolution {
+            weight: self.weight,
+            bias: Some(self.bias.values()),
             kernel: self.kernel,
             stride: 1,
-            padding: self.kernel / 2,
+            padding: Padding::all(self.kernel / 2),
             upsample,
             input: None,
         };
-        kernels::conv2d_finished(
-            &conv,
-            finish,
-            x.data,
-            x.rows,
-            x.width,
-            compute.precision,
-            add,
-            out,
-            out_rows,
-        );
-        Ok(())
+        let from = (x, compute.precision);
+        ops::conv2d_finished(&conv, after, from, add, (out, out_rows))
     }
 
     /// All rows of `out`, whose shape is known to fit.

@@ -2,15 +2,20 @@
 //!
 //! On the host they are those of [`lowtide_kernels`]; on a device, its own. All operands of a call lie in one place.
 
+mod finished;
+
 use lowtide_kernels as kernels;
 use lowtide_kernels::{Activation, MapRows, Padding, Per, Precision, Rotary, Stored};
 
 use crate::Result;
+use crate::device;
 use crate::device::{
     Affine, Conv2d, Elementwise, Finish, Function, Gated, GroupNorm, LayerNorm, Lines, Matrix, On,
     Residual, Rows, Slice, Span, Values, ValuesMut, Vector, elsewhere,
 };
 use crate::tensor::{Part, PartMut};
+
+pub(crate) use finished::{After, conv2d_finished};
 
 /// A layer's matrix, where it lies.
 #[derive(Clone, Copy, Debug)]
@@ -339,6 +344,7 @@ pub(crate) fn elementwise(op: Elementwise, x: ValuesMut<'_>, y: Values<'_>) -> R
             Elementwise::Add => kernels::add(x, y),
             Elementwise::Mul => kernels::mul(x, y),
             Elementwise::Copy => kernels::copy(x, y),
+            Elementwise::AddScaled(factor) => kernels::add_scaled(x, factor, y),
         },
         (ValuesMut::Device(x), Values::Device(y)) => {
             x.device.elementwise(op, x.span, y.span)?;
@@ -409,6 +415,17 @@ pub(crate) struct MapSlice<'a> {
     pub(crate) width: usize,
 }
 
+impl<'a> MapSlice<'a> {
+    /// A whole map.
+    pub(crate) fn whole(data: Values<'a>, height: usize, width: usize) -> MapSlice<'a> {
+        MapSlice {
+            data,
+            rows: MapRows::whole(height),
+            width,
+        }
+    }
+}
+
 /// A convolution, its operands where they lie; as [`kernels::Conv2d`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Convolution<'a> {
@@ -443,6 +460,7 @@ impl<'a> Convolution<'a> {
             padding: self.padding,
             upsample: self.upsample,
             input: self.input.map(|input| input.there()),
+            after: device::After::Plain,
         }
     }
 }

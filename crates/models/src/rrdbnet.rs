@@ -10,11 +10,13 @@
 use std::ops::Range;
 
 use lowtide_core::{BlockLayout, ComponentLayout};
-use lowtide_kernels::{self as kernels, Finish, MapRows};
+use lowtide_kernels::MapRows;
 use serde_json::Value;
 
 use crate::config::ConfigReader;
-use crate::layers::{Conv2d, Slice};
+use crate::device::{Elementwise, Values};
+use crate::layers::Conv2d;
+use crate::ops::{self, After, MapSlice};
 use crate::tensor::{Compute, Tensor};
 use crate::weights::{Headers, record};
 use crate::{Result, Weights};
@@ -224,10 +226,12 @@ impl Config {
         };
         let conv = self.first(weights)?;
         let rows = MapRows::whole(h);
-        let from = Slice::whole(window.data(), h, w);
-        let to = state.first.data_mut();
-        conv.apply(compute, from, false, Finish::Plain, None, (&mut *to, rows))?;
-        kernels::copy(&mut state.maps[0].data_mut()[..to.len()], to);
+        let from = MapSlice::whole(window.values(), h, w);
+        let to = (state.first.values_mut(), rows);
+        conv.apply(compute, (from, false), After::Plain, None, to)?;
+        let mut map = state.maps[0].values_mut();
+        let head = map.part(0..self.features * h * w);
+        ops::elementwise(Elementwise::Copy, head, state.first.values())?;
         Ok(state)
     }
 
@@ -247,41 +251,38 @@ impl Config {
         let [a, b] = &mut state.maps;
         if index == self.blocks {
             let body = self.tail(weights)?.body;
-            let from = Slice::whole(&a.data()[..head], h, w);
-            let to = (&mut b.data_mut()[..head], rows);
-            let add = Some(state.first.data());
-            return body.apply(compute, from, false, Finish::Plain, add, to);
+            let from = MapSlice::whole(a.values().part(0..head), h, w);
+            let mut to = b.values_mut();
+            let to = (to.part(0..head), rows);
+            let add = Some(state.first.values());
+            return body.apply(compute, (from, false), After::Plain, add, to);
         }
         let block = self.block(weights, index)?;
-        kernels::copy(state.skip.data_mut(), &a.data()[..head]);
+        let from = a.values().part(0..head);
+        ops::elementwise(Elementwise::Copy, state.skip.values_mut(), from)?;
         let (mut from, mut to) = (a, b);
         for dense in &block {
             let [growing @ .., last] = dense;
             for (k, conv) in growing.iter().enumerate() {
                 let at = (self.features + k * self.growth) * h * w;
-                let (read, rest) = from.data_mut().split_at_mut(at);
-                let write = &mut rest[..self.growth * h * w];
-                let finish = Finish::Leaky(SLOPE);
-                conv.apply(
-                    compute,
-                    Slice::whole(read, h, w),
-                    false,
-                    finish,
-                    None,
-                    (write, rows),
-                )?;
+                let (read, mut rest) = from.values_mut().split_at(at);
+                let read = (MapSlice::whole(read, h, w), false);
+                let write = (rest.part(0..self.growth * h * w), rows);
+                conv.apply(compute, read, After::Leaky(SLOPE), None, write)?;
             }
-            let whole = Slice::whole(from.data(), h, w);
-            let add = Some(&from.data()[..head]);
-            let write = (&mut to.data_mut()[..head], rows);
-            last.apply(compute, whole, false, Finish::Scaled(RESIDUAL), add, write)?;
+            let whole = (MapSlice::whole(from.values(), h, w), false);
+            let add = Some(from.values().part(0..head));
+            let mut write = to.values_mut();
+            let write = (write.part(0..head), rows);
+            last.apply(compute, whole, After::Scaled(RESIDUAL), add, write)?;
             std::mem::swap(&mut from, &mut to);
         }
         // Three dense blocks end in the second map.
         let [a, b] = &mut state.maps;
-        kernels::copy(&mut a.data_mut()[..head], state.skip.data());
-        kernels::add_scaled(&mut a.data_mut()[..head], RESIDUAL, &b.data()[..head]);
-        Ok(())
+        let mut to = a.values_mut();
+        ops::elementwise(Elementwise::Copy, to.part(0..head), state.skip.values())?;
+        let more = b.values().part(0..head);
+        ops::elementwise(Elementwise::AddScaled(RESIDUAL), to.part(0..head), more)
     }
 
     /// `rows` of the grid of a window that went through all blocks, enlarged.
@@ -301,35 +302,36 @@ impl Config {
         let (h, w) = state.grid;
         let tail = self.tail(weights)?;
         let wanted = self.wanted(h, rows);
-        let leaky = Finish::Leaky(SLOPE);
-        let head = &state.maps[1].data()[..self.features * h * w];
+        let leaky = After::Leaky(SLOPE);
+        let head = state.maps[1].values().part(0..self.features * h * w);
         let mut strip: Option<Tensor> = None;
         for (level, up) in tail.ups.iter().enumerate() {
             let from = level_slice(head, strip.as_ref(), &wanted, (h, w), level);
             let next = level + 1;
             let out_rows = part(&wanted.levels[next], h << next);
             let mut out = Tensor::new(&[self.features, out_rows.count, w << next])?;
-            up.apply(compute, from, true, leaky, None, (out.data_mut(), out_rows))?;
+            let to = (out.values_mut(), out_rows);
+            up.apply(compute, (from, true), leaky, None, to)?;
             strip = Some(out);
         }
         let d = self.doublings;
         let from = level_slice(head, strip.as_ref(), &wanted, (h, w), d);
         let hr_rows = part(&wanted.hr, h << d);
         let mut hr = Tensor::new(&[self.features, hr_rows.count, w << d])?;
-        tail.hr
-            .apply(compute, from, false, leaky, None, (hr.data_mut(), hr_rows))?;
+        let to = (hr.values_mut(), hr_rows);
+        tail.hr.apply(compute, (from, false), leaky, None, to)?;
         drop(strip);
         let out_rows = part(&wanted.out, h << d);
         let mut out = Tensor::new(&[3, out_rows.count, w << d])?;
-        let from = Slice {
-            data: hr.data(),
+        let from = MapSlice {
+            data: hr.values(),
             rows: hr_rows,
             width: w << d,
         };
-        let to = (out.data_mut(), out_rows);
+        let to = (out.values_mut(), out_rows);
         tail.last
-            .apply(compute, from, false, Finish::Plain, None, to)?;
-        Ok(out)
+            .apply(compute, (from, false), After::Plain, None, to)?;
+        out.into_host()
     }
 }
 
@@ -343,16 +345,16 @@ fn part(rows: &Range<usize>, total: usize) -> MapRows {
 
 /// What a level gives to read: the whole grid, or the strip of a doubling.
 fn level_slice<'a>(
-    grid: &'a [f32],
+    grid: Values<'a>,
     strip: Option<&'a Tensor>,
     wanted: &Wanted,
     (h, w): (usize, usize),
     level: usize,
-) -> Slice<'a> {
+) -> MapSlice<'a> {
     match strip {
-        None => Slice::whole(grid, h, w),
-        Some(strip) => Slice {
-            data: strip.data(),
+        None => MapSlice::whole(grid, h, w),
+        Some(strip) => MapSlice {
+            data: strip.values(),
             rows: part(&wanted.levels[level], h << level),
             width: w << level,
         },

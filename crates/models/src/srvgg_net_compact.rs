@@ -9,11 +9,13 @@
 use std::ops::Range;
 
 use lowtide_core::ComponentLayout;
-use lowtide_kernels::{Finish, MapRows};
+use lowtide_kernels::MapRows;
 use serde_json::Value;
 
 use crate::config::ConfigReader;
-use crate::layers::{Conv2d, Slice};
+use crate::device::{Place, Vector};
+use crate::layers::Conv2d;
+use crate::ops::{After, MapSlice};
 use crate::tensor::{Compute, Tensor};
 use crate::weights::{Headers, record};
 use crate::{Result, Weights};
@@ -124,13 +126,13 @@ impl Config {
     }
 
     /// The learned slopes after a convolution; none where they are not learned.
-    fn slopes(&self, weights: &Weights<'_>, index: usize) -> Result<Vec<f32>> {
+    fn slopes(&self, weights: &Weights<'_>, index: usize) -> Result<Vector> {
         match self.act {
             Act::Prelu => {
                 let scope = weights.pp("body").pp(2 * index + 1);
-                scope.values("weight", &[self.features])
+                scope.vector("weight", &[self.features])
             }
-            Act::Leaky | Act::Relu => Ok(Vec::new()),
+            Act::Leaky | Act::Relu => Ok(Vector::from(Vec::new())),
         }
     }
 }
@@ -162,8 +164,11 @@ impl Config {
             maps: [map()?, map()?],
             window,
         };
-        let from = Slice::whole(state.window.data(), h, w);
+        // The window itself stays on the host, where the result is put together.
+        let window = state.window.here()?;
+        let from = MapSlice::whole(window.values(), h, w);
         self.layer(compute, weights, 0, from, &mut state.maps[0])?;
+        drop(window);
         Ok(state)
     }
 
@@ -180,7 +185,7 @@ impl Config {
     ) -> Result<()> {
         let (h, w) = state.size;
         let [now, next] = &mut state.maps;
-        let from = Slice::whole(now.data(), h, w);
+        let from = MapSlice::whole(now.values(), h, w);
         self.layer(compute, weights, index + 1, from, next)?;
         state.maps.swap(0, 1);
         Ok(())
@@ -191,18 +196,19 @@ impl Config {
         compute: Compute,
         weights: &Weights<'_>,
         index: usize,
-        from: Slice<'_>,
+        from: MapSlice<'_>,
         to: &mut Tensor,
     ) -> Result<()> {
         let slopes = self.slopes(weights, index)?;
         let finish = match self.act {
-            Act::Prelu => Finish::Slopes(&slopes),
-            Act::Leaky => Finish::Leaky(SLOPE),
-            Act::Relu => Finish::Leaky(0.0),
+            Act::Prelu => After::Slopes(slopes.values()),
+            Act::Leaky => After::Leaky(SLOPE),
+            Act::Relu => After::Leaky(0.0),
         };
         let rows = from.rows;
         let conv = self.conv(weights, index)?;
-        conv.apply(compute, from, false, finish, None, (to.data_mut(), rows))
+        let to = (to.values_mut(), rows);
+        conv.apply(compute, (from, false), finish, None, to)
     }
 
     /// `rows` of a window that went through all convolutions but the last, enlarged.
@@ -227,9 +233,11 @@ impl Config {
             first: rows.start,
             count: rows.len(),
         };
-        let from = Slice::whole(state.maps[0].data(), h, w);
-        let to = (small.data_mut(), part);
-        conv.apply(compute, from, false, Finish::Plain, None, to)?;
+        let from = MapSlice::whole(state.maps[0].values(), h, w);
+        let to = (small.values_mut(), part);
+        conv.apply(compute, (from, false), After::Plain, None, to)?;
+        let small = small.into_host()?;
+        let _host = Place::Host.enter();
         let s = self.scale;
         let mut out = Tensor::new(&[3, rows.len() * s, w * s])?;
         let (small, window) = (small.data(), state.window.data());

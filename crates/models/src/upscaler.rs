@@ -11,6 +11,7 @@ use std::ops::Range;
 use lowtide_core::ComponentLayout;
 use serde_json::Value;
 
+use crate::device::Place;
 use crate::tensor::{Compute, Tensor};
 use crate::weights::Headers;
 use crate::{Error, Result, Weights, rrdbnet, srvgg_net_compact};
@@ -154,7 +155,7 @@ impl Network {
         (trunk + tail.max(input), flops)
     }
 
-    /// Takes a window; `weights` are those of block 0.
+    /// Takes a window of the host; `weights` are those of block 0, and what computes it is what they lie on.
     ///
     /// # Shapes
     /// (3, height, width), 0 to 1; both sides multiples of [`Network::multiple`].
@@ -171,12 +172,14 @@ impl Network {
                 found: window.shape().to_vec(),
             });
         }
+        let _there = weights.place().enter();
         Ok(State(match self {
             Network::Dense(config) => {
                 let window = match cell {
                     1 => window,
                     cell => unshuffled(&window, cell)?,
-                };
+                }
+                .brought_here()?;
                 Way::Dense(config.begin(compute, weights, &window)?)
             }
             Network::Compact(config) => Way::Compact(config.begin(compute, weights, window)?),
@@ -194,6 +197,7 @@ impl Network {
         step: usize,
         state: &mut State,
     ) -> Result<()> {
+        let _there = weights.place().enter();
         match (self, &mut state.0) {
             (Network::Dense(config), Way::Dense(state)) => {
                 config.advance(compute, weights, step, state)
@@ -205,7 +209,7 @@ impl Network {
         }
     }
 
-    /// `rows` of the window, enlarged; `weights` are those of [`Network::last_block`].
+    /// `rows` of the window, enlarged, on the host; `weights` are those of [`Network::last_block`].
     ///
     /// # Shapes
     /// (3, rows * scale, width * scale); about 0 to 1. `rows` begin and end at multiples of [`Network::multiple`].
@@ -219,6 +223,7 @@ impl Network {
         state: &State,
         rows: Range<usize>,
     ) -> Result<Tensor> {
+        let _there = weights.place().enter();
         match (self, &state.0) {
             (Network::Dense(config), Way::Dense(state)) => {
                 let cell = self.multiple();
@@ -245,6 +250,7 @@ fn another() -> Error {
 fn unshuffled(window: &Tensor, cell: usize) -> Result<Tensor> {
     let (channels, height, width) = window.dims3()?;
     let (h, w) = (height / cell, width / cell);
+    let _host = Place::Host.enter();
     let mut out = Tensor::new(&[channels * cell * cell, h, w])?;
     let from = window.data();
     for (line, to) in out.data_mut().chunks_exact_mut(w).enumerate() {

@@ -363,6 +363,14 @@ impl<'w> Weights<'w> {
     }
 
     /// The device that the block lies on.
+    /// Where they lie.
+    pub(crate) fn place(&self) -> Place {
+        match self.raw_place() {
+            None => Place::Host,
+            Some(on) => Place::Device(on.device.clone()),
+        }
+    }
+
     fn raw_place(&self) -> Option<On<'w>> {
         match self.origin {
             Origin::Live {

@@ -239,6 +239,11 @@ pub fn accelerator() -> Option<&'static Arc<dyn Accelerator>> {
     ACCELERATOR.get()
 }
 
+/// Whether pipelines compute in the memory of the host.
+pub(crate) fn is_host() -> bool {
+    accelerator().is_none()
+}
+
 /// Where pipelines compute.
 pub(crate) fn place() -> Place {
     match accelerator() {

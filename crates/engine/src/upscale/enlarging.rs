@@ -11,6 +11,7 @@ use lowtide_models::{BlockSource, Tensor};
 
 use super::cut::Window;
 use super::{Enlargement, Enlarger, PHASE, Planned};
+use crate::device::ground;
 use crate::device::limits::Seat;
 use crate::pipeline::SMALL_THINGS_BYTES;
 use crate::stream::{Failure, Stream, Traffic};
@@ -104,7 +105,7 @@ impl Enlarging {
         (size, asked): (Size, Enlargement),
         planned: Planned,
     ) -> Enlarging {
-        let seat = Seat::take();
+        let seat = Seat::take_of_pipeline();
         seat.own(planned.plan.budget.total);
         let scale = enlarger.scale() as u32;
         let made = Original::blank(
@@ -188,7 +189,7 @@ impl Enlarging {
         let share = done.saturating_sub(before.0) as f64 / total.max(1) as f64;
         self.predicted_s += share * self.planned.plan.seconds;
         self.report.seconds += elapsed.as_secs_f64();
-        self.report.peak = self.report.peak.max(Bytes(memory::peak()));
+        self.report.peak = self.report.peak.max(Bytes(ground::peak()));
         if self.is_done() {
             return self.finish().map(EnlargingStep::Finished);
         }
@@ -197,21 +198,21 @@ impl Enlarging {
             done,
             total,
             elapsed,
-            memory: Bytes(memory::live()),
+            memory: Bytes(ground::live()),
         }))
     }
 
     /// Freed buffers may be kept up to the predicted peak, and the peak is measured from here.
     fn set_limits(&self) {
-        memory::trim();
+        ground::trim();
         self.bound();
-        memory::reset_peak();
+        ground::reset_peak();
     }
 
     fn bound(&self) {
         let small = SMALL_THINGS_BYTES as u64;
         let most = self.planned.plan.peak.0.saturating_sub(small);
-        memory::set_cache_limit(Some(most + self.ceded.0));
+        ground::set_cache_limit(Some(most + self.ceded.0));
     }
 
     /// Others want to take up to `wanted` bytes beside it until its end. Returns how many they may take, which is never
@@ -382,7 +383,7 @@ impl Enlarging {
     /// After a refusal that the plan did not foresee: the next rung below the one that failed.
     fn take_rung(&mut self, refused: memory::OutOfMemory) -> Result<()> {
         self.leave();
-        memory::trim();
+        ground::trim();
         let failed = self.planned.plan.peak;
         let budget = Budget {
             total: Bytes(failed.0.saturating_sub(1)),
@@ -426,7 +427,7 @@ impl Enlarging {
             self.at.step = 0;
             self.at.rows = 0;
         }
-        memory::trim();
+        ground::trim();
     }
 
     /// Ends the stream, and begins the window anew.
@@ -468,15 +469,23 @@ impl Enlarging {
         }
     }
 
+    /// Bytes of the pictures, where they lie in the memory that is planned with.
+    fn pictures(&self) -> Bytes {
+        match ground::is_host() {
+            true => Bytes::from(self.picture.bytes() + self.made.bytes()),
+            false => Bytes::ZERO,
+        }
+    }
+
     /// Bytes it holds between two steps, weights not included.
     pub fn holds(&self) -> Bytes {
-        Bytes::from(self.picture.bytes() + self.made.bytes()) + Bytes(self.state_bytes())
+        self.pictures() + Bytes(self.state_bytes())
     }
 
     /// Bytes of these that it keeps while parked.
     pub fn keeps(&self) -> Bytes {
         let state = Some(self.state_bytes()).filter(|&bytes| bytes <= KEPT_BYTES_MAX);
-        Bytes::from(self.picture.bytes() + self.made.bytes()) + Bytes(state.unwrap_or(0))
+        self.pictures() + Bytes(state.unwrap_or(0))
     }
 
     /// Predicted seconds that remain, corrected by what the steps so far took.
@@ -518,7 +527,7 @@ impl Enlarging {
             picture = picture.resized(wanted.0, wanted.1, Filter::Lanczos)?;
         }
         self.report.seconds += start.elapsed().as_secs_f64();
-        self.report.peak = self.report.peak.max(Bytes(memory::peak()));
+        self.report.peak = self.report.peak.max(Bytes(ground::peak()));
         self.report.plan = self.planned.plan.clone();
         self.report.cut = self.planned.cut.name();
         self.report.exact = self.planned.plan.approximate.is_empty();

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lowtide_kernels as kernels;
 use lowtide_kernels::{Attention, Precision, Rotary};
 use lowtide_models::device::{
-    Affine, Allocation, Bytes, Conv2d, Device, Done, Elementwise, Failure, Finish, Function, Gated,
-    GroupNorm, LayerNorm, Lines, Matrix, Memory, Place, Residual, Rows, Slice, Span,
+    Affine, After, Allocation, Bytes, Conv2d, Device, Done, Elementwise, Failure, Finish, Function,
+    Gated, GroupNorm, LayerNorm, Lines, Matrix, Memory, Place, Residual, Rows, Slice, Span,
 };
 
 /// Addresses begin here: nothing of the host lies so low.
@@ -243,6 +243,7 @@ impl Device for Shadow {
             Elementwise::Add => kernels::add(x, &y),
             Elementwise::Mul => kernels::mul(x, &y),
             Elementwise::Copy => kernels::copy(x, &y),
+            Elementwise::AddScaled(factor) => kernels::add_scaled(x, factor, &y),
         })
     }
 
@@ -391,6 +392,33 @@ impl Device for Shadow {
             Residual::Other(add) => Some(self.floats(add)),
             _ => None,
         };
+        let slopes = match conv.after {
+            After::Slopes(slopes) => self.floats(slopes),
+            _ => Vec::new(),
+        };
+        let finish = match conv.after {
+            After::Plain => None,
+            After::Scaled(factor) => Some(kernels::Finish::Scaled(factor)),
+            After::Leaky(slope) => Some(kernels::Finish::Leaky(slope)),
+            After::Slopes(_) => Some(kernels::Finish::Slopes(&slopes)),
+        };
+        if let Some(finish) = finish {
+            assert_eq!(conv.padding, kernels::Padding::all(conv.kernel / 2));
+            let precision = (precision, add.as_deref());
+            return self.change(out.data, |to| {
+                kernels::conv2d_finished(
+                    &host,
+                    finish,
+                    &values,
+                    x.rows,
+                    x.width,
+                    precision.0,
+                    precision.1,
+                    to,
+                    out.rows,
+                );
+            });
+        }
         self.change(out.data, |to| match residual {
             Residual::Out => kernels::conv2d_in_place_add(
                 &host, &values, x.rows, x.width, precision, to, out.rows,

@@ -4,8 +4,8 @@ use lowtide_cuda::ops::{self, RowsIn};
 use lowtide_cuda::{Buffer, Error, Event};
 use lowtide_kernels::{Attention, Precision, Rotary};
 use lowtide_models::device::{
-    Affine, Conv2d, Device, Done, Elementwise, Finish, Function, Gated, GroupNorm, LayerNorm,
-    Lines, Matrix, Residual, Rows, Slice, Span,
+    Affine, After, Conv2d, Device, Done, Elementwise, Finish, Function, Gated, GroupNorm,
+    LayerNorm, Lines, Matrix, Residual, Rows, Slice, Span,
 };
 
 use super::{Cuda, State, failure};
@@ -38,6 +38,15 @@ impl State {
             scale: self.span(affine.scale),
             shift: self.span(affine.shift),
             act: affine.act,
+        }
+    }
+
+    fn after(&self, after: After) -> ops::Finish<'_> {
+        match after {
+            After::Plain => ops::Finish::Plain,
+            After::Scaled(factor) => ops::Finish::Scaled(factor),
+            After::Leaky(slope) => ops::Finish::Leaky(slope),
+            After::Slopes(slopes) => ops::Finish::Slopes(self.span(slopes)),
         }
     }
 
@@ -140,6 +149,7 @@ impl Device for Cuda {
                 Elementwise::Add => ops::add(x, y),
                 Elementwise::Mul => ops::mul(x, y),
                 Elementwise::Copy => ops::copy(x, y),
+                Elementwise::AddScaled(factor) => ops::add_scaled(x, factor, y),
             }
         })
     }
@@ -252,7 +262,7 @@ impl Device for Cuda {
             ops::convolve(
                 &state.conv(conv),
                 conv.padding,
-                ops::Finish::Plain,
+                state.after(conv.after),
                 (map, x.rows, x.width),
                 precision,
                 residual,
