@@ -20,6 +20,7 @@ use crate::gpu::DeviceChoice;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use lowtide_core::Bytes;
+use lowtide_engine::PrecisionChoice;
 use std::path::PathBuf;
 
 const OVERVIEW: &str = "\
@@ -205,7 +206,7 @@ pub(crate) struct GenerateArgs {
     /// `exact` refuses what would change the picture to save memory, such as decoding in tiles
     #[arg(long, value_enum, default_value_t = QualityArg::Auto)]
     pub(crate) quality: QualityArg,
-    /// What the networks compute in [default: auto, which is bf16 where the processor has it, else f32]
+    /// What the networks compute in [default: auto, which is bf16 on a GPU and where the processor has it, else f32]
     #[arg(long, value_enum)]
     pub(crate) precision: Option<PrecisionArg>,
     /// What the picture is computed on: auto, cpu or a GPU such as cuda:0 [default: auto, a GPU where this build knows one]
@@ -267,10 +268,27 @@ pub(crate) enum QualityArg {
 pub(crate) enum PrecisionArg {
     /// 32-bit floats
     F32,
+    /// Products of 19 bits, summed in 32; of GPUs alone
+    Tf32,
     /// bfloat16 products, summed in 32 bits
     Bf16,
-    /// bf16 where the processor has it, else f32
+    /// Products of half precision, summed in 32 bits; of GPUs alone
+    F16,
+    /// bf16 on a GPU and where the processor has it, else f32
     Auto,
+}
+
+impl PrecisionArg {
+    /// What it means to the engine.
+    pub(crate) fn choice(self) -> PrecisionChoice {
+        match self {
+            PrecisionArg::F32 => PrecisionChoice::F32,
+            PrecisionArg::Tf32 => PrecisionChoice::Tf32,
+            PrecisionArg::Bf16 => PrecisionChoice::Bf16,
+            PrecisionArg::F16 => PrecisionChoice::F16,
+            PrecisionArg::Auto => PrecisionChoice::Auto,
+        }
+    }
 }
 
 /// The arguments of `png-info`.

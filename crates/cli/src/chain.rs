@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::args::{GenerateArgs, StepsArgs};
 use crate::config::{Config, Destination};
 use crate::failure::Failure;
+use crate::gpu::DeviceChoice;
 use crate::interrupt::Interrupt;
 use crate::output::Staged;
 use crate::progress::{Look, Progress};
@@ -95,6 +96,7 @@ struct Asked {
 fn open(args: &GenerateArgs) -> Result<Asked, Failure> {
     // A wrong word in the environment is the user's to mend, and is said before the kernels trip over it.
     kernels::isa_from_env().map_err(Failure::Mistake)?;
+    run::check_precision(args.precision, DeviceChoice::Cpu)?;
     let config = Config::new(args, Defaults::default())?;
     let files = Arc::new(LocalFiles::read(args, run::places(args)?)?);
     let format = Destination::new(args, &config)?.format;

@@ -14,12 +14,13 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{DetailArgs, DetectArgs, PrecisionArg, QualityArg};
 use crate::failure::Failure;
+use crate::gpu::DeviceChoice;
 use crate::interrupt::Interrupt;
 use crate::named_files::Places;
 use crate::output::{Staged, check_writable, format_of};
 use crate::progress::Progress;
 use crate::request::{detector_here, option_of, put_sampling, read_picture};
-use crate::run::not_written;
+use crate::run::{check_precision, not_written};
 use crate::service::{Surroundings, models_settings};
 use crate::{console, drive, models};
 
@@ -33,6 +34,7 @@ pub(crate) fn run(args: &DetailArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let interrupt = Interrupt::install()?;
     kernels::isa_from_env().map_err(Failure::Mistake)?;
+    check_precision(args.precision, DeviceChoice::Cpu)?;
     let output = output(args)?;
     let file = read_picture("the picture", &args.picture)?;
     let folder = models::open_or_fetch(&args.model, false, args.quiet || args.json)?;
@@ -125,11 +127,9 @@ fn options(args: &DetailArgs) -> Options {
         budget: args.budget,
         reserve: args.reserve,
         threads: args.threads,
-        precision: match args.precision {
-            Some(PrecisionArg::F32) => PrecisionChoice::F32,
-            Some(PrecisionArg::Bf16) => PrecisionChoice::Bf16,
-            Some(PrecisionArg::Auto) | None => PrecisionChoice::Auto,
-        },
+        precision: args
+            .precision
+            .map_or(PrecisionChoice::Auto, PrecisionArg::choice),
         // Thing after thing is drawn by the same weights.
         keep_weights: true,
         ..Options::default()

@@ -34,6 +34,7 @@ fn capabilities(memory: Option<&Memory>) -> Vec<Capability> {
     let native = kernels::native_bf16();
     let linux = cfg!(target_os = "linux");
     let gpus = cuda::shown();
+    let on_gpus = gpus.is_ok();
     vec![
         Capability {
             name: "text to image (Z-Image)",
@@ -49,12 +50,20 @@ fn capabilities(memory: Option<&Memory>) -> Vec<Capability> {
             name: "native bf16 products",
             available: native,
             why: if native {
-                format!("{}; --precision auto means bf16", kernels::isa())
+                format!("{}; --precision auto means bf16 on it", kernels::isa())
             } else {
                 format!(
-                    "needs amx or avx512bf16, in use is {}; --precision auto means f32",
+                    "needs amx or avx512bf16, in use is {}; --precision auto means f32 on the processor",
                     kernels::isa()
                 )
+            },
+        },
+        Capability {
+            name: "tf32 and f16 products",
+            available: on_gpus,
+            why: match on_gpus {
+                true => "on GPUs; --precision auto means bf16 there".to_owned(),
+                false => "of GPUs alone: --precision tf32 and f16 are refused here".to_owned(),
             },
         },
         Capability {

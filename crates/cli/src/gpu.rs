@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lowtide_core::Bytes;
+use lowtide_engine::PrecisionChoice;
 use lowtide_engine::device::{cuda, ground};
 
 use crate::failure::Failure;
@@ -96,6 +97,11 @@ impl Devices {
         self.0.first().copied().unwrap_or_default()
     }
 
+    /// All of them.
+    pub(crate) fn all(&self) -> &[DeviceChoice] {
+        &self.0
+    }
+
     /// What each worker is told: one a device, and where nobody named any, one for each GPU.
     pub(crate) fn workers(&self) -> Vec<String> {
         let gpus = match self.0 == [DeviceChoice::Auto] {
@@ -125,6 +131,29 @@ pub(crate) fn total(choice: DeviceChoice) -> Option<Bytes> {
         DeviceChoice::Cpu => None,
         DeviceChoice::Auto => cuda::total(0),
         DeviceChoice::Cuda(ordinal) => cuda::total(ordinal),
+    }
+}
+
+/// Refuses a precision that only GPUs have where the processor computes.
+///
+/// # Errors
+/// In words that follow the name of the option.
+pub(crate) fn check_precision(
+    choice: DeviceChoice,
+    precision: PrecisionChoice,
+) -> Result<(), String> {
+    let no_gpu = match choice {
+        DeviceChoice::Cuda(_) => return Ok(()),
+        DeviceChoice::Cpu => None,
+        DeviceChoice::Auto => match cuda::absent() {
+            None => return Ok(()),
+            why => why,
+        },
+    };
+    match (precision.refused_by_processors(), no_gpu) {
+        (None, _) => Ok(()),
+        (Some(problem), None) => Err(problem),
+        (Some(problem), Some(why)) => Err(format!("{problem} (no GPU is used: {why})")),
     }
 }
 
@@ -166,6 +195,21 @@ mod tests {
         assert_eq!(read("cuda:3"), Ok(DeviceChoice::Cuda(3)));
         for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
             assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_only_gpus_have_is_refused_where_the_processor_computes() {
+        for precision in PrecisionChoice::ALL {
+            let of_gpus = matches!(precision, PrecisionChoice::Tf32 | PrecisionChoice::F16);
+            let refused = check_precision(DeviceChoice::Cpu, precision);
+            assert_eq!(refused.is_err(), of_gpus, "{precision:?}");
+            assert_eq!(check_precision(DeviceChoice::Cuda(0), precision), Ok(()));
+            let auto = check_precision(DeviceChoice::Auto, precision);
+            match cuda::absent() {
+                Some(why) if of_gpus => assert!(auto.expect_err("a refusal").contains(&why)),
+                _ => assert_eq!(auto, Ok(())),
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::args::{GenerateArgs, PrecisionArg, QualityArg};
 use crate::config::{Config, Destination, Size, check_early};
 use crate::failure::Failure;
+use crate::gpu::DeviceChoice;
 use crate::interrupt::Interrupt;
 use crate::named_files::Places;
 use crate::output::Staged;
@@ -163,6 +164,7 @@ impl Job {
     fn open(args: &GenerateArgs) -> Result<Job, Failure> {
         // A wrong word in the environment is the user's to mend, and is said before the kernels trip over it.
         kernels::isa_from_env().map_err(Failure::Mistake)?;
+        check_precision(args.precision, args.device.unwrap_or_default())?;
         let folder = models::open_or_fetch(&args.model, args.download, args.quiet || args.json)?;
         let defaults = Defaults::of(&folder)?;
         let config = Config::new(args, defaults)?;
@@ -220,16 +222,22 @@ pub(crate) fn in_options(error: Error) -> Failure {
     }
 }
 
+/// Refuses `--precision` where it cannot be had, before anything is fetched or read.
+pub(crate) fn check_precision(
+    precision: Option<PrecisionArg>,
+    device: DeviceChoice,
+) -> Result<(), Failure> {
+    let choice = precision.map_or(PrecisionChoice::Auto, PrecisionArg::choice);
+    gpu::check_precision(device, choice)
+        .map_err(|problem| Failure::mistake(format!("--precision {problem}")))
+}
+
 pub(crate) fn options(config: &Config) -> Options {
     Options {
         budget: config.budget,
         reserve: config.reserve,
         threads: config.threads,
-        precision: match config.precision {
-            PrecisionArg::F32 => PrecisionChoice::F32,
-            PrecisionArg::Bf16 => PrecisionChoice::Bf16,
-            PrecisionArg::Auto => PrecisionChoice::Auto,
-        },
+        precision: config.precision.choice(),
         // One job a process: there is no next one to keep weights for.
         keep_weights: false,
         ..Options::default()

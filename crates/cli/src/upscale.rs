@@ -13,11 +13,12 @@ use serde_json::{Value, json};
 
 use crate::args::{PrecisionArg, QualityArg, UpscaleArgs};
 use crate::failure::Failure;
+use crate::gpu::DeviceChoice;
 use crate::interrupt::Interrupt;
 use crate::output::{Staged, check_writable, format_of};
 use crate::progress::Progress;
 use crate::request::{option_of, read_picture};
-use crate::run::not_written;
+use crate::run::{check_precision, not_written};
 use crate::service::{Surroundings, models_settings};
 use crate::{console, drive, models};
 
@@ -31,6 +32,7 @@ pub(crate) fn run(args: &UpscaleArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let interrupt = Interrupt::install()?;
     kernels::isa_from_env().map_err(Failure::Mistake)?;
+    check_precision(args.precision, DeviceChoice::Cpu)?;
     let output = output(args)?;
     let file = read_picture("the picture", &args.picture)?;
     let (name, folder) = model(args)?;
@@ -146,11 +148,9 @@ fn options(args: &UpscaleArgs) -> Options {
         budget: args.budget,
         reserve: args.reserve,
         threads: args.threads,
-        precision: match args.precision {
-            Some(PrecisionArg::F32) => PrecisionChoice::F32,
-            Some(PrecisionArg::Bf16) => PrecisionChoice::Bf16,
-            Some(PrecisionArg::Auto) | None => PrecisionChoice::Auto,
-        },
+        precision: args
+            .precision
+            .map_or(PrecisionChoice::Auto, PrecisionArg::choice),
         ..Options::default()
     }
 }

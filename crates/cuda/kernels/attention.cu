@@ -22,7 +22,7 @@ __device__ __forceinline__ void lay_out(const float *x, Wide stride, int tokens,
             bool there = token < tokens && at + j < head_dim;
             numbers[j] = there ? x[token * stride + head * head_dim + at + j] : 0;
         }
-        store_chunk(out + i * 16, numbers);
+        store_chunk<E>(out + i * 16, numbers);
     }
 }
 
@@ -33,6 +33,8 @@ __device__ __forceinline__ void lay_out(const float *x, Wide stride, int tokens,
     }
 
 LAY_OUT(lay_out_bf16, Bf16)
+LAY_OUT(lay_out_f16, F16)
+LAY_OUT(lay_out_tf32, Tf32)
 LAY_OUT(lay_out_f32, Full)
 
 // The shape of tiles: queries of a block, sixteen a warp; keys at once; numbers of a head at once.
@@ -77,7 +79,7 @@ __device__ __forceinline__ void bring_queries(const Heads &heads, int part, unsi
             bool there = query < heads.queries && part * T::D + at + j < heads.head_dim;
             numbers[j] = there ? from[query * heads.q_stride + at + j] : 0;
         }
-        store_chunk(to + line * T::PITCH + at * E::BYTES, numbers);
+        store_chunk<E>(to + line * T::PITCH + at * E::BYTES, numbers);
     }
 }
 
@@ -120,7 +122,7 @@ __device__ __forceinline__ void add_scores(const unsigned char *shared, float (&
     }
 }
 
-// What is rounded to bf16 next need not be exact to the last bit.
+// What is rounded next need not be exact to the last bit.
 template <class E> __device__ __forceinline__ float power(float x) { return E::SPLIT ? exp2f(x) : fast_exp2(x); }
 
 // What is known of two queries of a lane: rows lane / 4 and 8 further on.
@@ -161,19 +163,19 @@ __device__ __forceinline__ void take_powers(const Heads &heads, int query, int f
     }
 }
 
-// Adds powers times values, bf16: the powers of sixteen keys lie in a lane as a factor has them.
-template <class T>
-__device__ __forceinline__ void add_values(Bf16, const unsigned char *values, const float (&powers)[T::KEYS / 8][4],
-                                           float (&sums)[T::D / 8][4]) {
+// Adds powers times values of two bytes: the powers of sixteen keys lie in a lane as a factor has them.
+template <class E, class T>
+__device__ __forceinline__ void add_pairs(const unsigned char *values, const float (&powers)[T::KEYS / 8][4],
+                                          float (&sums)[T::D / 8][4]) {
     const int lane = threadIdx.x % 32;
     const unsigned char *v = values + (lane / 8 % 2 * 8 + lane % 8) * T::PITCH + lane / 16 * 16;
     UNROLL
     for (int keys = 0; keys < T::KEYS / 16; keys++) {
-        Factor<Bf16, 4> left;
+        Factor<E, 4> left;
         UNROLL
         for (int i = 0; i < 4; i++) {
             const float(&from)[4] = powers[keys * 2 + i / 2];
-            left.main[i] = pack_bf16(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+            left.main[i] = E::pack(from[i % 2 * 2], from[i % 2 * 2 + 1]);
         }
         UNROLL
         for (int pair = 0; pair < T::D / 16; pair++) {
@@ -181,7 +183,7 @@ __device__ __forceinline__ void add_values(Bf16, const unsigned char *values, co
             ldmatrix_x4_turned(four, v + keys * 16 * T::PITCH + pair * 32);
             UNROLL
             for (int i = 0; i < 2; i++) {
-                Factor<Bf16, 2> right;
+                Factor<E, 2> right;
                 right.main[0] = four[i * 2], right.main[1] = four[i * 2 + 1];
                 multiply(sums[pair * 2 + i], left, right);
             }
@@ -189,22 +191,22 @@ __device__ __forceinline__ void add_values(Bf16, const unsigned char *values, co
     }
 }
 
-// The same in f32. A lane has the powers of keys 2t and 2t + 1 where a factor wants t and t + 4: the values are read in that
+// The same of four bytes. A lane has the powers of keys 2t and 2t + 1 where a factor wants t and t + 4: the values are read in that
 // order too.
-template <class T>
-__device__ __forceinline__ void add_values(Full, const unsigned char *values, const float (&powers)[T::KEYS / 8][4],
-                                           float (&sums)[T::D / 8][4]) {
+template <class E, class T>
+__device__ __forceinline__ void add_words(const unsigned char *values, const float (&powers)[T::KEYS / 8][4],
+                                          float (&sums)[T::D / 8][4]) {
     const int lane = threadIdx.x % 32;
     const unsigned char *v = values + lane % 4 * 2 * T::PITCH + lane / 4 * 4;
     UNROLL
     for (int keys = 0; keys < T::KEYS / 8; keys++) {
-        Factor<Full, 4> left;
+        Factor<E, 4> left;
         UNROLL
-        for (int i = 0; i < 4; i++) left.main[i] = float_bits(powers[keys][i % 2 * 2 + i / 2]);
+        for (int i = 0; i < 4; i++) left.main[i] = E::word(powers[keys][i % 2 * 2 + i / 2]);
         left.split();
         UNROLL
         for (int wide = 0; wide < T::D / 8; wide++) {
-            Factor<Full, 2> right;
+            Factor<E, 2> right;
             UNROLL
             for (int i = 0; i < 2; i++) right.main[i] = *(const unsigned *)(v + (keys * 8 + i) * T::PITCH + wide * 32);
             right.split();
@@ -272,7 +274,8 @@ template <class E, class T> __device__ __forceinline__ void attend(const Heads &
         if (whole && tile + 1 < tiles) bring_tile<E, T>(heads, heads.keys, (tile + 1) * T::KEYS, 0, keys);
         UNROLL
         for (int i = 0; i < T::D / 2; i++) sums[i / 4][i % 4] *= correction[i % 4 / 2];
-        add_values<T>(E(), values, scores, sums);
+        if constexpr (E::BYTES == 2) add_pairs<E, T>(values, scores, sums);
+        else add_words<E, T>(values, scores, sums);
     }
     store_results<T>(heads, query, sums, state);
 }
@@ -288,11 +291,19 @@ template <class E, class T> __device__ __forceinline__ void attend(const Heads &
     }
 
 // The same shapes as in src/ops/attention.rs.
-ATTEND(attend_bf16_48, Bf16, 48, 64, 8)
-ATTEND(attend_bf16_64, Bf16, 64, 64, 8)
-ATTEND(attend_bf16_80, Bf16, 80, 64, 8)
-ATTEND(attend_bf16_128, Bf16, 128, 64, 8)
-ATTEND(attend_bf16_160, Bf16, 160, 64, 8)
-ATTEND(attend_f32_64, Full, 64, 32, 4)
-ATTEND(attend_f32_128, Full, 128, 32, 4)
-ATTEND(attend_f32_160, Full, 160, 32, 4)
+#define ATTEND_PAIRS(type, E)                   \
+    ATTEND(attend_##type##_48, E, 48, 64, 8)    \
+    ATTEND(attend_##type##_64, E, 64, 64, 8)    \
+    ATTEND(attend_##type##_80, E, 80, 64, 8)    \
+    ATTEND(attend_##type##_128, E, 128, 64, 8)  \
+    ATTEND(attend_##type##_160, E, 160, 64, 8)
+
+#define ATTEND_WORDS(type, E)                   \
+    ATTEND(attend_##type##_64, E, 64, 32, 4)    \
+    ATTEND(attend_##type##_128, E, 128, 32, 4)  \
+    ATTEND(attend_##type##_160, E, 160, 32, 4)
+
+ATTEND_PAIRS(bf16, Bf16)
+ATTEND_PAIRS(f16, F16)
+ATTEND_WORDS(tf32, Tf32)
+ATTEND_WORDS(f32, Full)

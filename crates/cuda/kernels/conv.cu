@@ -102,7 +102,7 @@ template <class E> struct Pixels {
             float numbers[CHUNK<E>];
             UNROLL
             for (int i = 0; i < CHUNK<E>; i++) numbers[i] = held[chunk * CHUNK<E> + i];
-            store_chunk(to + chunk * 16, numbers);
+            store_chunk<E>(to + chunk * 16, numbers);
         }
     }
 };
@@ -176,9 +176,14 @@ __device__ __forceinline__ void convolve(const Map &map, int first_out, int widt
         convolve<E, N, B>(map, first_out, width_out, cols, {weight, scales, kind}, planes);                             \
     }
 
-CONVOLVE(conv_bf16_copied, Bf16, 128, Copied)
-CONVOLVE(conv_bf16_copied_narrow, Bf16, 64, Copied)
-CONVOLVE(conv_bf16_widened, Bf16, 128, Widened)
-CONVOLVE(conv_bf16_widened_narrow, Bf16, 64, Widened)
-CONVOLVE(conv_f32_widened, Full, 128, Widened)
-CONVOLVE(conv_f32_widened_narrow, Full, 64, Widened)
+// Wide and narrow tiles; `type` is as src/ops/conv.rs names it.
+#define CONVOLVES(type, E, B)                     \
+    CONVOLVE(conv_##type, E, 128, B)              \
+    CONVOLVE(conv_##type##_narrow, E, 64, B)
+
+CONVOLVES(bf16_copied, Bf16, Copied)
+CONVOLVES(bf16_widened, Bf16, Widened)
+CONVOLVES(f16_copied, F16, Copied)
+CONVOLVES(f16_widened, F16, Widened)
+CONVOLVES(tf32_widened, Tf32, Widened)
+CONVOLVES(f32_widened, Full, Widened)

@@ -355,6 +355,21 @@ static inline unsigned bf16_bits(float value) {
 // Two numbers rounded to bf16, the first in the lower half.
 static inline unsigned pack_bf16(float low, float high) { return bf16_bits(low) | bf16_bits(high) << 16; }
 
+// The nearest f16; beyond its range its largest.
+static inline unsigned f16_bits(float value) {
+    if (value != value) return 0x7fff;
+    unsigned sign = float_bits(value) >> 16 & 0x8000;
+    float size = fabsf(value);
+    if (size >= 65504) return sign | 0x7bff;
+    // Below the smallest normal one: whole multiples of 2^-24.
+    if (size < 6.103515625e-5f) return sign | (unsigned)nearbyintf(ldexpf(size, 24));
+    unsigned bits = float_bits(size);
+    return sign | (((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10));
+}
+
+// Two numbers rounded to f16, the first in the lower half.
+static inline unsigned pack_f16(float low, float high) { return f16_bits(low) | f16_bits(high) << 16; }
+
 static inline float f16_float(unsigned bits) {
     int exponent = (int)(bits >> 10 & 31);
     float fraction = (float)(bits & 0x3ff);
@@ -419,6 +434,15 @@ static inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], const unsigne
     for (int k = 0; k < 4; k++) {
         for (int row = 0; row < 2; row++) own.a[row][k] = bits_float(a[row + k / 2 * 2] >> k % 2 * 16 << 16);
         own.b[k] = bits_float(b[k / 2] >> k % 2 * 16 << 16);
+    }
+    mma(c, own);
+}
+
+static inline void mma_f16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    Factors<4> own;
+    for (int k = 0; k < 4; k++) {
+        for (int row = 0; row < 2; row++) own.a[row][k] = f16_float(a[row + k / 2 * 2] >> k % 2 * 16 & 0xffff);
+        own.b[k] = f16_float(b[k / 2] >> k % 2 * 16 & 0xffff);
     }
     mma(c, own);
 }

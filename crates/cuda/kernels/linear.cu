@@ -81,28 +81,44 @@ __device__ __forceinline__ void linear(const float *x, Wide x_stride, int x_wide
                               {out, out_stride, rows, outputs, finish, act, bias, second_bias, scale});                 \
     }
 
-LINEAR(linear_bf16_copied, Bf16, 128, false, Copied)
-LINEAR(linear_bf16_copied_narrow, Bf16, 64, false, Copied)
-LINEAR(linear_bf16_copied_dual, Bf16, 128, true, Copied)
-LINEAR(linear_bf16_copied_dual_narrow, Bf16, 64, true, Copied)
-LINEAR(linear_bf16_widened, Bf16, 128, false, Widened)
-LINEAR(linear_bf16_widened_narrow, Bf16, 64, false, Widened)
-LINEAR(linear_bf16_widened_dual, Bf16, 128, true, Widened)
-LINEAR(linear_bf16_widened_dual_narrow, Bf16, 64, true, Widened)
-LINEAR(linear_f32_widened, Full, 128, false, Widened)
-LINEAR(linear_f32_widened_narrow, Full, 64, false, Widened)
-LINEAR(linear_f32_widened_dual, Full, 128, true, Widened)
-LINEAR(linear_f32_widened_dual_narrow, Full, 64, true, Widened)
+// Wide and narrow tiles, of one matrix and of two; `type` is as src/ops/linear.rs names it.
+#define LINEARS(type, E, B)                                  \
+    LINEAR(linear_##type, E, 128, false, B)                  \
+    LINEAR(linear_##type##_narrow, E, 64, false, B)          \
+    LINEAR(linear_##type##_dual, E, 128, true, B)            \
+    LINEAR(linear_##type##_dual_narrow, E, 64, true, B)
 
-// Rows of f32 as rows of bf16 that lie one behind the other: what cuBLASLt multiplies.
-KERNEL(256, round_rows, const float *x, Wide stride, int cols, Wide count, unsigned *out) {
-    for (Wide i = blockIdx.x * (Wide)blockDim.x + threadIdx.x; i < count; i += (Wide)gridDim.x * blockDim.x) {
-        // Rows are whole pairs.
+LINEARS(bf16_copied, Bf16, Copied)
+LINEARS(bf16_widened, Bf16, Widened)
+LINEARS(f16_copied, F16, Copied)
+LINEARS(f16_widened, F16, Widened)
+LINEARS(tf32_widened, Tf32, Widened)
+LINEARS(f32_widened, Full, Widened)
+
+// Rows of f32 as rows of the type of a product that lie one behind the other: what cuBLASLt multiplies. They are whole pairs.
+template <class E>
+__device__ __forceinline__ void round_rows(const float *x, Wide stride, int cols, Wide pairs, unsigned *out) {
+    for (Wide i = blockIdx.x * (Wide)blockDim.x + threadIdx.x; i < pairs; i += (Wide)gridDim.x * blockDim.x) {
         Wide row = i / (cols / 2), at = i % (cols / 2) * 2;
         const float *from = x + row * stride + at;
-        out[i] = pack_bf16(from[0], from[1]);
+        if constexpr (E::BYTES == 2) {
+            out[i] = E::pack(from[0], from[1]);
+        } else {
+            uint2 two;
+            two.x = E::word(from[0]), two.y = E::word(from[1]);
+            ((uint2 *)out)[i] = two;
+        }
     }
 }
+
+#define ROUND_ROWS(name, E)                                                                    \
+    KERNEL(256, name, const float *x, Wide stride, int cols, Wide pairs, unsigned *out) {      \
+        round_rows<E>(x, stride, cols, pairs, out);                                            \
+    }
+
+ROUND_ROWS(round_rows_bf16, Bf16)
+ROUND_ROWS(round_rows_f16, F16)
+ROUND_ROWS(round_rows_tf32, Tf32)
 
 // What the products above do with sums, where cuBLASLt has left them in `out` (and in `second`, rows without gaps).
 KERNEL(256, finish_rows, float *out, Wide stride, int cols, Wide count, const float *second, int finish, int act,

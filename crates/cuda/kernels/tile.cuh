@@ -1,7 +1,7 @@
 // The product under linear layers and convolutions: a tile of 128 rows of A (activations, f32 in memory) by N rows of B
 // (weights as they are stored), both along k.
 //
-// 256 threads bring 64 bytes of k of every row to shared memory, as bf16 or as f32, while they multiply the 64 bytes that
+// 256 threads bring 64 bytes of k of every row to shared memory, in the type of the product, while they multiply the 64 bytes that
 // came before. The sum of a result goes along k in ascending order, one instruction of a tensor core after another. No other
 // row and no size but k has a say in it, so that a row's bits do not depend on its company.
 
@@ -9,16 +9,36 @@
 
 #include "numbers.cuh"
 
-// What products are made of: bf16.
+// What products are made of. In shared memory numbers lie as `pack` makes two of them or `word` makes one, so that each is
+// rounded once for all warps.
+
 struct Bf16 {
     static constexpr int BYTES = 2;
     static constexpr bool SPLIT = false;
+
+    __device__ static __forceinline__ unsigned pack(float low, float high) { return pack_bf16(low, high); }
+};
+
+struct F16 {
+    static constexpr int BYTES = 2;
+    static constexpr bool SPLIT = false;
+
+    __device__ static __forceinline__ unsigned pack(float low, float high) { return pack_f16(low, high); }
+};
+
+struct Tf32 {
+    static constexpr int BYTES = 4;
+    static constexpr bool SPLIT = false;
+
+    __device__ static __forceinline__ unsigned word(float value) { return to_tf32(value); }
 };
 
 // f32, each factor as the sum of two tf32; the product of the lesser two is left out, which is some 2^-22 of the result.
 struct Full {
     static constexpr int BYTES = 4;
     static constexpr bool SPLIT = true;
+
+    __device__ static __forceinline__ unsigned word(float value) { return float_bits(value); }
 };
 
 constexpr int TILE_ROWS = 128;
@@ -31,19 +51,17 @@ constexpr int PITCH = STEP_BYTES + 16;
 template <class E> constexpr int CHUNK = 16 / E::BYTES;
 template <class E> constexpr int STEP = STEP_BYTES / E::BYTES;
 
-__device__ __forceinline__ void store_chunk(unsigned char *to, const float (&from)[8]) {
+template <class E> __device__ __forceinline__ void store_chunk(unsigned char *to, const float (&from)[CHUNK<E>]) {
     uint4 four;
-    four.x = pack_bf16(from[0], from[1]);
-    four.y = pack_bf16(from[2], from[3]);
-    four.z = pack_bf16(from[4], from[5]);
-    four.w = pack_bf16(from[6], from[7]);
+    if constexpr (E::BYTES == 2) {
+        four.x = E::pack(from[0], from[1]);
+        four.y = E::pack(from[2], from[3]);
+        four.z = E::pack(from[4], from[5]);
+        four.w = E::pack(from[6], from[7]);
+    } else {
+        four.x = E::word(from[0]), four.y = E::word(from[1]), four.z = E::word(from[2]), four.w = E::word(from[3]);
+    }
     *(uint4 *)to = four;
-}
-
-__device__ __forceinline__ void store_chunk(unsigned char *to, const float (&from)[4]) {
-    float4 four;
-    four.x = from[0], four.y = from[1], four.z = from[2], four.w = from[3];
-    *(float4 *)to = four;
 }
 
 // What a lane holds of a factor; of f32 also what is left of it beyond tf32.
@@ -64,6 +82,14 @@ template <class E, int N> struct Factor {
 
 __device__ __forceinline__ void multiply(float (&c)[4], const Factor<Bf16, 4> &a, const Factor<Bf16, 2> &b) {
     mma_bf16(c, a.main, b.main);
+}
+
+__device__ __forceinline__ void multiply(float (&c)[4], const Factor<F16, 4> &a, const Factor<F16, 2> &b) {
+    mma_f16(c, a.main, b.main);
+}
+
+__device__ __forceinline__ void multiply(float (&c)[4], const Factor<Tf32, 4> &a, const Factor<Tf32, 2> &b) {
+    mma_tf32(c, a.main, b.main);
 }
 
 __device__ __forceinline__ void multiply(float (&c)[4], const Factor<Full, 4> &a, const Factor<Full, 2> &b) {
@@ -221,7 +247,7 @@ template <class E> struct RowsOfA {
             float numbers[CHUNK<E>];
             UNROLL
             for (int j = 0; j < CHUNK<E>; j++) numbers[j] = bits_float(held[i][j]);
-            store_chunk(to + chunk / 4 * PITCH + chunk % 4 * 16, numbers);
+            store_chunk<E>(to + chunk / 4 * PITCH + chunk % 4 * 16, numbers);
         }
     }
 };
@@ -267,12 +293,12 @@ template <class E, int N, bool DUAL> struct Widened : RowsOfB<E, N, DUAL> {
             widen_words(numbers, held[i], this->of_row(row).stored());
             UNROLL
             for (int j = 0; j < CHUNK<E>; j++) numbers[j] *= scales[i];
-            store_chunk(to + row * PITCH + chunk % 4 * 16, numbers);
+            store_chunk<E>(to + row * PITCH + chunk % 4 * 16, numbers);
         }
     }
 };
 
-// Weights in bf16 whose rows begin at multiples of sixteen bytes: they need not pass through registers.
+// Weights in the type of a product of two bytes whose rows begin at multiples of sixteen bytes: they need not pass through registers.
 template <class E, int N, bool DUAL> struct Copied : RowsOfB<E, N, DUAL> {
     __device__ __forceinline__ void begin(int step, unsigned char *to) {
         UNROLL

@@ -1,18 +1,19 @@
 //! Products by cuBLASLt, where it is there: opened when it is first wanted, never linked.
 //!
-//! It multiplies bf16 weights with activations that are rounded into scratch first, in groups of rows so that scratch stays
-//! small. One algorithm is chosen for each width and depth, at a number of rows that is always the same, and serves every
-//! number of rows: without a split sum, a row's bits follow from N and K alone.
+//! It multiplies weights that lie in the type of the product (for tf32, in f32) with activations that are rounded into scratch
+//! first, in groups of rows so that scratch stays small. One algorithm is chosen for each type, width and depth, at a number of
+//! rows that is always the same, and serves every number of rows: without a split sum, a row's bits follow from those alone.
 
 mod library;
 
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::Span;
+use crate::ops::is_as_multiplied;
 use crate::ops::launches::{Launch, linear as launches};
 use crate::ops::{At, MatrixIn, Memory, RowsIn};
 use launches::Ending;
-use library::{Algorithm, Descriptor, Handle, Layout, Library, Problem};
+use library::{Algorithm, Descriptor, Factors, Handle, Layout, Library, Problem};
 use lowtide_kernels::{Activation, Precision};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -28,10 +29,18 @@ const SECOND_BYTES: usize = 64 << 20;
 /// The number of rows that algorithms are chosen for.
 const CHOSEN_ROWS: usize = 2048;
 
-/// A handle and the algorithms that were chosen with it; `None` where there is none for N and K.
+/// A product as algorithms know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    factors: Factors,
+    outputs: usize,
+    depth: usize,
+}
+
+/// A handle and the algorithms that were chosen with it; `None` where there is none.
 struct Chosen {
     handle: Handle,
-    algorithms: HashMap<(usize, usize), Option<Algorithm>>,
+    algorithms: HashMap<Kind, Option<Algorithm>>,
 }
 
 thread_local! {
@@ -39,12 +48,17 @@ thread_local! {
     static CHOSEN: RefCell<HashMap<usize, Chosen>> = RefCell::default();
 }
 
-/// Whether it can compute a product, wherever it is there. The rows' number has no say.
-pub(crate) fn takes(x: &RowsIn<At>, weights: &[MatrixIn<At>], precision: Precision) -> bool {
-    precision == Precision::Bf16 && x.cols > 0 && weights.iter().all(launches::is_copied)
+/// What it multiplies in; nothing that stands for two tf32.
+fn factors(precision: Precision) -> Option<Factors> {
+    match precision {
+        Precision::Bf16 => Some(Factors::Bf16),
+        Precision::F16 => Some(Factors::F16),
+        Precision::Tf32 => Some(Factors::Tf32),
+        Precision::F32 => None,
+    }
 }
 
-/// Computes a product, or says with `false` that nothing was done.
+/// Computes a product, or says with `false` that nothing was done. The rows' number has no say in that.
 ///
 /// # Errors
 /// Where the library is required and cannot be opened, and what the driver says.
@@ -52,9 +66,14 @@ pub(crate) fn product(
     gpu: &Gpu,
     (x, out): (RowsIn<At>, RowsIn<At>),
     weights: &[MatrixIn<At>],
-    ending: &Ending,
+    (ending, precision): (&Ending, Precision),
     required: bool,
 ) -> Result<bool, Error> {
+    let taken = |weight: &MatrixIn<At>| is_as_multiplied(weight, precision);
+    let factors = match factors(precision) {
+        Some(factors) if x.cols > 0 && weights.iter().all(taken) => factors,
+        _ => return Ok(false),
+    };
     let library = match Library::get() {
         Ok(library) => library,
         Err(reason) if required => {
@@ -79,12 +98,19 @@ pub(crate) fn product(
                 algorithms: HashMap::new(),
             }),
         };
-        let Some(algorithm) = chosen.algorithm(library, out.cols, x.cols)? else {
+        let kind = Kind {
+            factors,
+            outputs: out.cols,
+            depth: x.cols,
+        };
+        let Some(algorithm) = chosen.algorithm(library, kind)? else {
             return Ok(false);
         };
         let job = Job {
             gpu,
             library,
+            precision,
+            kind,
             handle: &chosen.handle,
             algorithm,
         };
@@ -93,37 +119,29 @@ pub(crate) fn product(
 }
 
 impl Chosen {
-    fn algorithm(
-        &mut self,
-        library: &Library,
-        outputs: usize,
-        depth: usize,
-    ) -> Result<Option<Algorithm>, Error> {
-        if let Some(known) = self.algorithms.get(&(outputs, depth)) {
+    fn algorithm(&mut self, library: &Library, kind: Kind) -> Result<Option<Algorithm>, Error> {
+        if let Some(known) = self.algorithms.get(&kind) {
             return Ok(*known);
         }
-        let problem = problem(library, CHOSEN_ROWS, outputs, depth, outputs)?;
+        let problem = kind.problem(library, CHOSEN_ROWS, kind.outputs)?;
         let algorithm = library.choose(&self.handle, &problem)?;
-        self.algorithms.insert((outputs, depth), algorithm);
+        self.algorithms.insert(kind, algorithm);
         Ok(algorithm)
     }
 }
 
-/// `rows` times a matrix, into results that are `stride` apart. The library counts along columns: a row-major matrix is a
-/// column-major one turned, so that weights are its first factor, turned, and rows are columns.
-fn problem(
-    library: &Library,
-    rows: usize,
-    outputs: usize,
-    depth: usize,
-    stride: usize,
-) -> Result<Problem<'_>, Error> {
-    Ok(Problem {
-        operation: Descriptor::turned_first(library)?,
-        weights: Layout::bf16(library, depth, outputs, depth)?,
-        rows: Layout::bf16(library, depth, rows, depth)?,
-        out: Layout::f32(library, outputs, rows, stride)?,
-    })
+impl Kind {
+    /// `rows` times a matrix, into results that are `stride` apart. The library counts along columns: a row-major matrix is a
+    /// column-major one turned, so that weights are its first factor, turned, and rows are columns.
+    fn problem(self, library: &Library, rows: usize, stride: usize) -> Result<Problem<'_>, Error> {
+        let (depth, factors) = (self.depth, self.factors);
+        Ok(Problem {
+            operation: Descriptor::turned_first(library, factors)?,
+            weights: Layout::factors(library, factors, [depth, self.outputs, depth])?,
+            rows: Layout::factors(library, factors, [depth, rows, depth])?,
+            out: Layout::f32(library, [self.outputs, rows, stride])?,
+        })
+    }
 }
 
 /// One product on its way.
@@ -131,6 +149,8 @@ struct Job<'a> {
     gpu: &'a Gpu,
     library: &'a Library,
     handle: &'a Handle,
+    precision: Precision,
+    kind: Kind,
     algorithm: Algorithm,
 }
 
@@ -142,19 +162,20 @@ impl Job<'_> {
         ending: &Ending,
     ) -> Result<bool, Error> {
         let dual = weights.len() == 2;
-        let mut group = (ROUNDED_BYTES / (2 * x.cols)).max(128);
+        let row_bytes = launches::factor_bytes(self.precision) * x.cols;
+        let mut group = (ROUNDED_BYTES / row_bytes).max(128);
         if dual {
             group = group.min((SECOND_BYTES / (4 * out.cols)).max(128));
         }
         let group = (group / 128 * 128).min(x.rows);
-        let rounded = self.gpu.scratch(SCRATCH_ROUNDED, group * x.cols * 2)?;
+        let rounded = self.gpu.scratch(SCRATCH_ROUNDED, group * row_bytes)?;
         let second = match dual {
             true => Some(self.gpu.scratch(SCRATCH_SECOND, group * out.cols * 4)?),
             false => None,
         };
         // Looked at for every group before anything is written.
         for rows in [group, x.rows % group] {
-            if rows > 0 && !self.fits(rows, &out, x.cols)? {
+            if rows > 0 && !self.fits(rows, out.stride)? {
                 return Ok(false);
             }
         }
@@ -166,8 +187,8 @@ impl Job<'_> {
         Ok(true)
     }
 
-    fn fits(&self, rows: usize, out: &RowsIn<At>, depth: usize) -> Result<bool, Error> {
-        let problem = problem(self.library, rows, out.cols, depth, out.stride)?;
+    fn fits(&self, rows: usize, stride: usize) -> Result<bool, Error> {
+        let problem = self.kind.problem(self.library, rows, stride)?;
         Ok(self.library.fits(self.handle, &problem, &self.algorithm))
     }
 
@@ -179,7 +200,7 @@ impl Job<'_> {
         rounded: Span<'_>,
         second: Option<Span<'_>>,
     ) -> Result<(), Error> {
-        self.launch(&launches::round_rows(&x, rounded.at()))?;
+        self.launch(&launches::round_rows(&x, self.precision, rounded.at()))?;
         let factors = match *ending {
             Ending::Add { scale, .. } => [scale, 1.0],
             _ => [1.0, 0.0],
@@ -220,7 +241,7 @@ impl Job<'_> {
         factors: [f32; 2],
         out: &RowsIn<At>,
     ) -> Result<(), Error> {
-        let problem = problem(self.library, rows, weight.rows, weight.cols, out.stride)?;
+        let problem = self.kind.problem(self.library, rows, out.stride)?;
         let operands = [weight.data.address, rounded.address(), out.data.address];
         // SAFETY: the operands are as large as the problem's layouts say, which were made from their shapes.
         unsafe {

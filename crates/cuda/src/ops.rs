@@ -8,8 +8,10 @@
 //!
 //! - **A result does not depend on its company.** A row of a product, a pixel of a convolution or a query of an attention
 //!   has the same bits alone and among others, and in any strip of a map. Another kind of GPU may give other bits.
-//! - **Products are f32 or bf16, sums are f32** ([`lowtide_kernels::Precision`]). An f32 factor counts as the sum of two tf32, which
-//!   is some 2^-21 of a product away from it; infinities may come out as NaN there.
+//! - **Products are f32, tf32, bf16 or f16, sums are f32** ([`lowtide_kernels::Precision`]). An f32 factor counts as the sum of two
+//!   tf32, which is some 2^-21 of a product away from it; infinities may come out as NaN there. In f16 numbers beyond its range
+//!   count as its largest, but for infinite ones of an f16 matrix, which may stay so. Weights of f32 that cuBLASLt multiplies in
+//!   tf32 may be cut off where others are rounded.
 //! - **NaN passes through.**
 //!
 //! # How it is made
@@ -32,6 +34,7 @@ pub use elementwise::{
     activate, add, add_constant, add_scaled, copy, copy_strided, fill_rows, gather_rows, mul, tanh,
     widen,
 };
+pub(crate) use launch::is_as_multiplied;
 pub use linear::{
     Products, linear, linear_add, linear_geglu, linear_swiglu, products, set_products,
 };

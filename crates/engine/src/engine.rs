@@ -23,37 +23,13 @@ use crate::device::{cpu, figures, ground};
 use crate::job::{self, Habits, Job, Planned, Shared};
 use crate::lora_files::{self, Added, LoraFiles};
 use crate::pipeline::{self, Pass, Pipeline, Shape};
+use crate::precision::PrecisionChoice;
 use crate::processor::{CacheFigures, Files, NoFiles};
 use crate::prompt_cache::PromptCache;
 use crate::request::{ImageRequest, Upscaler};
 use crate::session::work::{TextKey, Work};
 use crate::session::{Makings, Saved, Session};
 use crate::{Error, Result, siblings};
-
-/// What products are multiplied in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PrecisionChoice {
-    /// Single precision.
-    F32,
-    /// Operands rounded to bf16, sums in single precision.
-    Bf16,
-    /// Bf16 where the machine multiplies it natively, else single precision.
-    #[default]
-    Auto,
-}
-
-impl PrecisionChoice {
-    /// What it means on this machine.
-    pub fn resolve(self) -> Precision {
-        match self {
-            PrecisionChoice::F32 => Precision::F32,
-            PrecisionChoice::Bf16 => Precision::Bf16,
-            PrecisionChoice::Auto if ground::accelerator().is_some() => Precision::Bf16,
-            PrecisionChoice::Auto if kernels::native_bf16() => Precision::Bf16,
-            PrecisionChoice::Auto => Precision::F32,
-        }
-    }
-}
 
 /// How an engine uses its device.
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,7 +79,8 @@ impl Engine {
     /// Opens a model: reads configurations and headers, no weights.
     ///
     /// # Errors
-    /// When the folder is not a model that can be run, or the threads cannot be set.
+    /// When the folder is not a model that can be run, the threads cannot be set, or products are wanted in what pipelines
+    /// do not have here.
     pub fn open(folder: ModelFolder, options: Options) -> Result<Engine> {
         Engine::with_files(folder, options, Arc::new(NoFiles))
     }
@@ -117,6 +94,7 @@ impl Engine {
         options: Options,
         files: Arc<dyn Files>,
     ) -> Result<Engine> {
+        let precision = options.precision.resolve()?;
         cpu::settle_allocator();
         if let Some(threads) = options.threads {
             kernels::set_threads(threads).map_err(|e| Error::Threads(e.to_string()))?;
@@ -124,7 +102,6 @@ impl Engine {
         let folder = Arc::new(folder);
         let model = siblings::one_of(pipeline::open(&folder, &files)?, &files);
         let loras = LoraFiles::new(files);
-        let precision = options.precision.resolve();
         let profile = ground::profile(precision);
         let variant = defaults::variant_of(&folder)?;
         Ok(Engine {

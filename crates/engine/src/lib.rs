@@ -21,6 +21,7 @@ mod job;
 mod lora_files;
 mod parameters;
 mod pipeline;
+mod precision;
 pub mod processor;
 pub mod processors;
 pub mod prompt;
@@ -33,9 +34,11 @@ pub mod stream;
 pub mod upscale;
 
 pub use defaults::{Defaults, Variant, variant_of};
-pub use engine::{Engine, Options, PrecisionChoice, Start};
+pub use engine::{Engine, Options, Start};
 pub use error::{Blame, Error, Result};
+pub use lowtide_kernels::Precision;
 pub use parameters::MadeBy;
+pub use precision::PrecisionChoice;
 pub use request::{
     COUNT_MAX, Hires, Image, ImageRequest, LoraUse, NoiseOf, Outcome, PROMPT_BYTES_MAX, Progress,
     Reading, Report, SIDE_MAX, STEPS_MAX, Sketch, Source, Step, Stretch, Upscaler, drawn_seed,

@@ -86,8 +86,9 @@ impl Enlarger {
     /// Opens a network: reads headers, no weights.
     ///
     /// # Errors
-    /// When the model is none, or the threads cannot be set.
+    /// When the model is none, the threads cannot be set, or products are wanted in what only GPUs have.
     pub fn open(folder: &ModelFolder, options: Options) -> Result<Arc<Enlarger>> {
+        let precision = options.precision.resolve_on_processor()?;
         cpu::settle_allocator();
         if let Some(threads) = options.threads {
             kernels::set_threads(threads).map_err(|e| Error::Threads(e.to_string()))?;
@@ -99,7 +100,6 @@ impl Enlarger {
         let part = opener.part(COMPONENT, &checkpoint, |headers| {
             network.layout(headers, COMPONENT)
         })?;
-        let precision = options.precision.resolve();
         Ok(Arc::new(Enlarger {
             name: folder.name.clone(),
             network,

@@ -33,7 +33,7 @@ impl Stored {
     }
 }
 
-/// What products are multiplied in; sums are always f32.
+/// What products are multiplied in; sums are always f32. Processors have the first two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// Both factors f32; stored weights are widened exactly.
@@ -42,6 +42,27 @@ pub enum Precision {
     /// subnormal factors, products and sums count as zero, and its instruction says in which
     /// order the products of pairs are added; elsewhere the product is an f32's.
     Bf16,
+    /// Both factors rounded to the nearest tf32, which is f32 with ten bits of fraction. GPUs alone
+    /// have it: the functions of this crate panic.
+    Tf32,
+    /// Both factors rounded to the nearest f16. What is beyond its range becomes ±65504 and not
+    /// infinite, NaN stays NaN. GPUs alone have it: the functions of this crate panic.
+    F16,
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Precision; 4] = [
+        Precision::F32,
+        Precision::Bf16,
+        Precision::Tf32,
+        Precision::F16,
+    ];
+
+    /// Whether the functions of this crate, which compute on processors, multiply in it.
+    pub fn is_of_processors(self) -> bool {
+        matches!(self, Precision::F32 | Precision::Bf16)
+    }
 }
 
 /// A weight matrix, row-major `[rows, cols]`, contiguous, borrowed as it was read.
@@ -267,6 +288,9 @@ impl Format {
             (Precision::F32, _) => Format::F32,
             (Precision::Bf16, Isa::Avx512Bf16 | Isa::Amx | Isa::AmxEmulated) => Format::Pairs,
             (Precision::Bf16, Isa::Portable | Isa::Avx2 | Isa::Avx512) => Format::Rounded,
+            (Precision::Tf32 | Precision::F16, _) => {
+                panic!("products in {precision:?} on a processor, which has none")
+            }
         }
     }
 

@@ -19,6 +19,9 @@ pub enum Error {
         /// What the system says.
         cause: std::io::Error,
     },
+    /// Products are wanted in what the device does not have.
+    #[error("device.{0}")]
+    Precision(lowtide_engine::Error),
     /// A thread could not be started.
     #[error("no thread could be started: {0}")]
     Thread(std::io::Error),

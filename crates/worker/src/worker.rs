@@ -15,7 +15,7 @@ use lowtide_core::schedule::{
     Action, Decision, Device, ModelView, Policy, SessionState, SetAside, decide,
 };
 use lowtide_core::{Bytes, DeviceProfile, Kind, Ledger};
-use lowtide_engine::{Options, device};
+use lowtide_engine::{Options, Precision, device};
 use lowtide_jobs::report::{Status, WorkerState};
 use lowtide_jobs::{JobStore, StoreError, WorkerId};
 use serde_json::json;
@@ -76,6 +76,8 @@ pub struct Worker {
     id: WorkerId,
     depot: Depot,
     device: Options,
+    /// What its precision means here.
+    precision: Precision,
     options: WorkerOptions,
     policy: Policy,
     log: Log,
@@ -119,14 +121,16 @@ impl Worker {
     /// Finds the models and starts the threads. Nothing is claimed yet.
     ///
     /// # Errors
-    /// When the folder for sessions cannot be used, or a model to preload is unknown.
+    /// When the folder for sessions cannot be used, a model to preload is unknown, or products are wanted in what only GPUs
+    /// have.
     pub fn open(setup: Setup) -> Result<Worker> {
+        let precision = setup.device.precision.resolve().map_err(Error::Precision)?;
         device::cpu::settle_allocator();
         std::fs::create_dir_all(&setup.sessions).map_err(|cause| Error::Sessions {
             folder: setup.sessions.clone(),
             cause,
         })?;
-        let profile = device::ground::profile(setup.device.precision.resolve());
+        let profile = device::ground::profile(precision);
         let keeper = Arc::new(keeper_of(&setup)?);
         let status = keeper::starting(std::process::id(), clock());
         keeper.say(status.clone(), false, true);
@@ -149,6 +153,7 @@ impl Worker {
             id: setup.id,
             depot,
             device: setup.device,
+            precision,
             policy: Policy {
                 batch_max: setup.options.batch_max.max(1),
                 ..Policy::default()
@@ -379,7 +384,7 @@ impl Worker {
                 found |= self.shelf.rescan();
             }
             if found {
-                let profile = device::ground::profile(self.device.precision.resolve());
+                let profile = device::ground::profile(self.precision);
                 self.keeper.show(self.cards(&profile));
                 self.read = None;
             }

@@ -153,7 +153,7 @@ pub(crate) struct DetailArgs {
     /// `exact` refuses what would change the picture to save memory
     #[arg(long, value_enum, default_value_t = QualityArg::Auto)]
     pub(crate) quality: QualityArg,
-    /// What the networks compute in [default: auto, which is bf16 where the processor has it, else f32]
+    /// What the networks compute in [default: auto, which is bf16 where the processor has it, else f32]; f32 and bf16 are there
     #[arg(long, value_enum)]
     pub(crate) precision: Option<PrecisionArg>,
     /// The most memory everything may use, such as 600MiB [default: free memory less the reserve]

@@ -37,7 +37,7 @@ pub(crate) struct SettingArgs {
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<String>,
-    /// What the networks compute in: auto, f32 or bf16
+    /// What the networks compute in: auto, f32 or bf16; on GPUs also tf32 or f16
     #[arg(long, value_name = "WORD")]
     pub(crate) precision: Option<String>,
     /// How weights that do not fit move: auto, never, components or stream

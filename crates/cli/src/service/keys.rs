@@ -98,7 +98,7 @@ pub(crate) const KEYS: &[Key] = &[
     open("device.threads", count(1, 1_024), "one a core"),
     key(
         "device.precision",
-        Kind::Word(&["auto", "f32", "bf16"]),
+        Kind::Word(&["auto", "f32", "tf32", "bf16", "f16"]),
         "auto",
     ),
     key(

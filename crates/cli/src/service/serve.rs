@@ -12,6 +12,7 @@ use lowtide_core::job::JobState;
 use lowtide_engine::device::cpu;
 use lowtide_engine::device::memory::Memory;
 use lowtide_engine::processor;
+use lowtide_engine::{Options, PrecisionChoice};
 use lowtide_jobs::{JobStore, Listen};
 use lowtide_server::AccessMode;
 use serde_json::json;
@@ -31,6 +32,7 @@ use super::traces;
 use super::work;
 use crate::args::ServeArgs;
 use crate::failure::{Failure, one_line};
+use crate::gpu::{self, DeviceChoice};
 use crate::interrupt::Interrupt;
 
 /// How often it is looked whether somebody asked to end.
@@ -45,13 +47,18 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     lowtide_kernels::isa_from_env().map_err(Failure::Mistake)?;
     cpu::settle_allocator();
     let processors = work::enabled(&settings.kinds)?;
+    check_precision(&settings)?;
     let instance = Instance::take(&settings.server.data_dir)?;
     let store = store::open(&settings, Listen::All)?;
     let files = store::open_files(&settings, &Surroundings::of_process())?;
     let catalog = Arc::new(Catalog::new(&settings.models, &Surroundings::of_process())?);
     say_missing(&settings, &catalog, &log);
     let setup = processor::Setup {
-        options: work::device(&settings, None),
+        // This process opens models to look at requests and multiplies nothing; its workers may have what it has not.
+        options: Options {
+            precision: PrecisionChoice::Auto,
+            ..work::device(&settings, None)
+        },
         files: work::files(&settings, files.inputs.clone(), catalog.clone()),
     };
     let around = Surroundings::of_process();
@@ -97,6 +104,25 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         log.info(&format!("{left} jobs go on after the next start"));
     }
     spoke
+}
+
+/// Refuses a precision that a worker of this service will not have; one beside this program may find a GPU where this one
+/// finds none, and says so itself.
+fn check_precision(settings: &Settings) -> Result<(), Failure> {
+    let device = &settings.device;
+    if !settings.server.worker {
+        return Ok(());
+    }
+    let own = std::env::current_exe().context("this program's own file is not known")?;
+    let elsewhere = device.name.sibling(&own).is_some();
+    for one in device.name.all() {
+        if elsewhere && *one == DeviceChoice::Auto {
+            continue;
+        }
+        gpu::check_precision(*one, device.precision)
+            .map_err(|problem| Failure::mistake(format!("device.precision {problem}")))?;
+    }
+    Ok(())
 }
 
 /// Folders that are named and not there.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use lowtide_core::Bytes;
 use lowtide_core::job::Priority;
 use lowtide_core::lifecycle::{AfterJob, KeepAlive};
+use lowtide_engine::PrecisionChoice;
 use lowtide_jobs::TlsFiles;
 use lowtide_server::AccessMode;
 use serde_json::{Map, Value, json};
@@ -92,8 +93,7 @@ pub(crate) struct DeviceSettings {
     pub(crate) budget: Option<Bytes>,
     pub(crate) reserve: Option<Reserve>,
     pub(crate) threads: Option<usize>,
-    /// `auto`, `f32`, `bf16`.
-    pub(crate) precision: String,
+    pub(crate) precision: PrecisionChoice,
     /// `auto`, `never`, `components`, `stream`.
     pub(crate) offload: String,
 }
@@ -288,7 +288,9 @@ impl DeviceSettings {
                 .get("device.threads")
                 .and_then(Value::as_u64)
                 .map(|threads| threads as usize),
-            precision: text(resolved, "device.precision"),
+            // Nor here.
+            precision: PrecisionChoice::named(&text(resolved, "device.precision"))
+                .unwrap_or_default(),
             offload: text(resolved, "device.offload"),
         }
     }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use lowtide_core::{Bytes, Offload};
 use lowtide_engine::device::memory::Memory;
 use lowtide_engine::processor::{Files, Processor};
-use lowtide_engine::{Options, PrecisionChoice, processors};
+use lowtide_engine::{Options, processors};
 use lowtide_jobs::{InputStore, JobStore, Listen, WorkerId};
 use lowtide_weights::ModelFolder;
 use lowtide_worker::{Folders, ModelOptions, Setup, Stop, Worker, WorkerOptions};
@@ -124,6 +124,8 @@ fn work(
     stop: &Stop,
     log: &Logger,
 ) -> Result<(), Failure> {
+    gpu::check_precision(settings.device.name.first(), settings.device.precision)
+        .map_err(|problem| Failure::mistake(format!("device.precision {problem}")))?;
     let lines = log.clone();
     let options_of_device = device(settings, gpu::total(settings.device.name.first()));
     let memory = (options_of_device.budget, options_of_device.reserve);
@@ -201,11 +203,7 @@ pub(crate) fn device(settings: &Settings, total: Option<Bytes>) -> Options {
         budget: settings.budget,
         reserve,
         threads: settings.threads,
-        precision: match settings.precision.as_str() {
-            "f32" => PrecisionChoice::F32,
-            "bf16" => PrecisionChoice::Bf16,
-            _ => PrecisionChoice::Auto,
-        },
+        precision: settings.precision,
         keep_weights: true,
         prompt_cache: Some(worker.prompt_cache),
         // The settings only let the planner's words through.

@@ -34,6 +34,10 @@ fn a_picture_is_made_larger() {
     assert_eq!(size(&place, "large.png"), (68, 52));
     let told = place.line("png-info large.png").ok();
     assert!(told.contains("Upscaled by compact-4"), "{told}");
+    let line = "upscale picture.png -o half.png --model compact-4.pth --precision f16";
+    let error = place.line(line).error(2);
+    assert!(error.contains("--precision f16 is for GPUs"), "{error}");
+    assert!(!place.path("half.png").exists());
     // Any factor, any format, and a name of its own.
     let line = "upscale picture.png --model dense-2.pth --scale 1.5 --tile 32 --json";
     let report = place.line(line).json();

@@ -31,7 +31,14 @@ fn numbers_that_cannot_be() {
     mistake(&place, "--guidance -1", &["--guidance -1", "0 or more"]);
     mistake(&place, "--threads 0", &["--threads 0"]);
     mistake(&place, "--budget lots", &["'lots'", "600MiB"]);
-    mistake(&place, "--precision f64", &["'f64'", "bf16"]);
+    mistake(&place, "--precision f64", &["'f64'", "bf16", "tf32"]);
+    for more in ["", " --then upscale"] {
+        for precision in ["tf32", "f16"] {
+            let line = format!("--device cpu --precision {precision}{more}");
+            let says = format!("--precision {precision} is for GPUs");
+            mistake(&place, &line, &[&says, "say f32, bf16 or auto"]);
+        }
+    }
     mistake(
         &place,
         "--budget 1GiB --reserve 1GiB",

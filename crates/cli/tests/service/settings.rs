@@ -72,6 +72,14 @@ fn a_mistake_names_its_place() {
     place.refused("serve --port http", 2, &["--port", "whole number"]);
     place.refused("serve --budget much", 2, &["--budget", "600MiB"]);
     place.refused("serve --offload sometimes", 2, &["--offload", "components"]);
+    place.refused("serve --precision f64", 2, &["--precision", "tf32", "f16"]);
+    for verb in ["serve", "worker"] {
+        for precision in ["tf32", "f16"] {
+            let line = format!("{verb} --device cpu --precision {precision}");
+            let says = format!("device.precision {precision} is for GPUs");
+            place.refused(&line, 2, &[&says, "say f32, bf16 or auto"]);
+        }
+    }
     place.refused("serve --set worker.lese=1s", 2, &["worker.lease"]);
     place.refused(
         "serve --set nonsense",

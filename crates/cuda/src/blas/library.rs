@@ -17,7 +17,9 @@ const NAMES: [&str; 5] = [
 
 // Numbers of the library's interface.
 const COMPUTE_F32: i32 = 68;
+const COMPUTE_F32_BY_TF32: i32 = 77;
 const TYPE_F32: i32 = 0;
+const TYPE_F16: i32 = 2;
 const TYPE_BF16: i32 = 14;
 const OPERATION_TURNED: i32 = 1;
 const DESCRIPTOR_FIRST: i32 = 3;
@@ -319,6 +321,15 @@ impl Problem<'_> {
     }
 }
 
+/// What both factors of a product are; sums and results are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Factors {
+    Bf16,
+    F16,
+    /// They lie as f32.
+    Tf32,
+}
+
 /// What a product is.
 #[derive(Debug)]
 pub(super) struct Descriptor<'a> {
@@ -328,10 +339,17 @@ pub(super) struct Descriptor<'a> {
 
 impl Descriptor<'_> {
     /// Sums in f32, the first factor turned.
-    pub(super) fn turned_first(library: &Library) -> Result<Descriptor<'_>, Error> {
+    pub(super) fn turned_first(
+        library: &Library,
+        factors: Factors,
+    ) -> Result<Descriptor<'_>, Error> {
+        let compute = match factors {
+            Factors::Bf16 | Factors::F16 => COMPUTE_F32,
+            Factors::Tf32 => COMPUTE_F32_BY_TF32,
+        };
         let mut raw = null_mut();
         // SAFETY: the pointer is to a live place for an object.
-        let status = unsafe { (library.descriptor_create)(&raw mut raw, COMPUTE_F32, TYPE_F32) };
+        let status = unsafe { (library.descriptor_create)(&raw mut raw, compute, TYPE_F32) };
         done("a description", status)?;
         let made = Descriptor { library, raw };
         let turned = from_ref(&OPERATION_TURNED).cast();
@@ -376,24 +394,23 @@ impl Layout<'_> {
         Ok(Layout { library, raw })
     }
 
-    /// Of bf16.
-    pub(super) fn bf16(
+    /// Of a product's factors: rows, columns, and numbers from one column to the next.
+    pub(super) fn factors(
         library: &Library,
-        rows: usize,
-        columns: usize,
-        stride: usize,
+        factors: Factors,
+        size: [usize; 3],
     ) -> Result<Layout<'_>, Error> {
-        Layout::new(library, TYPE_BF16, [rows, columns, stride])
+        let kind = match factors {
+            Factors::Bf16 => TYPE_BF16,
+            Factors::F16 => TYPE_F16,
+            Factors::Tf32 => TYPE_F32,
+        };
+        Layout::new(library, kind, size)
     }
 
     /// Of f32.
-    pub(super) fn f32(
-        library: &Library,
-        rows: usize,
-        columns: usize,
-        stride: usize,
-    ) -> Result<Layout<'_>, Error> {
-        Layout::new(library, TYPE_F32, [rows, columns, stride])
+    pub(super) fn f32(library: &Library, size: [usize; 3]) -> Result<Layout<'_>, Error> {
+        Layout::new(library, TYPE_F32, size)
     }
 }
 

@@ -56,29 +56,28 @@ pub mod launches {
         bytes: usize,
     }
 
+    /// The kernels of a type, by numbers of a head.
+    macro_rules! kernels_of {
+        ($of:literal, $($numbers:literal),*) => {
+            &[$(($numbers, concat!("attend_", $of, "_", $numbers))),*]
+        };
+    }
+
     impl Tiles {
         /// By the head and the precision alone, since the order of sums depends on them.
         fn of(spec: &Attention) -> Tiles {
             let known: &[(usize, &'static str)] = match spec.precision {
-                Precision::Bf16 => &[
-                    (48, "attend_bf16_48"),
-                    (64, "attend_bf16_64"),
-                    (80, "attend_bf16_80"),
-                    (128, "attend_bf16_128"),
-                    (160, "attend_bf16_160"),
-                ],
-                Precision::F32 => &[
-                    (64, "attend_f32_64"),
-                    (128, "attend_f32_128"),
-                    (160, "attend_f32_160"),
-                ],
+                Precision::Bf16 => kernels_of!("bf16", 48, 64, 80, 128, 160),
+                Precision::F16 => kernels_of!("f16", 48, 64, 80, 128, 160),
+                Precision::Tf32 => kernels_of!("tf32", 64, 128, 160),
+                Precision::F32 => kernels_of!("f32", 64, 128, 160),
             };
             let fits = |size: usize| known.iter().find(|(numbers, _)| *numbers >= size);
             // Larger heads are taken in parts of 128.
             let (numbers, kernel) = fits(spec.head_dim).or(fits(128)).unwrap_or(&known[0]);
             let (keys, warps, bytes) = match spec.precision {
-                Precision::Bf16 => (64, 8, 2),
-                Precision::F32 => (32, 4, 4),
+                Precision::Bf16 | Precision::F16 => (64, 8, 2),
+                Precision::Tf32 | Precision::F32 => (32, 4, 4),
             };
             Tiles {
                 kernel,
@@ -145,6 +144,8 @@ pub mod launches {
         let [keys, values] = [(k, sides[0]), (v, sides[1])].map(|(rows, to)| {
             let kernel = match spec.precision {
                 Precision::Bf16 => "lay_out_bf16",
+                Precision::F16 => "lay_out_f16",
+                Precision::Tf32 => "lay_out_tf32",
                 Precision::F32 => "lay_out_f32",
             };
             Launch::along(kernel, side / 16)

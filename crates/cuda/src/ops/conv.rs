@@ -97,8 +97,8 @@ impl Last {
 /// What runs.
 pub mod launches {
     use super::{Last, Residual};
-    use crate::ops::launch::{Launch, THREADS};
-    use crate::ops::linear::launches::{is_copied, is_narrow};
+    use crate::ops::launch::{Launch, THREADS, is_as_multiplied};
+    use crate::ops::linear::launches::is_narrow;
     use crate::ops::operands::{At, Conv2dIn, FinishIn, Memory, numbers, numbers_if};
     use lowtide_kernels::{Activation, MapRows, Padding, Precision};
 
@@ -174,14 +174,20 @@ pub mod launches {
     }
 
     fn kernel(precision: Precision, copied: bool, narrow: bool) -> &'static str {
-        match (precision, copied, narrow) {
-            (Precision::Bf16, true, false) => "conv_bf16_copied",
-            (Precision::Bf16, true, true) => "conv_bf16_copied_narrow",
-            (Precision::Bf16, false, false) => "conv_bf16_widened",
-            (Precision::Bf16, false, true) => "conv_bf16_widened_narrow",
-            (Precision::F32, _, false) => "conv_f32_widened",
-            (Precision::F32, _, true) => "conv_f32_widened_narrow",
+        macro_rules! kernels_of {
+            ($of:literal) => {
+                [concat!("conv_", $of), concat!("conv_", $of, "_narrow")]
+            };
         }
+        let kernels = match (precision, copied) {
+            (Precision::Bf16, true) => kernels_of!("bf16_copied"),
+            (Precision::Bf16, false) => kernels_of!("bf16_widened"),
+            (Precision::F16, true) => kernels_of!("f16_copied"),
+            (Precision::F16, false) => kernels_of!("f16_widened"),
+            (Precision::Tf32, _) => kernels_of!("tf32_widened"),
+            (Precision::F32, _) => kernels_of!("f32_widened"),
+        };
+        kernels[usize::from(narrow)]
     }
 
     /// As the operation of that name.
@@ -215,7 +221,7 @@ pub mod launches {
         let narrow = is_narrow(weight.rows, TILE_CHANNELS);
         let across = TILE_CHANNELS >> usize::from(narrow);
         let tiles = plane.div_ceil(TILE_PIXELS) * weight.rows.div_ceil(across);
-        let kernel = kernel(precision, is_copied(&weight), narrow);
+        let kernel = kernel(precision, is_as_multiplied(&weight, precision), narrow);
         Launch::new(kernel, [tiles, 1, 1], THREADS)
             .at(x)
             .int(x_rows.first)

@@ -3,7 +3,7 @@
 use super::operands::{At, MatrixIn};
 use crate::error::Error;
 use crate::gpu::Gpu;
-use lowtide_kernels::{Activation, Per, Stored};
+use lowtide_kernels::{Activation, Per, Precision, Stored};
 use std::ffi::c_void;
 
 /// Threads of a block in kernels that go along numbers.
@@ -148,6 +148,17 @@ fn stored_code(stored: Stored) -> usize {
 pub(crate) fn is_wide(matrix: &MatrixIn<At>) -> bool {
     matrix.data.address.is_multiple_of(16)
         && (matrix.cols * matrix.stored.size()).is_multiple_of(16)
+}
+
+/// Whether a matrix lies as products multiply it, so that nothing is left to be widened, scaled or rounded.
+pub(crate) fn is_as_multiplied(matrix: &MatrixIn<At>, precision: Precision) -> bool {
+    let stored = match precision {
+        // cuBLASLt takes numbers of f32 as tf32, too.
+        Precision::F32 | Precision::Tf32 => Stored::F32,
+        Precision::Bf16 => Stored::Bf16,
+        Precision::F16 => Stored::F16,
+    };
+    matrix.stored == stored && matrix.scales.is_none() && is_wide(matrix)
 }
 
 /// What kernels/numbers.cuh takes apart: stored, stored of scales, per, wide.

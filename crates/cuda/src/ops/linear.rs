@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Products {
     /// The kernels of this crate.
     Own,
-    /// cuBLASLt where it can (bf16 weights, rows of whole 16 bytes), and an error where it cannot be opened.
+    /// cuBLASLt where it can (weights in the type of the product or, for tf32, in f32; rows of whole 16 bytes), and an error
+    /// where it cannot be opened.
     Cublas,
     /// cuBLASLt where it can and is there.
     #[default]
@@ -133,12 +134,11 @@ fn product(
     }
     let products = products();
     if products != Products::Own
-        && blas::takes(&x, weights, precision)
         && blas::product(
             gpu,
             (x, out),
             weights,
-            &ending,
+            (&ending, precision),
             products == Products::Cublas,
         )?
     {
@@ -150,12 +150,25 @@ fn product(
 
 /// What runs.
 pub mod launches {
-    use crate::ops::launch::{Launch, THREADS, act_code, is_wide};
+    use crate::ops::launch::{Launch, THREADS, act_code, is_as_multiplied};
     use crate::ops::operands::{At, MatrixIn, RowsIn};
-    use lowtide_kernels::{Activation, Precision, Stored};
+    use lowtide_kernels::{Activation, Precision};
 
     /// Rows of a tile.
     const TILE_ROWS: usize = 128;
+
+    /// The kernels of a type: of one matrix, wide and narrow, and of two.
+    macro_rules! kernels_of {
+        ($of:literal) => {
+            [
+                [concat!("linear_", $of), concat!("linear_", $of, "_narrow")],
+                [
+                    concat!("linear_", $of, "_dual"),
+                    concat!("linear_", $of, "_dual_narrow"),
+                ],
+            ]
+        };
+    }
 
     /// What becomes of the sums of a product.
     #[derive(Clone, Copy, Debug)]
@@ -241,26 +254,19 @@ pub mod launches {
         let dual = weights.len() == 2;
         let across = if dual { 64 } else { 128 };
         let narrow = is_narrow(outputs, across);
-        let kernel = match (precision, weights.iter().all(is_copied), dual, narrow) {
-            (Precision::Bf16, true, false, false) => "linear_bf16_copied",
-            (Precision::Bf16, true, false, true) => "linear_bf16_copied_narrow",
-            (Precision::Bf16, true, true, false) => "linear_bf16_copied_dual",
-            (Precision::Bf16, true, true, true) => "linear_bf16_copied_dual_narrow",
-            (Precision::Bf16, false, false, false) => "linear_bf16_widened",
-            (Precision::Bf16, false, false, true) => "linear_bf16_widened_narrow",
-            (Precision::Bf16, false, true, false) => "linear_bf16_widened_dual",
-            (Precision::Bf16, false, true, true) => "linear_bf16_widened_dual_narrow",
-            (Precision::F32, _, false, false) => "linear_f32_widened",
-            (Precision::F32, _, false, true) => "linear_f32_widened_narrow",
-            (Precision::F32, _, true, false) => "linear_f32_widened_dual",
-            (Precision::F32, _, true, true) => "linear_f32_widened_dual_narrow",
+        let copied = weights
+            .iter()
+            .all(|weight| is_as_multiplied(weight, precision));
+        let kernels = match (precision, copied) {
+            (Precision::Bf16, true) => kernels_of!("bf16_copied"),
+            (Precision::Bf16, false) => kernels_of!("bf16_widened"),
+            (Precision::F16, true) => kernels_of!("f16_copied"),
+            (Precision::F16, false) => kernels_of!("f16_widened"),
+            (Precision::Tf32, _) => kernels_of!("tf32_widened"),
+            (Precision::F32, _) => kernels_of!("f32_widened"),
         };
+        let kernel = kernels[usize::from(dual)][usize::from(narrow)];
         (kernel, if narrow { across / 2 } else { across })
-    }
-
-    /// Whether products of bf16 take a matrix as it lies.
-    pub(crate) fn is_copied(w: &MatrixIn<At>) -> bool {
-        w.stored == Stored::Bf16 && w.scales.is_none() && is_wide(w)
     }
 
     /// Rows times one matrix, or two.
@@ -297,17 +303,34 @@ pub mod launches {
             .long(out.stride)
     }
 
-    /// Rows as bf16 without gaps, for cuBLASLt.
-    pub fn round_rows(x: &RowsIn<At>, to: At) -> Launch {
+    /// Bytes of a factor of a product.
+    pub(crate) fn factor_bytes(precision: Precision) -> usize {
+        match precision {
+            Precision::Bf16 | Precision::F16 => 2,
+            Precision::F32 | Precision::Tf32 => 4,
+        }
+    }
+
+    /// Rows without gaps, rounded as a product wants them; for cuBLASLt.
+    ///
+    /// # Panics
+    /// Where rows are no whole pairs, or there is no room for them.
+    pub fn round_rows(x: &RowsIn<At>, precision: Precision, to: At) -> Launch {
         let pairs = x.rows * x.cols / 2;
         assert!(
-            x.cols.is_multiple_of(2) && to.bytes >= pairs * 4,
-            "{} rows of {} numbers to {} bytes",
+            x.cols.is_multiple_of(2) && to.bytes >= pairs * 2 * factor_bytes(precision),
+            "{} rows of {} numbers in {precision:?} to {} bytes",
             x.rows,
             x.cols,
             to.bytes
         );
-        Launch::along("round_rows", pairs)
+        let kernel = match precision {
+            Precision::Bf16 => "round_rows_bf16",
+            Precision::F16 => "round_rows_f16",
+            Precision::Tf32 => "round_rows_tf32",
+            Precision::F32 => panic!("rows of f32 are not rounded"),
+        };
+        Launch::along(kernel, pairs)
             .at(x.data)
             .long(x.stride)
             .int(x.cols)

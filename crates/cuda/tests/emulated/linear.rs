@@ -2,7 +2,7 @@
 
 use crate::machine::machine;
 use crate::memory::{Held, HeldMatrix, HeldRows};
-use crate::numbers::{KINDS, Kind, Nearness, Random, same_bits};
+use crate::numbers::{KINDS, Kind, Nearness, Random, rounded, same_bits};
 use lowtide_cuda::ops::Memory;
 use lowtide_cuda::ops::launches::linear::{Ending, finish_rows, product, round_rows};
 use lowtide_kernels::{self as cpu, Activation, Precision, Stored};
@@ -45,6 +45,24 @@ impl Case {
         let weights = weights.collect();
         let name = format!("{shape:?} {kinds:?} {precision:?} gap {gap}");
         Case { x, weights, name }
+    }
+
+    /// The product with a matrix: sums in f64 of rounded factors.
+    fn sums(&self, weight: usize, precision: Precision) -> Vec<f64> {
+        let wide = self.weights[weight].widened();
+        let round = |numbers: &[f32]| -> Vec<f64> {
+            let numbers = numbers.iter();
+            numbers.map(|n| rounded(precision, *n)).collect()
+        };
+        let wide = round(&wide);
+        let mut all = Vec::new();
+        for row in 0..self.x.rows {
+            let x = round(&self.x.numbers[row * self.x.stride..][..self.x.cols]);
+            for w in wide.chunks_exact(self.x.cols) {
+                all.push(x.iter().zip(w).map(|(x, w)| x * w).sum());
+            }
+        }
+        all
     }
 
     /// The sum of magnitudes of each result of a product, and 1 for what is added.
@@ -234,10 +252,12 @@ fn rows_have_the_same_bits_alone_and_among_others() {
     for (kind, outputs) in [
         (KINDS[0], 130),
         (KINDS[0], 40),
+        (KINDS[2], 72),
+        (KINDS[2], 130),
         (KINDS[8], 72),
         (KINDS[1], 20),
     ] {
-        for precision in [Precision::Bf16, Precision::F32] {
+        for precision in Precision::ALL {
             let shape = [141, 96, outputs];
             let case = Case::new(&mut random, &[kind], shape, precision);
             let weights = [case.weights[0].gpu()];
@@ -265,12 +285,165 @@ fn rows_have_the_same_bits_alone_and_among_others() {
 }
 
 #[test]
+fn factors_are_rounded_to_the_type_of_the_product() {
+    let Some(machine) = machine("factors_are_rounded_to_the_type_of_the_product") else {
+        return;
+    };
+    let mut random = Random::new(7);
+    let mut near = Nearness::new("linear, against f64");
+    // Each kind of weights once with rows of whole tiles and once with some that are none.
+    for (index, kind) in KINDS.iter().chain(&KINDS).enumerate() {
+        let shape = suited(*kind, [[131, 72, 130], [7, 45, 40]][index / KINDS.len()]);
+        for precision in [Precision::Bf16, Precision::Tf32, Precision::F16] {
+            let case = Case::new(&mut random, &[*kind], shape, precision);
+            let [rows, _, outputs] = shape;
+            let out = HeldRows::new(&vec![0.0; rows * outputs], rows, outputs, 1, 4);
+            let ending = Ending::Linear {
+                bias: None,
+                act: Activation::None,
+            };
+            let weights = [case.weights[0].gpu()];
+            machine.run(&product(
+                &case.x.gpu(),
+                &weights,
+                &ending,
+                precision,
+                &out.gpu(),
+            ));
+            let sums = case.sums(0, precision).into_iter();
+            let wanted: Vec<f32> = sums.map(|sum| sum as f32).collect();
+            let sizes = case.magnitudes(0);
+            near.check(&case.name, &out.result(), &wanted, |at| SUM * sizes[at]);
+        }
+    }
+}
+
+#[test]
+fn gated_products_are_rounded_to_their_type() {
+    let Some(machine) = machine("gated_products_are_rounded_to_their_type") else {
+        return;
+    };
+    let mut random = Random::new(8);
+    let mut near = Nearness::new("linear_swiglu, against f64");
+    for (index, shape) in [[130, 64, 65], [9, 96, 20], [33, 40, 130]]
+        .iter()
+        .enumerate()
+    {
+        for precision in [Precision::Tf32, Precision::F16] {
+            let kinds = [[KINDS[2]; 2], [KINDS[2], KINDS[8]], [KINDS[1], KINDS[3]]];
+            let case = Case::new(&mut random, &kinds[index], *shape, precision);
+            let [rows, _, outputs] = *shape;
+            let out = HeldRows::new(&vec![0.0; rows * outputs], rows, outputs, 1, 0);
+            let weights = [case.weights[0].gpu(), case.weights[1].gpu()];
+            let launch = product(
+                &case.x.gpu(),
+                &weights,
+                &Ending::Swiglu,
+                precision,
+                &out.gpu(),
+            );
+            machine.run(&launch);
+            let pairs = case.sums(0, precision).into_iter();
+            let pairs = pairs.zip(case.sums(1, precision));
+            let wanted: Vec<f32> = pairs
+                .map(|(a, b)| (a / (1.0 + (-a).exp()) * b) as f32)
+                .collect();
+            let sizes = [case.magnitudes(0), case.magnitudes(1)];
+            near.check(&case.name, &out.result(), &wanted, |at| {
+                2.0 * SUM * (sizes[0][at] + 1.0) * (sizes[1][at] + 1.0)
+            });
+        }
+    }
+}
+
+/// Numbers at the edges of f16, each alone in its row, times one: what comes out is the number as the product has it.
+#[test]
+fn beyond_f16_is_its_largest_number_and_nan_is_nan() {
+    let Some(machine) = machine("beyond_f16_is_its_largest_number_and_nan_is_nan") else {
+        return;
+    };
+    let edges = [
+        65503.0,
+        65504.0,
+        65519.9,
+        65520.0,
+        1e6,
+        f32::MAX,
+        f32::INFINITY,
+        f32::NAN,
+        6.1e-5,
+        6.2e-5,
+        5.96e-8,
+        2.98e-8,
+        2.99e-8,
+        8.9e-8,
+        1e-30,
+        1.000_488_3,
+        1.001_464_8,
+        0.0,
+    ];
+    let numbers: Vec<f32> = edges.iter().flat_map(|edge| [*edge, -*edge]).collect();
+    let rows = numbers.len();
+    let ending = Ending::Linear {
+        bias: None,
+        act: Activation::None,
+    };
+    for precision in [Precision::F16, Precision::Tf32] {
+        let wanted: Vec<f32> = numbers
+            .iter()
+            .map(|n| rounded(precision, *n) as f32)
+            .collect();
+        let launch = |x: &HeldRows, w: &HeldMatrix, out: &HeldRows| {
+            machine.run(&product(
+                &x.gpu(),
+                &[w.gpu()],
+                &ending,
+                precision,
+                &out.gpu(),
+            ));
+        };
+        let ones = |count: usize| vec![1.0; count];
+        // As rows times one.
+        let (x, one) = (HeldRows::new(&numbers, rows, 1, 0, 0), f32s(&ones(1), 1));
+        let out = HeldRows::new(&vec![0.0; rows], rows, 1, 0, 0);
+        launch(&x, &one, &out);
+        same_numbers(&format!("rows, {precision:?}"), &out.result(), &wanted);
+        // One times them as weights.
+        let (x, w) = (HeldRows::new(&ones(1), 1, 1, 0, 0), f32s(&numbers, rows));
+        let out = HeldRows::new(&vec![0.0; rows], 1, rows, 0, 0);
+        launch(&x, &w, &out);
+        same_numbers(&format!("weights, {precision:?}"), &out.result(), &wanted);
+    }
+}
+
+fn f32s(numbers: &[f32], rows: usize) -> HeldMatrix {
+    let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+    HeldMatrix {
+        stored: Stored::F32,
+        rows,
+        cols: numbers.len() / rows,
+        held: Held::new(&bytes, 0),
+        bytes,
+        scales: None,
+    }
+}
+
+/// The same numbers, or both none. Sums begin with a zero, so that the sign of one is not looked at.
+fn same_numbers(case: &str, got: &[f32], wanted: &[f32]) {
+    assert_eq!(got.len(), wanted.len(), "{case}");
+    for (at, (got, wanted)) in got.iter().zip(wanted).enumerate() {
+        let same = got == wanted || got.is_nan() && wanted.is_nan();
+        assert!(same, "{case}: number {at} is {got:e}, not {wanted:e}");
+    }
+}
+
+#[test]
 fn nan_reaches_its_row_and_no_other() {
     let Some(machine) = machine("nan_reaches_its_row_and_no_other") else {
         return;
     };
     let mut random = Random::new(5);
-    for precision in [Precision::Bf16, Precision::F32] {
+    for precision in Precision::ALL {
         let mut numbers = random.numbers(20 * 24);
         numbers[7 * 24 + 5] = f32::NAN;
         let x = HeldRows::new(&numbers, 20, 24, 0, 0);
@@ -303,18 +476,32 @@ fn rounding_and_finishing_are_those_of_the_fused_kernels() {
     let (rows, cols) = (5, 38);
     let numbers = random.numbers(rows * cols);
     let x = HeldRows::new(&numbers, rows, cols, 2, 4);
-    let rounded = Held::new(&vec![0; rows * cols * 2], 0);
-    machine.run(&round_rows(&x.gpu(), rounded.at()));
-    let pairs: Vec<f32> = rounded.to_f32s();
-    let halves = pairs.iter().flat_map(|pair| {
-        let bits = pair.to_bits();
-        [bits << 16, bits & 0xffff_0000].map(f32::from_bits)
-    });
-    let wanted: Vec<f32> = numbers
-        .iter()
-        .map(|n| half::bf16::from_f32(*n).to_f32())
-        .collect();
-    same_bits("rounded rows", &halves.collect::<Vec<_>>(), &wanted);
+    let wanted = |precision: Precision| -> Vec<f32> {
+        let numbers = numbers.iter();
+        numbers.map(|n| rounded(precision, *n) as f32).collect()
+    };
+    for precision in [Precision::Bf16, Precision::F16] {
+        let held = Held::new(&vec![0; rows * cols * 2], 0);
+        machine.run(&round_rows(&x.gpu(), precision, held.at()));
+        let pairs = held.to_f32s().into_iter();
+        let halves = pairs.flat_map(|pair| {
+            let bits = pair.to_bits();
+            [bits as u16, (bits >> 16) as u16]
+        });
+        let halves = halves.map(|bits| match precision {
+            Precision::F16 => half::f16::from_bits(bits).to_f32(),
+            _ => half::bf16::from_bits(bits).to_f32(),
+        });
+        let name = format!("rows rounded to {precision:?}");
+        same_bits(&name, &halves.collect::<Vec<_>>(), &wanted(precision));
+    }
+    let held = Held::new(&vec![0; rows * cols * 4], 0);
+    machine.run(&round_rows(&x.gpu(), Precision::Tf32, held.at()));
+    same_bits(
+        "rows rounded to tf32",
+        &held.to_f32s(),
+        &wanted(Precision::Tf32),
+    );
 
     let second = Held::f32s(&random.numbers(rows * cols), 0);
     let bias = Held::f32s(&random.numbers(cols), 0);

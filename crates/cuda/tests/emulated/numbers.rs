@@ -1,7 +1,7 @@
 //! Numbers that follow from a seed, and how near results are.
 
 use crate::memory::{Held, HeldMatrix};
-use lowtide_kernels::{BLOCK, Per, Stored};
+use lowtide_kernels::{BLOCK, Per, Precision, Stored};
 
 pub(crate) struct Random(u64);
 
@@ -113,6 +113,25 @@ pub(crate) const KINDS: [Kind; 10] = [
     (Stored::I8, Some((Stored::F16, Per::Block))),
     (Stored::I8, Some((Stored::F32, Per::Row))),
 ];
+
+/// What a product makes of a factor, by other means than the kernels'.
+pub(crate) fn rounded(precision: Precision, number: f32) -> f64 {
+    if number.is_nan() {
+        return f64::NAN;
+    }
+    match precision {
+        Precision::F32 => f64::from(number),
+        Precision::Bf16 => half::bf16::from_f32(number).to_f64(),
+        Precision::F16 => half::f16::from_f32(number.clamp(-65504.0, 65504.0)).to_f64(),
+        // Ten bits of fraction, halves away from zero.
+        Precision::Tf32 if number.is_finite() => {
+            let step = f64::from(number.abs().to_bits() >> 23).max(1.0) - 127.0 - 10.0;
+            let step = step.exp2();
+            (f64::from(number) / step).round() * step
+        }
+        Precision::Tf32 => f64::from(number),
+    }
+}
 
 /// How much of what is allowed was needed at most, which is said at the end.
 pub(crate) struct Nearness {

@@ -108,6 +108,8 @@ pub fn precision_word(precision: Precision) -> &'static str {
     match precision {
         Precision::F32 => "f32",
         Precision::Bf16 => "bf16",
+        Precision::Tf32 => "tf32",
+        Precision::F16 => "f16",
     }
 }
 

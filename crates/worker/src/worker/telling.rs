@@ -27,7 +27,7 @@ impl Worker {
                 cold_bytes_per_s: profile.cold_bytes_per_s,
                 flops_per_s: profile.flops_per_s,
                 threads: device::cpu::threads(),
-                precision: device::cpu::precision_word(self.device.precision.resolve()).to_owned(),
+                precision: device::cpu::precision_word(self.precision).to_owned(),
             },
             kinds,
             models,

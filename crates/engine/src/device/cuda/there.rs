@@ -7,7 +7,7 @@
 mod operations;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use lowtide_core::{Bytes, DeviceProfile};
@@ -129,6 +129,8 @@ pub(super) struct Cuda {
     ordinal: usize,
     link_bytes_per_s: f64,
     flops_per_s: [f64; 2],
+    /// In tf32 and f16, once somebody asked.
+    flops_if_asked: [OnceLock<f64>; 2],
 }
 
 /// So many waits are noted before those that are over are counted.
@@ -245,12 +247,35 @@ impl Cuda {
             ordinal,
             link_bytes_per_s: rates.pinned_up,
             flops_per_s,
+            flops_if_asked: [OnceLock::new(), OnceLock::new()],
         })
     }
 
     fn waits(&self) -> MutexGuard<'_, Waits> {
         // What a panic leaves uncounted is no harm.
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Multiplications and additions a second. Few choose the last two types, so that they are measured when they are asked
+    /// for, which is as a model is opened.
+    fn flops_per_s(&self, precision: Precision) -> f64 {
+        let ([f32, bf16], [tf32, f16]) = (self.flops_per_s, &self.flops_if_asked);
+        let (known, at_least) = match precision {
+            Precision::F32 => return f32,
+            Precision::Bf16 => return bf16,
+            Precision::Tf32 => (tf32, f32),
+            Precision::F16 => (f16, bf16),
+        };
+        if let Some(known) = known.get() {
+            return *known;
+        }
+        let measured = self.with(|state| {
+            let measured = measure_flops(&state.gpu, precision)?;
+            state.gpu.forget_scratch();
+            Ok(measured)
+        });
+        // Where there is no room for it now, it is tried again the next time.
+        measured.map_or(at_least, |measured| *known.get_or_init(|| measured))
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -325,8 +350,12 @@ fn time_product(
     let x = Buffer::zeroed(gpu, rows * dim * 4)?;
     let weights = Buffer::zeroed(gpu, dim * dim * 2)?;
     let mut out = Buffer::new(gpu, rows * dim * 4)?;
+    let stored = match precision {
+        Precision::F16 => Stored::F16,
+        _ => Stored::Bf16,
+    };
     let matrix = ops::Matrix {
-        stored: Stored::Bf16,
+        stored,
         data: weights.span(),
         rows: dim,
         cols: dim,
@@ -371,15 +400,11 @@ impl Accelerator for Cuda {
     }
 
     fn profile(&self, precision: Precision) -> DeviceProfile {
-        let [f32, bf16] = self.flops_per_s;
         DeviceProfile {
             name: format!("cuda:{}", self.ordinal),
             link_bytes_per_s: self.link_bytes_per_s,
             cold_bytes_per_s: COLD_SPEED_BYTES_PER_S.min(self.link_bytes_per_s),
-            flops_per_s: match precision {
-                Precision::F32 => f32,
-                Precision::Bf16 => bf16,
-            },
+            flops_per_s: self.flops_per_s(precision),
             block_overhead_s: BLOCK_OVERHEAD_S,
             overlap: 1.0,
         }
