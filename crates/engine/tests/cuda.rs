@@ -1,4 +1,4 @@
-//! What pipelines promise, on a GPU: near the CPU's numbers in f32, the same bytes at any budget, never over it, memory that
+//! What pipelines promise, on a GPU: near the CPU's numbers in every type of products, the same bytes at any budget, never over it, memory that
 //! goes back at once, a hundred jobs of two models under a cap. One test, since a process has one such device.
 //!
 //! Computes in builds with the kernels (feature `cuda-kernels`); says that it is skipped where there is no GPU. The tree is
@@ -122,6 +122,10 @@ fn pipelines_on_a_gpu_keep_their_promises() {
     }
     let f32 = PrecisionChoice::F32;
     let host = run(&engine(z_image(), f32, None), asked(request()));
+    let host_bf16 = run(
+        &engine(z_image(), PrecisionChoice::Bf16, None),
+        asked(request()),
+    );
     let others =
         STABLE_DIFFUSION.map(|folder| run(&engine(folder, f32, None), asked(with_second_pass())));
     let networks = tree().join("crates/engine/tests/fixtures/upscale");
@@ -142,6 +146,7 @@ fn pipelines_on_a_gpu_keep_their_promises() {
         assert!(near < 2e-2, "{folder}: {near}");
     }
     larger_pictures(&networks, &larger, idle);
+    near_in_every_type(&host.latents, &host_bf16.latents);
     budgets(idle);
     released(idle);
     hundred_jobs(idle);
@@ -198,10 +203,36 @@ fn distance(a: &Original, b: &Original) -> f32 {
     255.0 * pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// The same bytes at any budget, in both precisions, and never over it.
+/// How far a type is from the CPU's f32, by how far the CPU's own bf16 is: its factors are rounded by 2^-9, those of tf32 and
+/// f16 by 2^-12.
+fn near_in_every_type(host: &[f32], host_bf16: &[f32]) {
+    let usual = difference(host_bf16, host);
+    eprintln!("Z-Image on the CPU, bf16: {usual:.1e} of a standard deviation from f32");
+    for (precision, share) in [
+        (PrecisionChoice::Bf16, 3.0),
+        (PrecisionChoice::Tf32, 0.5),
+        (PrecisionChoice::F16, 0.5),
+    ] {
+        let there = run(&engine(z_image(), precision, None), asked(request()));
+        let near = difference(&there.latents, host);
+        eprintln!("Z-Image, {precision:?}: {near:.1e}");
+        assert!(
+            near < usual * share,
+            "{precision:?}: {near}, {usual} in bf16"
+        );
+        assert!(near > 0.0, "{precision:?} rounds nothing");
+    }
+}
+
+/// The same bytes at any budget, in every type of products, and never over it.
 fn budgets(idle: u64) {
     let gpu = ground::accelerator().unwrap();
-    for precision in [PrecisionChoice::F32, PrecisionChoice::Bf16] {
+    for precision in [
+        PrecisionChoice::F32,
+        PrecisionChoice::Bf16,
+        PrecisionChoice::Tf32,
+        PrecisionChoice::F16,
+    ] {
         let free = run(&engine(z_image(), precision, None), asked(request()));
         // Scratch is the same whatever the budget.
         let scratch = gpu.scratch_bytes();

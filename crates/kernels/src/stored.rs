@@ -310,3 +310,20 @@ impl Format {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_processors_have_is_laid_out_and_the_rest_panics() {
+        for precision in Precision::ALL {
+            let laid_out = std::panic::catch_unwind(|| Format::of(precision, isa()));
+            assert_eq!(
+                laid_out.is_ok(),
+                precision.is_of_processors(),
+                "{precision:?}"
+            );
+        }
+    }
+}

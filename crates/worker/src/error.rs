@@ -21,7 +21,7 @@ pub enum Error {
     },
     /// Products are wanted in what the device does not have.
     #[error("device.{0}")]
-    Precision(lowtide_engine::Error),
+    Precision(Box<lowtide_engine::Error>),
     /// A thread could not be started.
     #[error("no thread could be started: {0}")]
     Thread(std::io::Error),

@@ -124,7 +124,11 @@ impl Worker {
     /// When the folder for sessions cannot be used, a model to preload is unknown, or products are wanted in what only GPUs
     /// have.
     pub fn open(setup: Setup) -> Result<Worker> {
-        let precision = setup.device.precision.resolve().map_err(Error::Precision)?;
+        let precision = setup
+            .device
+            .precision
+            .resolve()
+            .map_err(|wrong| Error::Precision(Box::new(wrong)))?;
         device::cpu::settle_allocator();
         std::fs::create_dir_all(&setup.sessions).map_err(|cause| Error::Sessions {
             folder: setup.sessions.clone(),

@@ -356,7 +356,7 @@ fn check_attention(random: &mut Random, spec: &Attention, tq: usize, tk: usize) 
     );
     let tolerance = match spec.precision {
         Precision::F32 => 3e-6,
-        Precision::Bf16 => 2e-2,
+        _ => 2e-2,
     };
     for h in 0..spec.heads {
         let kv = h / (spec.heads / spec.kv_heads) * d;

@@ -122,6 +122,7 @@ pub(crate) fn rounded(v: f32, precision: Precision) -> f64 {
     match precision {
         Precision::F32 => f64::from(v),
         Precision::Bf16 => half::bf16::from_f32(v).to_f64(),
+        Precision::Tf32 | Precision::F16 => unreachable!("processors have no {precision:?}"),
     }
 }
 
