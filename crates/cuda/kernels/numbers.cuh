@@ -117,7 +117,7 @@ __device__ __forceinline__ float activate(int act, float x) {
     }
 }
 
-// The same within 1e-6 relatively, for what is rounded to bf16 next.
+// The same within 1e-6 relatively, for what is rounded next.
 __device__ __forceinline__ float activate_fast(int act, float x) {
     if (act == ACT_SILU) return x * fast_reciprocal(1.0f + fast_exp2(-1.44269504f * x));
     return activate(act, x);

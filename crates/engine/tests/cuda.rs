@@ -1,5 +1,5 @@
-//! What pipelines promise, on a GPU: near the CPU's numbers in every type of products, the same bytes at any budget, never over it, memory that
-//! goes back at once, a hundred jobs of two models under a cap. One test, since a process has one such device.
+//! What pipelines promise, on a GPU: near the CPU's numbers in every type of products, the same bytes at any budget, never over
+//! it, memory that goes back at once, a hundred jobs of two models under a cap. One test, since a process has one such device.
 //!
 //! Computes in builds with the kernels (feature `cuda-kernels`); says that it is skipped where there is no GPU. The tree is
 //! `LOWTIDE_TREE`, where the program was carried to another place.
@@ -203,8 +203,8 @@ fn distance(a: &Original, b: &Original) -> f32 {
     255.0 * pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// How far a type is from the CPU's f32, by how far the CPU's own bf16 is: its factors are rounded by 2^-9, those of tf32 and
-/// f16 by 2^-12.
+/// How far a type is from the CPU's f32, by how far the CPU's own bf16 is: its factors are rounded by up to 2^-8 of
+/// themselves, those of tf32 and f16 by 2^-11.
 fn near_in_every_type(host: &[f32], host_bf16: &[f32]) {
     let usual = difference(host_bf16, host);
     eprintln!("Z-Image on the CPU, bf16: {usual:.1e} of a standard deviation from f32");

@@ -32,7 +32,7 @@ fn numbers_that_cannot_be() {
     mistake(&place, "--threads 0", &["--threads 0"]);
     mistake(&place, "--budget lots", &["'lots'", "600MiB"]);
     mistake(&place, "--precision f64", &["'f64'", "bf16", "tf32"]);
-    for more in ["", " --then upscale"] {
+    for more in ["", " --upscale 2"] {
         for precision in ["tf32", "f16"] {
             let line = format!("--device cpu --precision {precision}{more}");
             let says = format!("--precision {precision} is for GPUs");

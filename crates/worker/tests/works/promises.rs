@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lowtide_core::job::{JobState, Priority};
 use lowtide_core::lifecycle::{AfterJob, KeepAlive};
+use lowtide_engine::{Options, PrecisionChoice};
 use lowtide_jobs::report::Status;
 use lowtide_jobs::{Order, Wishes};
 use lowtide_worker::WorkerOptions;
@@ -410,4 +411,18 @@ fn leftovers_of_jobs_that_are_over_are_removed_at_the_start() {
     rig.start();
     until("the leftover gone", || (!over.exists()).then_some(()));
     assert!(foreign.exists(), "what is not ours stays");
+}
+
+#[test]
+fn a_worker_on_a_processor_refuses_what_only_gpus_multiply_in() {
+    let rig = Rig::new();
+    let device = Options {
+        precision: PrecisionChoice::F16,
+        ..Options::default()
+    };
+    let refused = rig.open(device).err().unwrap().to_string();
+    assert_eq!(
+        refused,
+        "device.precision f16 is for GPUs, and this computes on the processor: say f32, bf16 or auto"
+    );
 }

@@ -87,11 +87,10 @@ impl Rig {
         self.folder.path().join("sessions")
     }
 
-    /// Starts a worker, another one than before.
-    pub(crate) fn start(&mut self) {
-        self.workers += 1;
+    /// A worker that has not begun.
+    pub(crate) fn open(&self, device: Options) -> lowtide_worker::Result<Worker> {
         let processors: Vec<Arc<dyn Processor>> = vec![Arc::new(Acts(self.stage.clone()))];
-        let worker = Worker::open(Setup {
+        Worker::open(Setup {
             store: self.store.clone(),
             artifacts: self.artifacts.clone(),
             id: self.worker().parse().unwrap(),
@@ -100,15 +99,20 @@ impl Rig {
             tracer: None,
             processors,
             folders: Arc::new(NoFolders),
-            device: Options::default(),
+            device,
             files: Arc::new(NoFiles),
             options: self.options.clone(),
             log: match std::env::var_os("LOWTIDE_TEST_LOG") {
                 Some(_) => Log::new(|line| eprintln!("{} {:?} {}", now().0, line.level, line.text)),
                 None => Log::none(),
             },
-        });
-        let worker = worker.unwrap();
+        })
+    }
+
+    /// Starts a worker, another one than before.
+    pub(crate) fn start(&mut self) {
+        self.workers += 1;
+        let worker = self.open(Options::default()).unwrap();
         let stop = Stop::new();
         let theirs = stop.clone();
         let thread = std::thread::spawn(move || worker.run(&theirs));
