@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::args::{GenerateArgs, StepsArgs};
 use crate::config::{Config, Destination};
 use crate::failure::Failure;
-use crate::gpu::DeviceChoice;
+use crate::gpu;
 use crate::interrupt::Interrupt;
 use crate::output::Staged;
 use crate::progress::{Look, Progress};
@@ -96,8 +96,10 @@ struct Asked {
 fn open(args: &GenerateArgs) -> Result<Asked, Failure> {
     // A wrong word in the environment is the user's to mend, and is said before the kernels trip over it.
     kernels::isa_from_env().map_err(Failure::Mistake)?;
-    run::check_precision(args.precision, DeviceChoice::Cpu)?;
+    let device = args.device.unwrap_or_default();
+    run::check_precision(args.precision, device)?;
     let config = Config::new(args, Defaults::default())?;
+    gpu::put(device, (config.budget, config.reserve))?;
     let files = Arc::new(LocalFiles::read(args, run::places(args)?)?);
     let format = Destination::new(args, &config)?.format;
     let first = request(args, &config, format, &files.pictures());

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{DetailArgs, DetectArgs, PrecisionArg, QualityArg};
 use crate::failure::Failure;
-use crate::gpu::DeviceChoice;
+use crate::gpu;
 use crate::interrupt::Interrupt;
 use crate::named_files::Places;
 use crate::output::{Staged, check_writable, format_of};
@@ -34,7 +34,8 @@ pub(crate) fn run(args: &DetailArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let interrupt = Interrupt::install()?;
     kernels::isa_from_env().map_err(Failure::Mistake)?;
-    check_precision(args.precision, DeviceChoice::Cpu)?;
+    let device = args.device.unwrap_or_default();
+    check_precision(args.precision, device)?;
     let output = output(args)?;
     let file = read_picture("the picture", &args.picture)?;
     let folder = models::open_or_fetch(&args.model, false, args.quiet || args.json)?;
@@ -50,6 +51,7 @@ pub(crate) fn run(args: &DetailArgs) -> Result<(), Failure> {
         )));
     }
     let places = models_settings(&Surroundings::of_process())?.places;
+    gpu::put(device, (args.budget, args.reserve))?;
     let setup = Setup {
         options: options(args),
         files: Arc::new(Here { file, places }),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::args::{PrecisionArg, QualityArg, UpscaleArgs};
 use crate::failure::Failure;
-use crate::gpu::DeviceChoice;
+use crate::gpu;
 use crate::interrupt::Interrupt;
 use crate::output::{Staged, check_writable, format_of};
 use crate::progress::Progress;
@@ -32,7 +32,8 @@ pub(crate) fn run(args: &UpscaleArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let interrupt = Interrupt::install()?;
     kernels::isa_from_env().map_err(Failure::Mistake)?;
-    check_precision(args.precision, DeviceChoice::Cpu)?;
+    let device = args.device.unwrap_or_default();
+    check_precision(args.precision, device)?;
     let output = output(args)?;
     let file = read_picture("the picture", &args.picture)?;
     let (name, folder) = model(args)?;
@@ -43,6 +44,7 @@ pub(crate) fn run(args: &UpscaleArgs) -> Result<(), Failure> {
             folder.class_name
         )));
     }
+    gpu::put(device, (args.budget, args.reserve))?;
     let setup = lowtide_engine::processor::Setup {
         options: options(args),
         files: Arc::new(OnePicture(file)),

@@ -88,7 +88,7 @@ impl Enlarger {
     /// # Errors
     /// When the model is none, the threads cannot be set, or products are wanted in what only GPUs have.
     pub fn open(folder: &ModelFolder, options: Options) -> Result<Arc<Enlarger>> {
-        let precision = options.precision.resolve_on_processor()?;
+        let precision = options.precision.resolve()?;
         cpu::settle_allocator();
         if let Some(threads) = options.threads {
             kernels::set_threads(threads).map_err(|e| Error::Threads(e.to_string()))?;

@@ -5,6 +5,8 @@ use lowtide_core::Bytes;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
+use crate::gpu::DeviceChoice;
+
 use super::{HandOverArgs, PrecisionArg, QualityArg, SamplingArgs};
 
 pub(super) const EXAMPLES: &str = "\
@@ -153,9 +155,12 @@ pub(crate) struct DetailArgs {
     /// `exact` refuses what would change the picture to save memory
     #[arg(long, value_enum, default_value_t = QualityArg::Auto)]
     pub(crate) quality: QualityArg,
-    /// What the networks compute in [default: auto, which is bf16 where the processor has it, else f32]; f32 and bf16 are there
+    /// What the networks compute in [default: auto, which is bf16 on a GPU and where the processor has it, else f32]
     #[arg(long, value_enum)]
     pub(crate) precision: Option<PrecisionArg>,
+    /// What computes: auto, cpu or a GPU such as cuda:0 [default: auto, a GPU where this build knows one]
+    #[arg(long, value_name = "WORD")]
+    pub(crate) device: Option<DeviceChoice>,
     /// The most memory everything may use, such as 600MiB [default: free memory less the reserve]
     #[arg(long, value_name = "SIZE")]
     pub(crate) budget: Option<Bytes>,

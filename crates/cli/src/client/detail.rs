@@ -33,6 +33,7 @@ fn local_option(args: &DetailArgs) -> Option<&'static str> {
         ("--reserve", args.reserve.is_some()),
         ("--threads", args.threads.is_some()),
         ("--precision", args.precision.is_some()),
+        ("--device", args.device.is_some()),
         ("a detector's file", args.repair.detail.iter().any(is_file)),
     ])
 }

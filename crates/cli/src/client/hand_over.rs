@@ -37,6 +37,7 @@ pub(crate) fn generate(verb: &GenerateVerb) -> Result<(), Failure> {
         ("--reserve", args.reserve.is_some()),
         ("--threads", args.threads.is_some()),
         ("--precision", args.precision.is_some()),
+        ("--device", args.device.is_some()),
     ]);
     let Some(server) = server_for(hand_over, option, Some(&args.model), quiet)? else {
         return run::generate(args);

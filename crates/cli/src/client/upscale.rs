@@ -29,6 +29,7 @@ fn local_option(args: &UpscaleArgs) -> Option<&'static str> {
         ("--reserve", args.reserve.is_some()),
         ("--threads", args.threads.is_some()),
         ("--precision", args.precision.is_some()),
+        ("--device", args.device.is_some()),
     ])
 }
 
