@@ -7,6 +7,10 @@ use lowtide_kernels::Attention;
 /// Where keys and values lie as the kernel reads them.
 const SCRATCH_HEADS: usize = 1;
 
+/// Heads are taken in groups whose keys and values take no more scratch than this, where more than one does: a group is still
+/// more work than a GPU does at once.
+const SCRATCH_BYTES: usize = 64 << 20;
+
 /// `out = softmax(scale * q k^T + mask) v`, head by head; as [`lowtide_kernels::attention`]. Keys and values are laid out in
 /// scratch first, in the precision of the products: some 2 to 4 bytes for each of their numbers.
 ///
@@ -26,10 +30,14 @@ pub fn attention(
         return Ok(());
     }
     let gpu = out.data.gpu();
-    let scratch = gpu.scratch(SCRATCH_HEADS, launches::scratch(spec, k.rows))?;
-    for launch in launches::attention(spec, [q.at(), k.at(), v.at()], out.at(), scratch.at()) {
-        // SAFETY: the description is of this operation, from spans whose lengths it checked.
-        unsafe { launch.run(gpu) }?;
+    let rows = [q.at(), k.at(), v.at()];
+    for heads in launches::groups(spec, k.rows, SCRATCH_BYTES) {
+        let (spec, rows, out) = launches::group(spec, &heads, rows, out.at());
+        let scratch = gpu.scratch(SCRATCH_HEADS, launches::scratch(&spec, k.rows))?;
+        for launch in launches::attention(&spec, rows, out, scratch.at()) {
+            // SAFETY: the description is of this operation, from spans whose lengths it checked.
+            unsafe { launch.run(gpu) }?;
+        }
     }
     Ok(())
 }
@@ -39,6 +47,7 @@ pub mod launches {
     use crate::ops::launch::Launch;
     use crate::ops::operands::{At, RowsIn};
     use lowtide_kernels::{Attention, Mask, Precision};
+    use std::ops::Range;
 
     /// Threads of a warp, and the queries it takes.
     const LANES: usize = 32;
@@ -107,6 +116,39 @@ pub mod launches {
         fn shared(&self) -> usize {
             (self.queries() + 2 * self.keys) * (self.numbers * self.bytes + 16)
         }
+    }
+
+    /// Heads of keys and values in groups that take `most` bytes of scratch at most, or one head each.
+    pub fn groups(spec: &Attention, tokens: usize, most: usize) -> Vec<Range<usize>> {
+        let each = 2 * Tiles::of(spec).side(1, tokens);
+        let together = (most / each.max(1)).max(1);
+        let firsts = (0..spec.kv_heads).step_by(together);
+        firsts
+            .map(|first| first..(first + together).min(spec.kv_heads))
+            .collect()
+    }
+
+    /// What those heads of keys and values have of operands, queries and results of all heads that read them.
+    pub fn group(
+        spec: &Attention,
+        heads: &Range<usize>,
+        [q, k, v]: [RowsIn<At>; 3],
+        out: RowsIn<At>,
+    ) -> (Attention, [RowsIn<At>; 3], RowsIn<At>) {
+        let per = spec.heads / spec.kv_heads;
+        let keys = heads.start * spec.head_dim..heads.end * spec.head_dim;
+        let queries = keys.start * per..keys.end * per;
+        let part = Attention {
+            heads: heads.len() * per,
+            kv_heads: heads.len(),
+            ..*spec
+        };
+        let rows = [
+            q.columns(queries.clone()),
+            k.columns(keys.clone()),
+            v.columns(keys),
+        ];
+        (part, rows, out.columns(queries))
     }
 
     /// Bytes of scratch for so many keys.

@@ -2,6 +2,7 @@
 
 use crate::memory::{Span, SpanMut};
 use lowtide_kernels::{Activation, BLOCK, Per, Stored};
+use std::ops::Range;
 
 /// An address and how many bytes there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,31 @@ pub struct RowsIn<M> {
     pub cols: usize,
     /// Numbers from the start of one row to the next.
     pub stride: usize,
+}
+
+impl RowsIn<At> {
+    /// Some numbers of every row.
+    ///
+    /// # Panics
+    /// When rows have fewer.
+    pub fn columns(&self, columns: Range<usize>) -> RowsIn<At> {
+        assert!(
+            columns.end <= self.cols,
+            "{columns:?} of {} columns",
+            self.cols
+        );
+        let numbers = self.rows.saturating_sub(1) * self.stride + columns.len();
+        let view = RowsIn {
+            data: At {
+                address: self.data.address + (columns.start * 4) as u64,
+                bytes: if self.rows == 0 { 0 } else { numbers * 4 },
+            },
+            cols: columns.len(),
+            ..*self
+        };
+        view.at();
+        view
+    }
 }
 
 /// Rows that are read.

@@ -3,7 +3,7 @@
 use crate::machine::{Machine, machine};
 use crate::memory::{Held, HeldRows};
 use crate::numbers::{Nearness, Random, rounded, same_bits};
-use lowtide_cuda::ops::launches::attention::{attention, scratch};
+use lowtide_cuda::ops::launches::attention::{attention, group, groups, scratch};
 use lowtide_cuda::ops::{At, Memory, RowsIn};
 use lowtide_kernels::{self as cpu, Attention, Mask, Precision};
 
@@ -222,6 +222,44 @@ fn queries_have_the_same_bits_alone_and_among_others() {
                 &whole.result(),
                 &parts.result(),
             );
+        }
+    }
+}
+
+#[test]
+fn groups_of_heads_have_the_bits_of_all_together() {
+    let Some(machine) = machine("groups_of_heads_have_the_bits_of_all_together") else {
+        return;
+    };
+    let mut random = Random::new(77);
+    for precision in Precision::ALL {
+        for (heads, kv_heads, head_dim) in [(6, 3, 64), (4, 4, 40), (5, 5, 13)] {
+            let spec = Attention {
+                heads,
+                kv_heads,
+                head_dim,
+                scale: 0.2,
+                mask: Mask::None,
+                precision,
+            };
+            let case = Case::new(&mut random, spec, 9, 70);
+            let rows = [&case.q, &case.k, &case.v].map(HeldRows::gpu);
+            let nothing =
+                || HeldRows::new(&vec![0.0; 9 * heads * head_dim], 9, heads * head_dim, 2, 4);
+            let all = nothing();
+            run(&machine, &spec, rows, all.gpu());
+            let each = scratch(&spec, 70) / kv_heads;
+            for together in [1, 2] {
+                let parts = groups(&spec, 70, together * each);
+                assert_eq!(parts.len(), kv_heads.div_ceil(together));
+                let out = nothing();
+                for part in parts {
+                    let (spec, rows, out) = group(&spec, &part, rows, out.gpu());
+                    run(&machine, &spec, rows, out);
+                }
+                let name = format!("{spec:?}, {together} heads together");
+                same_bits(&name, &out.result(), &all.result());
+            }
         }
     }
 }

@@ -27,10 +27,10 @@ const MEASURED_BYTES: usize = 64 << 20;
 /// A first read may have to come from a disk; an ordinary NVMe drive reads about this fast.
 const COLD_SPEED_BYTES_PER_S: f64 = 3.0e9;
 
-/// What kernels take beside their operands, in pictures of up to four megapixels: keys and values in the products' type
-/// (attention, the most of it), and for products by a library activations in it (32 MiB at most) and a second product (64 MiB).
-/// Larger pictures may be refused once and go on a rung lower.
-const SCRATCH_BYTES: u64 = 384 << 20;
+/// What kernels take beside their operands: keys and values of a group of heads in the products' type (64 MiB; more where one
+/// head alone needs it, as a VAE's does in large pictures, which then gives way to buffers), and for products by a library
+/// activations in it (32 MiB) and a second product (64 MiB).
+const SCRATCH_BYTES: u64 = 160 << 20;
 
 /// Starting a block: launches of some dozen kernels.
 const BLOCK_OVERHEAD_S: f64 = 100e-6;
