@@ -297,14 +297,11 @@ impl Session {
         let Some(rung) = rung.filter(|rung| rung.peak < peak) else {
             return;
         };
-        let most = rung.peak;
         context.rungs_taken += 1;
         context.planned.plan.phases[phase] = rung;
         self.leave();
         ground::trim();
-        // What is kept from here on counts as well.
-        self.context.planned.plan.budget.total = most;
-        self.context.seat.own(most);
+        // The budget stays: a phase to come may need more than this one, and is looked at when its turn has come.
         self.going = None;
     }
 
