@@ -77,6 +77,22 @@ struct Context {
     predicted_s: f64,
 }
 
+impl Context {
+    /// Forgets weights that are kept for other phases; returns their bytes.
+    fn forget_beside(&self, phase: usize) -> Bytes {
+        let model = &self.makings.model;
+        let own = model.part_of(self.planned.phases[phase]);
+        let mut forgotten = Bytes::ZERO;
+        for part in model.parts() {
+            if !std::ptr::eq(part, own) {
+                forgotten += part.blocks.kept();
+                part.blocks.forget_unless(|_| false);
+            }
+        }
+        forgotten
+    }
+}
+
 impl Drop for Session {
     fn drop(&mut self) {
         self.park();
@@ -275,12 +291,7 @@ impl Session {
         if ground::lacking(makings.reserve, peak.max(held), false) == Bytes::ZERO {
             return;
         }
-        let own = makings.model.part_of(context.planned.phases[phase]);
-        for part in makings.model.parts() {
-            if !std::ptr::eq(part, own) {
-                part.blocks.forget_unless(|_| false);
-            }
-        }
+        context.forget_beside(phase);
         ground::trim();
         let lacking = ground::lacking(makings.reserve, peak, false);
         if lacking == Bytes::ZERO {
@@ -308,8 +319,14 @@ impl Session {
     /// After a refusal that the plan did not foresee: the next rung below the one that failed.
     fn take_rung(&mut self, phase: usize, refused: memory::OutOfMemory) -> Result<()> {
         self.leave();
-        ground::trim();
         let context = &mut self.context;
+        // Weights that wait for other phases go first, where there are any: the plan may do without them.
+        let forgotten = context.forget_beside(phase);
+        ground::trim();
+        if forgotten > Bytes::ZERO {
+            self.enter(phase);
+            return Ok(());
+        }
         let failed = &context.planned.plan.phases[phase];
         let budget = less(
             context.planned.plan.budget,

@@ -60,6 +60,8 @@ pub(crate) struct Late {
     /// Bytes that could not be kept on the host.
     pub(crate) fed: AtomicU64,
     waited: AtomicU64,
+    /// The budget that was set.
+    asked: AtomicU64,
     /// Bytes that another program uses.
     pub(crate) taken: AtomicU64,
 }
@@ -111,6 +113,7 @@ impl Late {
             loaded: AtomicU64::new(0),
             fed: AtomicU64::new(0),
             waited: AtomicU64::new(0),
+            asked: AtomicU64::new(u64::MAX),
             taken: AtomicU64::new(0),
         }
     }
@@ -130,6 +133,19 @@ impl Late {
         let loads = self.loads.lock().unwrap_or_else(PoisonError::into_inner);
         loads.send(load).expect("the thread lives");
         Mark(done)
+    }
+
+    /// Another program has so many bytes from now on.
+    pub(crate) fn take(&self, bytes: u64) {
+        self.taken.store(bytes, Ordering::Relaxed);
+        self.bound();
+    }
+
+    /// Nobody can have what others have, whatever the budget.
+    fn bound(&self) {
+        let left = self.total() - self.taken.load(Ordering::Relaxed);
+        self.shadow
+            .set_budget(left.min(self.asked.load(Ordering::Relaxed)));
     }
 
     /// Bytes of the device.
@@ -197,8 +213,9 @@ impl Accelerator for Late {
     }
 
     fn set_budget(&self, budget: Option<u64>) {
-        self.shadow
-            .set_budget(budget.unwrap_or(self.budget.load(Ordering::Relaxed)));
+        self.asked
+            .store(budget.unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.bound();
     }
 
     fn trim(&self) {}

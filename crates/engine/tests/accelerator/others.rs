@@ -47,7 +47,7 @@ pub(crate) fn a_program_that_takes_memory_gets_it(late: &Late, engine: &Engine, 
         let live = late.shadow().live();
         let free = late.total() - late.taken.load(Ordering::Relaxed) - live;
         most.store(live + free, Ordering::Relaxed);
-        late.taken.fetch_add(free, Ordering::Relaxed);
+        late.take(late.total() - live);
         late.shadow().reset_peak();
     });
     assert!(after.images == alone.images, "other bytes");
@@ -55,7 +55,7 @@ pub(crate) fn a_program_that_takes_memory_gets_it(late: &Late, engine: &Engine, 
     assert!(rungs > 0 && is_streamed(&after), "{rungs} {plan:?}");
     let (most, peak) = (most.into_inner(), late.shadow().peak());
     assert!(peak + reserve <= most, "{peak} of {most}, less {reserve}");
-    late.taken.store(0, Ordering::Relaxed);
+    late.take(0);
 }
 
 /// A process of this program waits for memory in the middle of a job, and gets what is beyond a half.
@@ -70,8 +70,7 @@ pub(crate) fn a_neighbour_that_waits_gets_its_share(
     // All but what the job needs is somebody's, so that what the neighbour wants must come from the job.
     let reserve = late.total() / 16;
     let peak = alone.report.plan.peak.0;
-    late.taken
-        .store(late.total() - reserve - peak, Ordering::Relaxed);
+    late.take(late.total() - reserve - peak);
     let there = disturbed(engine, || neighbour.want(Bytes(peak / 4)));
     assert!(there.images == alone.images, "other bytes");
     assert!(there.report.rungs_taken > 0);
@@ -86,7 +85,7 @@ pub(crate) fn a_neighbour_that_waits_gets_its_share(
             .all(|phase| phase.peak.0 <= peak)
     );
     assert!(late.shadow().peak() <= peak);
-    late.taken.store(0, Ordering::Relaxed);
+    late.take(0);
 }
 
 /// A job that has less than its share because a neighbour holds it says so, waits, and begins once it has it.
@@ -96,7 +95,7 @@ pub(crate) fn a_job_waits_for_its_share(
     folder: &Path,
 ) {
     let neighbour = Neighbours::join(folder).unwrap();
-    late.taken.store(late.total(), Ordering::Relaxed);
+    late.take(late.total());
     let given = AtomicBool::new(false);
     let there = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -104,7 +103,7 @@ pub(crate) fn a_job_waits_for_its_share(
                 std::thread::sleep(Duration::from_millis(5));
             }
             given.store(true, Ordering::Relaxed);
-            late.taken.store(0, Ordering::Relaxed);
+            late.take(0);
         });
         disturbed(engine, || {})
     });
