@@ -150,7 +150,7 @@ fn the_doctor_knows_the_machine() {
     }
     let text = place.line("doctor").ok();
     assert!(
-        text.contains(chosen.as_str().unwrap()) && text.contains("CUDA"),
+        text.contains(chosen.as_str().unwrap()) && text.contains("NVIDIA GPUs"),
         "{text}"
     );
 }
