@@ -158,6 +158,7 @@ impl Error {
         Error::host_of(what, &std::io::Error::last_os_error())
     }
 
+    #[cfg(any(unix, test))]
     pub(crate) fn host_of(what: &'static str, error: &std::io::Error) -> Error {
         Error::Host {
             what,
