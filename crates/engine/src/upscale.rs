@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use lowtide_core::{Budget, Bytes, DeviceProfile, Formula, Plan, Quality, Vars, plan};
 use lowtide_kernels as kernels;
+use lowtide_kernels::memory::OutOfMemory;
 use lowtide_media::{Depth, Original, Size};
 use lowtide_models::upscaler::Network;
 use lowtide_models::{Compute, Precision};
@@ -185,8 +186,8 @@ impl Enlarger {
     }
 
     /// Bytes of the picture, of the result as the network gives it, and of that in the size asked for, with what is
-    /// between.
-    fn held(&self, size: &Size, asked: &Enlargement) -> Result<u64> {
+    /// between: all of it on the host.
+    fn held(&self, size: &Size, asked: &Enlargement) -> Result<Bytes> {
         let own = Enlargement {
             scale: None,
             ..*asked
@@ -217,7 +218,7 @@ impl Enlarger {
             true => 0,
             false => bytes(wanted) + bytes((wanted.0, made.1)),
         };
-        Ok(bytes(given) + bytes(made) + resized)
+        Ok(Bytes(bytes(given) + bytes(made) + resized))
     }
 
     fn planned(
@@ -228,10 +229,8 @@ impl Enlarger {
     ) -> Result<Planned> {
         let cuts = cuts(&self.network, (size.width, size.height), asked);
         let scratch = ground::scratch_bytes() as f64 + SMALL_THINGS_BYTES;
-        // Pictures lie on the host, which is the device's memory or is not.
-        let pictures = self.held(size, asked)?;
-        let pictures = if ground::is_host() { pictures } else { 0 };
-        let held = Formula::constant(pictures as f64 + scratch);
+        let pictures = ground::of_host(self.held(size, asked)?);
+        let held = Formula::constant(pictures.0 as f64 + scratch);
         let layout = &self.part.layout;
         let passes = if size.alpha { 2 } else { 1 };
         let modes = cuts
@@ -256,21 +255,43 @@ impl Enlarger {
         Ok(Planned { plan, cut })
     }
 
+    /// Whether the host has room for what is made of a picture that is there. Plans count it only where they are the
+    /// host's.
+    fn check_host(&self, picture: &Original, asked: &Enlargement) -> Result<()> {
+        if ground::accelerator().is_none() {
+            return Ok(());
+        }
+        let held = self.held(&picture.size(), asked)?;
+        let needed = held.saturating_sub(Bytes::from(picture.bytes()));
+        let budget = figures::beside_device();
+        if needed <= budget.available() {
+            return Ok(());
+        }
+        Err(Error::OutOfMemory {
+            phase: PHASE,
+            source: OutOfMemory {
+                needed: needed.0,
+                live: budget.in_use.0,
+                budget: budget.total.0,
+            },
+        })
+    }
+
     /// Plans a picture and starts it.
     ///
     /// # Errors
-    /// As [`Enlarger::plan`].
+    /// As [`Enlarger::plan`], and when the host has no room for the result.
     pub fn start(
         self: &Arc<Enlarger>,
         picture: Arc<Original>,
         asked: Enlargement,
     ) -> Result<Enlarging> {
         let size = picture.size();
+        self.check_host(&picture, &asked)?;
+        // The picture is there already, and is part of what the plan counts.
+        let there = ground::of_host(Bytes::from(picture.bytes()));
         let mut budget = self.budget();
-        if ground::is_host() {
-            // The picture is there already, and is part of what the plan counts.
-            budget.in_use = budget.in_use.saturating_sub(Bytes::from(picture.bytes()));
-        }
+        budget.in_use = budget.in_use.saturating_sub(there);
         let planned = self.planned(&size, &asked, (budget, self.shared()))?;
         Ok(Enlarging::new(
             self.clone(),
@@ -300,7 +321,8 @@ impl Enlarger {
             match self.part.blocks.preload() {
                 Ok(()) | Err(Failure::Memory(_)) => {}
                 Err(Failure::File(error)) => return Err(error.into()),
-                Err(Failure::Device(_) | Failure::Stopped | Failure::OutOfOrder { .. }) => {
+                Err(Failure::Device(failure)) => return Err(self.wrap(failure.into())),
+                Err(Failure::Stopped | Failure::OutOfOrder { .. }) => {
                     return Err(Error::LoaderStopped);
                 }
             }

@@ -95,7 +95,15 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::new`].
     pub fn copied_here(&self) -> Result<Tensor> {
-        Tensor::from_slice(&self.shape, self.data())
+        let mut tensor = Tensor::new(&self.shape)?;
+        match (&self.memory, tensor.values_mut()) {
+            (_, ValuesMut::Host(to)) => kernels::copy(to, self.data()),
+            (Memory::Host(buffer), ValuesMut::Device(on)) => {
+                on.device.upload(on.span, buffer.bytes())?;
+            }
+            (Memory::Device(_), ValuesMut::Device(_)) => elsewhere(),
+        }
+        Ok(tensor)
     }
 
     /// A tensor of the host where this thread makes new ones: itself, or a copy.
@@ -133,11 +141,10 @@ impl Tensor {
         };
         let _host = Place::Host.enter();
         let mut host = Tensor::new(&self.shape)?;
-        let mut bytes = vec![0; memory.span().bytes];
-        memory.device().download(memory.span(), &mut bytes)?;
-        let values = bytes.chunks_exact(size_of::<f32>());
-        for (to, from) in host.data_mut().iter_mut().zip(values) {
-            *to = f32::from_ne_bytes([from[0], from[1], from[2], from[3]]);
+        if let Memory::Host(buffer) = &mut host.memory {
+            memory
+                .device()
+                .download(memory.span(), buffer.bytes_mut())?;
         }
         Ok(host)
     }

@@ -15,6 +15,7 @@ use super::report::{self, Tally};
 use super::request::within;
 use super::saved::{Files, Reached, Saved};
 use super::{IMAGE, Makings};
+use crate::device::ground;
 use crate::processor::{File, Order, Product, Run, Stage, Stepped};
 use crate::{Error, Progress, Result};
 
@@ -514,10 +515,10 @@ impl Run for Going {
 }
 
 impl Going {
-    /// Bytes of pictures between two steps.
+    /// Bytes of pictures between two steps, as far as they are where steps compute.
     fn kept_files(&self) -> Bytes {
         let given = self.given.iter().map(|file| file.len());
         let made = self.made.iter().map(|file| file.content.len());
-        Bytes::from(given.chain(made).sum::<usize>())
+        ground::of_host(Bytes::from(given.chain(made).sum::<usize>()))
     }
 }

@@ -140,7 +140,7 @@ fn look_at(makings: &Makings, step: usize, budget: Budget) -> Result<(Forecast, 
     let request = with_stand_in(makings, step);
     let [width, height] = link.given.unwrap_or_default();
     let pixels = u64::from(width) * u64::from(height) * link.pictures as u64;
-    let handed = Bytes(pixels * HANDED_BYTES_PER_PIXEL);
+    let handed = ground::of_host(Bytes(pixels * HANDED_BYTES_PER_PIXEL));
     let beside = Budget {
         in_use: budget.in_use + handed,
         ..budget

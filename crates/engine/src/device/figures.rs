@@ -104,6 +104,11 @@ pub fn lacking_of_idle(budget: Option<Bytes>, reserve: Option<Bytes>) -> Bytes {
     lacking()
 }
 
+/// What the processor's memory has room for, of those who compute on another device and keep something here.
+pub(crate) fn beside_device() -> Budget {
+    within(None, None, Bytes(memory::live()))
+}
+
 /// As [`budget`], for whoever counts less than everything as in use.
 pub(crate) fn within(budget: Option<Bytes>, reserve: Option<Bytes>, in_use: Bytes) -> Budget {
     let total = budget.unwrap_or_else(|| match Memory::read() {

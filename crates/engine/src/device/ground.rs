@@ -1,7 +1,7 @@
-//! What pipelines compute on in this process, and how its memory is counted.
+//! What pipelines, and networks that make pictures larger, compute on in this process, and how its memory is counted.
 //!
 //! A process has one ground: its processor, unless an [`Accelerator`] was put there before anything was opened. Networks that
-//! make pictures larger or find things in them compute on the processor in either case.
+//! find things in pictures compute on the processor in either case.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -239,9 +239,12 @@ pub fn accelerator() -> Option<&'static Arc<dyn Accelerator>> {
     ACCELERATOR.get()
 }
 
-/// Whether pipelines compute in the memory of the host.
-pub(crate) fn is_host() -> bool {
-    accelerator().is_none()
+/// What so many bytes of pictures, which the host always holds, take of the memory that is counted here.
+pub(crate) fn of_host(bytes: Bytes) -> Bytes {
+    match accelerator() {
+        None => bytes,
+        Some(_) => Bytes::ZERO,
+    }
 }
 
 /// Where pipelines compute.

@@ -64,7 +64,13 @@ impl Seat {
     pub(crate) fn own(&self, budget: Bytes) {
         open().owner = self.number;
         match self.pipeline {
-            true => ground::set_budget(Some(budget.0)),
+            true => {
+                if ground::accelerator().is_some() {
+                    // What a detector may have on the processor does not bind what a pipeline keeps there.
+                    memory::set_budget(None);
+                }
+                ground::set_budget(Some(budget.0));
+            }
             false => memory::set_budget(Some(budget.0)),
         }
     }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::fields::Fields;
 use crate::device::cpu::precision_word;
+use crate::device::ground;
 use crate::processor::{
     Brought, Card, File, Files, Forecast, Opened, Order, Processor, Product, Run, Setup, Stepped,
 };
@@ -184,12 +185,12 @@ impl Studio {
         about.to_string()
     }
 
-    /// Bytes of the result while its file is written.
+    /// Bytes of the result while its file is written, as far as that happens where the network computes.
     fn writing(&self, size: &Size, asked: &Enlargement) -> Result<Bytes> {
         let (width, height) = self.enlarger.result_size(size, asked)?;
         let values = if size.alpha { 4 } else { 3 } * if size.deep { 2 } else { 1 };
         let result = values * u64::from(width) * u64::from(height);
-        Ok(Bytes(result * (1 + FILE_FACTOR)))
+        Ok(ground::of_host(Bytes(result * (1 + FILE_FACTOR))))
     }
 
     /// What is written into a finished file.
@@ -335,7 +336,7 @@ struct Upscaling {
     studio: Arc<Studio>,
     request: Request,
     run: Enlarging,
-    /// Bytes of the result while its file is written.
+    /// Bytes of the result while its file is written, as far as that happens where the network computes.
     writing: Bytes,
     wanted: bool,
     /// Seconds it took to unpack the picture and plan.

@@ -471,10 +471,7 @@ impl Enlarging {
 
     /// Bytes of the pictures, where they lie in the memory that is planned with.
     fn pictures(&self) -> Bytes {
-        match ground::is_host() {
-            true => Bytes::from(self.picture.bytes() + self.made.bytes()),
-            false => Bytes::ZERO,
-        }
+        ground::of_host(Bytes::from(self.picture.bytes() + self.made.bytes()))
     }
 
     /// Bytes it holds between two steps, weights not included.
