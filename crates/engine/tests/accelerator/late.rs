@@ -153,6 +153,12 @@ impl Late {
         self.budget.load(Ordering::Relaxed)
     }
 
+    /// What it computes on, to be held by others.
+    #[allow(dead_code, reason = "one of the tests that share it has such others")]
+    pub(crate) fn shadow_itself(&self) -> Arc<Shadow> {
+        self.shadow.clone()
+    }
+
     pub(crate) fn shadow(&self) -> &Shadow {
         &self.shadow
     }
