@@ -82,10 +82,9 @@ pub(crate) fn of_pipelines(budget: Option<Bytes>, reserve: Option<Bytes>, in_use
 
 /// What is left to others of the memory that pipelines compute in; who names a budget and no reserve has reckoned with them.
 pub(crate) fn reserve_there(budget: Option<Bytes>, reserve: Option<Bytes>) -> Bytes {
-    let total = ground::accelerator().map_or(0, |accelerator| accelerator.figures().total);
-    reserve.unwrap_or_else(|| match budget {
-        Some(_) => Bytes::ZERO,
-        None => reserve_of(Bytes(total)),
+    reserve.unwrap_or_else(|| match (budget, ground::accelerator()) {
+        (None, Some(accelerator)) => reserve_of(Bytes(accelerator.figures().total)),
+        _ => Bytes::ZERO,
     })
 }
 

@@ -154,20 +154,13 @@ impl Waits {
         Ok(())
     }
 
-    /// Counts those that are over.
-    fn count_past(&mut self) -> Result<(), Error> {
+    /// Counts those that are over, or waits for all of them.
+    fn count_them(&mut self, all: bool) -> Result<(), Error> {
         while let Some(first) = self.open.pop_front() {
-            if !event(&first.1)?.is_past()? {
+            if !all && !event(&first.1)?.is_past()? {
                 self.open.push_front(first);
                 break;
             }
-            self.count(&first)?;
-        }
-        Ok(())
-    }
-
-    fn count_all(&mut self) -> Result<(), Error> {
-        while let Some(first) = self.open.pop_front() {
             self.count(&first)?;
         }
         Ok(())
@@ -248,6 +241,15 @@ impl Cuda {
             link_bytes_per_s: rates.pinned_up,
             flops_per_s,
             flops_if_asked: [OnceLock::new(), OnceLock::new()],
+        })
+    }
+
+    /// A mark behind all computing that was asked for; only `timed` ones say when they were past.
+    fn mark_here(&self, timed: bool) -> Done<Mark> {
+        self.with(|state| {
+            let event = Event::new(&state.gpu, timed)?;
+            state.gpu.record(&event)?;
+            Ok(Mark(Arc::new(event)))
         })
     }
 
@@ -469,11 +471,7 @@ impl Accelerator for Cuda {
     }
 
     fn mark(&self) -> Done<Mark> {
-        self.with(|state| {
-            let event = Event::new(&state.gpu, false)?;
-            state.gpu.record(&event)?;
-            Ok(Mark(Arc::new(event)))
-        })
+        self.mark_here(false)
     }
 
     fn load(&self, to: Part, from: &dyn HostBytes, after: Option<&Mark>) -> Done<Mark> {
@@ -522,11 +520,7 @@ impl Accelerator for Cuda {
     }
 
     fn wait_begins(&self) -> Done<Mark> {
-        self.with(|state| {
-            let event = Event::new(&state.gpu, true)?;
-            state.gpu.record(&event)?;
-            Ok(Mark(Arc::new(event)))
-        })
+        self.mark_here(true)
     }
 
     fn wait_ends(&self, since: Mark) -> Done {
@@ -534,7 +528,7 @@ impl Accelerator for Cuda {
         let mut waits = self.waits();
         waits.open.push_back((since, end));
         if waits.open.len() > WAITS_OPEN_MAX {
-            waits.count_past().map_err(failure)?;
+            waits.count_them(false).map_err(failure)?;
         }
         Ok(())
     }
@@ -542,7 +536,7 @@ impl Accelerator for Cuda {
     fn waited(&self) -> Duration {
         let mut waits = self.waits();
         // A GPU that fails here says so at the next call that can.
-        let _ = waits.count_all();
+        let _ = waits.count_them(true);
         waits.total
     }
 
